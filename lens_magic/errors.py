@@ -1,0 +1,34 @@
+"""What is raised when something the user asked for cannot be done."""
+
+from __future__ import annotations
+
+
+class LensError(Exception):
+    """One clear line for the user: what was given, what would do. Nothing was changed.
+
+    IPython shows the line alone, without a traceback; the cell still counts as failed, so "run all" stops.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class RankError(LensError):
+    """A command failed on a rank; the ranks are still there and ready for the next command.
+
+    Attributes:
+        rank: the rank the error came from.
+        remote_traceback: the traceback on that rank, as text.
+    """
+
+    def __init__(self, rank: int, summary: str, remote_traceback: str) -> None:
+        super().__init__(f"rank {rank}: {summary}")
+        self.rank = rank
+        self.remote_traceback = remote_traceback
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"Traceback on rank {self.rank}:", self.remote_traceback.rstrip(), *super()._render_traceback_()]
+
+
+class RanksLost(LensError):
+    """One or more ranks have died, or were given up; variables and results are untouched."""

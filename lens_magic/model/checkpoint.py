@@ -1,0 +1,193 @@
+"""Finding a checkpoint and judging it before anything of it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import LensError
+from .anatomy import anatomy_of
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that can be loaded on the ranks at hand.
+
+    Attributes:
+        name: what the user asked for.
+        folder: where its files are.
+        dtype: float32, bfloat16 or float16; the checkpoint's own unless another was asked for.
+        fingerprint: identifies the weights (see :func:`fingerprint`).
+        context: longest sequence the model takes.
+    """
+
+    name: str
+    folder: Path
+    model_type: str
+    dtype: str
+    fingerprint: str
+    context: int
+    layers: int
+    width: int
+    weight_bytes: int
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
+def find(
+    name: str, ranks: int, dtype: str | None = None, revision: str | None = None, trust_remote_code: bool = False
+) -> Checkpoint:
+    """Resolve a model name and check all that can be checked without loading.
+
+    Args:
+        name: a folder, a hub id, or "demo".
+        ranks: how many ranks the model is to be split over.
+        dtype: one of :data:`DTYPES`; None is "auto".
+
+    Raises:
+        LensError: no such model, no configuration, no tokenizer, no (or incomplete) safetensors weights, an unsupported
+            family, or a number of ranks it cannot be split into.
+    """
+    dtype = dtype or "auto"
+    if dtype not in DTYPES:
+        raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    folder = _folder(name, revision)
+    config = _read_config(folder)
+    model_type = str(config.get("model_type"))
+    anatomy_of(model_type)
+    _require_tokenizer(folder)
+    files = _weight_files(folder)
+    headers = {file: _read_header(file) for file in files}
+    _require_splittable(name, config, ranks)
+    return Checkpoint(
+        name=name,
+        folder=folder,
+        model_type=model_type,
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32") if dtype == "auto" else dtype,
+        fingerprint=fingerprint(folder, files),
+        context=int(config["max_position_embeddings"]),
+        layers=int(config["num_hidden_layers"]),
+        width=int(config["hidden_size"]),
+        weight_bytes=sum(_tensor_bytes(header) for header in headers.values()),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    if name == "demo":
+        from ..demo import path
+
+        return path()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise LensError(f"{name!r} is not a folder")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise LensError(f"{name!r} is neither a folder, nor a hub id (owner/model), nor 'demo'")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Fetch a model from the hub (with the hub library's own progress bars), never pickled weights."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # the hub library's errors have no common base
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {reason}") from error
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise LensError(f"{folder} has no config.json, so it is not a model folder")
+    try:
+        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise LensError(f"{file} is not valid JSON: {error}") from error
+    # Models that also see or hear keep the language model's configuration one level down.
+    text_config = config.get("text_config")
+    return {**config, **text_config} if isinstance(text_config, dict) else config
+
+
+def _require_tokenizer(folder: Path) -> None:
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise LensError(f"{folder} has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise LensError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing)")
+        return [folder / name for name in names]
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+        raise LensError(f"{folder} has pickled weights only, which can run code when opened; safetensors are needed")
+    raise LensError(f"{folder} has no *.safetensors weights")
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    """The table at a safetensors file's head, checked against the file's length."""
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > size - 8:
+                raise ValueError("its table is cut off")
+            header: dict[str, Any] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != size:
+            raise ValueError(f"{size:,} bytes long, {end:,} expected")
+    except (ValueError, KeyError, TypeError, struct.error) as error:
+        raise LensError(f"{file} is damaged or incomplete: {error}") from error
+    return header
+
+
+def _tensor_bytes(header: Mapping[str, Any]) -> int:
+    return sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in header.values())
+
+
+def _require_splittable(name: str, config: Mapping[str, Any], ranks: int) -> None:
+    """A rank without an attention head, or without a row of the vocabulary, would have nothing to do."""
+    heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])
+    most = min(heads, vocabulary)
+    if ranks > most:
+        raise LensError(f"{name} cannot be split over {ranks} ranks: it has {heads} attention heads; 1 to {most} ranks work")
+
+
+def fingerprint(folder: Path, files: list[Path]) -> str:
+    """SHA-256 over the configuration, every weight file's size and table, and 64 evenly spaced samples of its bytes.
+
+    Tells checkpoints apart (fine-tunes of one model too) without reading hundreds of gigabytes.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as stream:
+            for sample in range(_SAMPLES):
+                stream.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
+                digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()

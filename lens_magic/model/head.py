@@ -1,0 +1,68 @@
+"""The language-model head, split over the vocabulary: each rank multiplies with its own rows only.
+
+What travels between ranks is then a few numbers a cell instead of a vocabulary of logits, and every probability is
+still over the whole vocabulary (docs/architecture.md, "The head").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+_CONVERTED_ELEMENTS = 1 << 22  # weights turned to float32 at a time on a CPU: 16 MB
+
+
+def shard_bounds(vocabulary: int, ranks: int) -> list[int]:
+    """Where each rank's rows begin, and where the last rank's end: ``ranks + 1`` numbers; sizes differ by one at most."""
+    return [vocabulary * rank // ranks for rank in range(ranks + 1)]
+
+
+@dataclass(frozen=True)
+class HeadShard:
+    """Rows ``offset`` … ``offset + rows − 1`` of the head.
+
+    Attributes:
+        weight: ``[rows, d]``, a view of the model's own weight (of the embedding where they are tied), never a copy.
+        bias: ``[rows]`` or None.
+        offset: vocabulary index of the first row.
+        vocabulary: rows of the whole head, which can exceed the tokenizer's entries.
+        softcap: logits are ``softcap · tanh(logit / softcap)``, or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    offset: int
+    vocabulary: int
+    softcap: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many vocabulary entries this rank holds."""
+        return int(self.weight.shape[0])
+
+    def logits(self, normalised: torch.Tensor) -> torch.Tensor:
+        """Logits of this rank's rows, float32 throughout: ``[cells, d]`` → ``[cells, rows]``."""
+        logits = _float32_product(normalised, self.weight)
+        if self.bias is not None:
+            logits += self.bias.float()
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
+    if weight.dtype == torch.float32:
+        return F.linear(states.float(), weight)
+    if weight.is_cuda and states.dtype == weight.dtype:
+        # The products of 16-bit numbers are exact in float32; only the sum rounds, as it would in float32.
+        return torch.mm(states, weight.t(), out_dtype=torch.float32)
+    states = states.float()
+    out = states.new_empty((states.shape[0], weight.shape[0]))
+    step = max(1, _CONVERTED_ELEMENTS // weight.shape[1])
+    for first in range(0, weight.shape[0], step):
+        rows = weight[first : first + step].float()
+        torch.mm(states, rows.t(), out=out[:, first : first + step])
+    return out

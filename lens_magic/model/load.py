@@ -1,0 +1,207 @@
+"""Loading a checkpoint on every rank, each keeping its shard."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import LensError
+from ..ranks import collectives
+from ..ranks.rank import Rank
+from .anatomy import Anatomy, anatomy_of, part, replace_part
+from .checkpoint import Checkpoint
+from .head import HeadShard, shard_bounds
+
+_DONTNEED = 4  # madvise(2)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on one rank.
+
+    Attributes:
+        model: the causal language model whose blocks are this rank's shard.
+        backbone: the part of it that gives normalised final states; it never runs the head.
+        head: this rank's rows of the head.
+        bounds: where each rank's rows begin (``ranks + 1`` numbers).
+    """
+
+    model: Any
+    backbone: Any
+    anatomy: Anatomy
+    head: HeadShard
+    bounds: list[int]
+    device: torch.device
+    layers: int
+    width: int
+    dtype: torch.dtype
+    vocabulary: int
+
+    @property
+    def norm(self) -> Any:
+        """The model's final norm."""
+        return part(self.model, self.anatomy.norm)
+
+
+def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Load this rank's shard; the model loaded before stays in place until the new one stands. Every rank calls it.
+
+    Emits ("loading", done, total) as blocks are sharded. An interrupt raises KeyboardInterrupt on all ranks, between blocks.
+
+    Returns:
+        What the caller needs to know of the model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()  # one bar for all ranks, drawn by the caller
+    collectives.connect(rank)
+    device = collectives.device_for(rank)
+    folder = str(checkpoint.folder)
+    dtype = getattr(torch, checkpoint.dtype)
+    trust = checkpoint.trust_remote_code
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, trust_remote_code=trust, local_files_only=True, use_safetensors=True
+    ).eval()
+    model.requires_grad_(False)
+    _stop_if_asked(rank)
+    anatomy = anatomy_of(checkpoint.model_type)
+    head = part(model, anatomy.head)
+    if rank.size > 1:
+        _shard(rank, model, anatomy, dtype, checkpoint.folder)
+    model.to(device)
+    _release_pages(checkpoint.folder)
+    loaded = describe(rank, model, anatomy, head, device)
+    _stop_if_asked(rank)
+    rank.store["model"] = loaded
+    rank.store.pop("trajectories", None)
+    return {"vocabulary": loaded.vocabulary, "layers": loaded.layers, "width": loaded.width}
+
+
+def attach(rank: Rank, model: Any) -> dict[str, Any]:
+    """Use a model that is in memory already, as it is, on a single rank."""
+    if rank.size > 1:
+        raise LensError("a model in memory can be used on one rank only; save it and `%lens load` the folder")
+    anatomy = anatomy_of(model.config.model_type)
+    weight = part(model, anatomy.embedding).weight
+    loaded = describe(rank, model, anatomy, part(model, anatomy.head), weight.device)
+    rank.store["model"] = loaded
+    rank.store.pop("trajectories", None)
+    return {"vocabulary": loaded.vocabulary, "layers": loaded.layers, "width": loaded.width}
+
+
+def unload(rank: Rank) -> None:
+    """Forget the model and everything captured from it."""
+    rank.store.clear()
+
+
+def describe(rank: Rank, model: Any, anatomy: Anatomy, head: Any, device: torch.device) -> Loaded:
+    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views of its weight."""
+    weight = head.weight
+    vocabulary = int(weight.shape[0])
+    bounds = shard_bounds(vocabulary, rank.size)
+    first, end = bounds[rank.rank], bounds[rank.rank + 1]
+    bias = getattr(head, "bias", None)
+    shard = HeadShard(
+        weight=weight[first:end],
+        bias=None if bias is None else bias[first:end],
+        offset=first,
+        vocabulary=vocabulary,
+        softcap=getattr(model.config, "final_logit_softcapping", None),
+    )
+    return Loaded(
+        model=model,
+        backbone=part(model, anatomy.backbone),
+        anatomy=anatomy,
+        head=shard,
+        bounds=bounds,
+        device=device,
+        layers=len(part(model, anatomy.blocks)),
+        width=int(weight.shape[1]),
+        dtype=weight.dtype,
+        vocabulary=vocabulary,
+    )
+
+
+def _shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype, folder: Path) -> None:
+    """Let DeepSpeed's AutoTP split the backbone. The head is kept from it: it would be split over the hidden dimension."""
+    deepspeed = _import_deepspeed()
+    blocks = part(model, anatomy.blocks)
+
+    def after_block(done: int) -> None:
+        _release_pages(folder)
+        rank.emit(("loading", done, len(blocks)))
+        _stop_if_asked(rank)
+
+    with _walking(blocks, after_block), contextlib.redirect_stdout(io.StringIO()):  # it prints what it found
+        engine = deepspeed.init_inference(
+            part(model, anatomy.backbone),
+            tensor_parallel={"tp_size": rank.size},
+            dtype=dtype,
+            replace_with_kernel_inject=False,
+        )
+    replace_part(model, anatomy.backbone, engine.module)
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, quietly, and without its shared-memory all-reduce, which needs a compiler and spins on busy cores."""
+    with contextlib.redirect_stdout(sys.stderr):
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        import deepspeed
+        import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+@contextlib.contextmanager
+def _walking(blocks: Any, after_block: Callable[[int], None]) -> Iterator[None]:
+    """Call ``after_block(done)`` as DeepSpeed, which walks a module's ``named_children``, is done with each block.
+
+    Only progress, interrupts and the release of pages hang on it: were DeepSpeed to walk otherwise, sharding is unchanged.
+    """
+    children = list(blocks.named_children())
+
+    def walk() -> Iterator[tuple[str, Any]]:
+        for done, (name, child) in enumerate(children, start=1):
+            yield name, child
+            after_block(done)
+
+    blocks.named_children = walk
+    try:
+        yield
+    finally:
+        del blocks.named_children
+
+
+def _stop_if_asked(rank: Rank) -> None:
+    if rank.agree_to_stop():
+        raise KeyboardInterrupt
+
+
+def _release_pages(folder: Path) -> None:
+    """Let go of the mapped checkpoint's pages this process has read; what is still used is paged in again from the cache.
+
+    Ranks on one host map the same files, but pages a rank has touched count as its own memory for as long as they are
+    mapped. They are unmodified, so dropping them loses nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    with Path("/proc/self/maps").open() as maps:
+        for line in maps:
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].rstrip().endswith(".safetensors"):
+                begin, end = (int(number, 16) for number in fields[0].split("-"))
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)

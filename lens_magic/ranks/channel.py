@@ -1,0 +1,119 @@
+"""The control channel: commands down to the ranks, statuses, output and events up to rank 0.
+
+Numbers travel by MPI or NCCL; this channel carries only small messages. It is a socket, because a socket can be waited on
+without using the processor, and because the operating system closes it the moment a process dies, however it died:
+that is how rank 0 learns which rank is gone, and how a rank learns that rank 0 is gone.
+
+On one host it is a Unix socket in the group's private folder; over several hosts (asked for with a hostfile) a TCP socket.
+Both ends prove a random key to each other, which travels by MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+from dataclasses import dataclass
+from multiprocessing.connection import Client, Connection, Listener
+from typing import Any
+
+from .environment import runtime_folder
+
+
+@dataclass(frozen=True)
+class Call:
+    """Down: run ``module:function`` with these arguments and report under ``number``."""
+
+    number: int
+    module: str
+    function: str
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Renew:
+    """Down: the communicator was given up after a failure; make a fresh one."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Down: leave."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Up: a piece of what a rank printed."""
+
+    stream: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """Up: how call ``number`` ended on a rank: "ok" with its value, "error", or "aborted" because another rank failed."""
+
+    number: int
+    outcome: str
+    value: Any = None
+    summary: str = ""
+    traceback: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Up, once: a rank introduces itself."""
+
+    rank: int
+    pid: int
+    host: str
+
+
+class Link:
+    """One end of the channel; sends are safe from any thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._sending = threading.Lock()
+
+    def send(self, message: object) -> None:
+        """Send one message."""
+        with self._sending:
+            self.connection.send(message)
+
+    def receive(self) -> Any:
+        """The next message; waits for it. EOFError or OSError once the other process is gone."""
+        return self.connection.recv()
+
+    def close(self) -> None:
+        """Close this end."""
+        self.connection.close()
+
+
+def accept_all(communicator: Any) -> dict[int, tuple[Joined, Link]]:
+    """On rank 0: let every other rank of the communicator connect. Collective with :func:`connect`."""
+    hosts = communicator.gather(socket.gethostname(), root=0)
+    key = secrets.token_bytes(32)
+    family = "AF_UNIX" if len(set(hosts)) == 1 else "AF_INET"
+    address: Any = (
+        str(runtime_folder() / f"control-{secrets.token_hex(4)}") if family == "AF_UNIX" else (socket.gethostname(), 0)
+    )
+    with Listener(address, family, backlog=communicator.size, authkey=key) as listener:
+        communicator.bcast((listener.address, family, key), root=0)
+        links: dict[int, tuple[Joined, Link]] = {}
+        while len(links) < communicator.size - 1:
+            link = Link(listener.accept())
+            joined: Joined = link.receive()
+            links[joined.rank] = (joined, link)
+    return links
+
+
+def connect(communicator: Any) -> Link:
+    """On every other rank: connect to rank 0 and introduce oneself."""
+    communicator.gather(socket.gethostname(), root=0)
+    address, family, key = communicator.bcast(None, root=0)
+    link = Link(Client(address, family, authkey=key))
+    link.send(Joined(communicator.rank, os.getpid(), socket.gethostname()))
+    return link

@@ -1,0 +1,181 @@
+"""``torch.distributed`` over MPI: the backend ranks without a GPU of their own use.
+
+DeepSpeed's layers and the lens call ``torch.distributed``; on GPUs that is NCCL. Here its few operations are mapped to
+MPI, which on shared processors is 3 to 6 times as fast as gloo (docs/ranks.md has the numbers) and, unlike both, turns a
+dead rank into an exception within milliseconds. CUDA tensors are staged through host memory, so that several ranks
+can share one GPU, which NCCL refuses.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from .environment import runtime_folder
+
+if TYPE_CHECKING:
+    from .rank import Rank
+
+BACKEND = "lens_mpi"
+
+
+class _Done(dist._Work):  # type: ignore[name-defined]
+    """The handle of an operation that had finished when its call returned."""
+
+    def __init__(self, result: Any = None) -> None:
+        super().__init__()
+        self._future: torch.futures.Future[Any] = torch.futures.Future()
+        self._future.set_result(result)
+
+    def is_completed(self) -> bool:
+        return True
+
+    def is_success(self) -> bool:
+        return True
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        return True
+
+    def get_future(self) -> Any:
+        return self._future
+
+
+def _host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as contiguous host memory of a type MPI can add; the tensor itself where it is that already."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    elif tensor.dtype == torch.bool:
+        tensor = tensor.to(torch.uint8)
+    return tensor.detach().cpu().contiguous()
+
+
+class MPIProcessGroup(dist.ProcessGroup):
+    """The part of ``ProcessGroup`` that tensor-parallel inference uses, over one MPI communicator."""
+
+    def __init__(self, communicator: Any) -> None:
+        super().__init__(communicator.rank, communicator.size)
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._communicator = communicator
+        self._operations = {
+            dist.ReduceOp.SUM: MPI.SUM,
+            dist.ReduceOp.MAX: MPI.MAX,
+            dist.ReduceOp.MIN: MPI.MIN,
+            dist.ReduceOp.PRODUCT: MPI.PROD,
+        }
+
+    def use(self, communicator: Any) -> None:
+        """Go on over another communicator of the same ranks (after the first was given up)."""
+        self._communicator = communicator
+
+    def getBackendName(self) -> str:  # noqa: N802 - torch's name
+        return BACKEND
+
+    def allreduce(self, tensors: Sequence[torch.Tensor], opts: Any = None) -> dist.Work:
+        operation = self._operations[opts.reduceOp.op if hasattr(opts.reduceOp, "op") else opts.reduceOp]
+        for tensor in tensors:
+            values = _host(tensor)
+            self._communicator.Allreduce(self._mpi.IN_PLACE, values.numpy(), operation)
+            if values.data_ptr() != tensor.data_ptr():
+                tensor.copy_(values)
+        return _Done(tensors)
+
+    def broadcast(self, tensors: Sequence[torch.Tensor], opts: Any) -> dist.Work:
+        for tensor in tensors:
+            values = _host(tensor)
+            self._communicator.Bcast(values.numpy(), root=opts.rootRank)
+            if values.data_ptr() != tensor.data_ptr():
+                tensor.copy_(values)
+        return _Done(tensors)
+
+    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """``[size, *shape]`` in host memory."""
+        values = _host(tensor)
+        gathered = values.new_empty((self._communicator.size, *values.shape))
+        self._communicator.Allgather(values.numpy(), gathered.numpy())
+        return gathered
+
+    def allgather(self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any = None) -> Any:
+        for into, tensor in zip(outputs, inputs, strict=True):
+            for place, part in zip(into, self._gather(tensor), strict=True):
+                place.copy_(part)
+        return _Done(outputs)
+
+    def barrier(self, opts: Any = None) -> Any:
+        self._communicator.Barrier()
+        return _Done()
+
+
+_connected: list[Rank] = []  # the rank of the group that is connected now; torch creates process groups by callback
+
+
+def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProcessGroup:
+    """What torch calls for a new process group of the backend."""
+    from mpi4py import MPI
+
+    (rank,) = _connected
+    if size == 1:
+        return MPIProcessGroup(MPI.COMM_SELF)
+    if size != rank.size:
+        raise NotImplementedError(f"a process group of {size} of the {rank.size} ranks")
+    group = MPIProcessGroup(rank.communicator)
+    rank.process_groups.append(group)
+    return group
+
+
+def backend_for(rank: Rank) -> str:
+    """NCCL where every rank of this host has a GPU to itself, else MPI."""
+    if torch.cuda.is_available() and torch.cuda.device_count() >= rank.local_size and rank.size > 1:
+        return "nccl"
+    return BACKEND
+
+
+def device_for(rank: Rank) -> torch.device:
+    """This rank's device: its own GPU, a GPU shared with others where there are fewer than ranks, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", rank.local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def connect(rank: Rank) -> None:
+    """Initialise ``torch.distributed`` and DeepSpeed over the group's ranks, once; collective. One rank needs neither."""
+    if rank.size == 1 or dist.is_initialized():
+        return
+    device = device_for(rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
+    backend = backend_for(rank)
+
+    _connected[:] = [rank]
+    if BACKEND not in dist.Backend.backend_list:
+        dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
+    name = rank.communicator.bcast(secrets.token_hex(8), root=0)
+    # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine.
+    store = dist.FileStore(str(runtime_folder() / f"store-{name}"), rank.size)
+    if backend == "nccl" and rank.local_size == rank.size:
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.size)
+
+
+def disconnect() -> None:
+    """Forget ``torch.distributed`` and DeepSpeed's notion of it, so that the next group can connect."""
+    import sys
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):
+        deepspeed_comm.cdb = None
+    if engine := sys.modules.get("deepspeed.inference.engine"):
+        # A class attribute; left set, the next init_inference uses the dead group.
+        engine.InferenceEngine.inference_mp_group = None

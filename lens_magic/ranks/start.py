@@ -1,0 +1,90 @@
+"""Bringing ranks up: spawn them from this process, or join the world a launcher has already started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from ..errors import LensError
+from .environment import mpi_prefix, prepare, temporary_files_in
+
+
+def launched_ranks() -> int:
+    """How many ranks a launcher (``mpiexec -n N``) started this process among; 1 where there was none.
+
+    Read from the environment, so that a kernel need not load MPI to know. ``LENS_WORKER`` marks spawned ranks.
+    """
+    if os.environ.get("LENS_WORKER"):
+        return 1
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 1
+
+
+def load_mpi() -> Any:
+    """``mpi4py.MPI``, initialised so that failures come back as exceptions.
+
+    Raises:
+        LensError: MPI is not installed.
+    """
+    folder = prepare(one_host="LENS_HOSTFILE" not in os.environ)
+    import mpi4py
+
+    # After a rank has died MPI_Finalize can crash; ranks end without it (see Group.close).
+    mpi4py.rc.finalize = False
+    try:
+        with temporary_files_in(folder):
+            from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise LensError(f"MPI cannot be loaded ({error}); `lens-magic doctor` says what is missing") from error
+    for communicator in (MPI.COMM_WORLD, MPI.COMM_SELF):
+        communicator.Set_errhandler(MPI.ERRORS_RETURN)
+    return MPI
+
+
+def spawn(size: int) -> Any:
+    """Start ranks 1 … size − 1 and return the communicator in which this process is rank 0.
+
+    Raises:
+        LensError: MPI is not there, or refused to spawn.
+    """
+    mpi = load_mpi()
+    info = mpi.Info.Create()
+    if hostfile := os.environ.get("LENS_HOSTFILE"):
+        info.Set("hostfile", hostfile)
+    # Workers import this very package, from wherever it was imported here, whatever their working folder.
+    os.environ["LENS_WORKER"] = "1"
+    try:
+        with temporary_files_in(prepare()):
+            between = mpi.COMM_SELF.Spawn(
+                sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info
+            )
+    except mpi.Exception as error:
+        where = mpi_prefix() or "the system's MPI"
+        raise LensError(
+            f"MPI ({where}) could not spawn {size - 1} ranks: {error}; `lens-magic doctor` says what is missing, "
+            "`--ranks 1` needs no MPI"
+        ) from error
+    finally:
+        os.environ.pop("LENS_WORKER", None)
+    merged = between.Merge(high=False)
+    merged.Set_errhandler(mpi.ERRORS_RETURN)
+    return merged
+
+
+def joined_world() -> Any:
+    """The communicator of all ranks a launcher has started."""
+    mpi = load_mpi()
+    merged = mpi.COMM_WORLD.Dup()
+    merged.Set_errhandler(mpi.ERRORS_RETURN)
+    return merged
+
+
+def spawned_world() -> Any:
+    """In a spawned rank: the communicator shared with the process that spawned it."""
+    mpi = load_mpi()
+    merged = mpi.Comm.Get_parent().Merge(high=True)
+    merged.Set_errhandler(mpi.ERRORS_RETURN)
+    return merged

@@ -1,0 +1,115 @@
+"""Ranks 1 … n − 1: wait for a command, run it, report, until rank 0 says to leave or is gone.
+
+Waiting is a blocking read of a socket, so an idle rank uses no processor time. A thread does the reading: it is also what
+ends this process when rank 0 is gone, whatever the main thread is doing.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import io
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from . import channel, start
+from .environment import remove_runtime_folder, restore_temporary_files
+from .rank import Aborted, Rank
+
+
+def main() -> None:
+    """Entry point of a spawned rank."""
+    serve(start.spawned_world())
+
+
+def serve(communicator: Any) -> None:
+    """Take part in the group that the communicator's rank 0 leads; never returns."""
+    restore_temporary_files()
+    link = channel.connect(communicator)
+    _relay_output(link)
+    commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(link, commands), daemon=True, name="lens-commands").start()
+    rank = Rank(communicator)
+    while True:
+        command = commands.get()
+        if isinstance(command, channel.End):
+            _flush()
+            os._exit(0)
+        elif isinstance(command, channel.Renew):
+            rank.renew()
+        else:
+            link.send(run(rank, command))
+
+
+def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Status:
+    """Run one command on this rank; whatever happens becomes a status (and goes to ``on_error``).
+
+    A failure gives the communicator up, so that ranks waiting for this one in a collective are released.
+    """
+    try:
+        function = getattr(importlib.import_module(call.module), call.function)
+        value = function(rank, *call.arguments, **call.options)
+    except BaseException as error:
+        if on_error is not None:
+            on_error(error)
+        if is_abort(error):
+            return channel.Status(call.number, "aborted")
+        rank.give_up()
+        summary = f"{type(error).__name__}: {error}".rstrip(": ")
+        return channel.Status(call.number, "error", None, summary, traceback.format_exc())
+    finally:
+        _flush()
+    return channel.Status(call.number, "ok", value)
+
+
+def is_abort(error: BaseException) -> bool:
+    """Whether an error only echoes another rank's failure: every MPI error here comes from a revoked communicator or
+    a dead rank, which MPI reports under several error classes.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    return isinstance(error, Aborted) or (mpi is not None and isinstance(error, mpi.Exception))
+
+
+def _read(link: channel.Link, commands: queue.SimpleQueue[Any]) -> None:
+    """Queue what rank 0 sends; when it is gone, clean up after it and leave at once."""
+    try:
+        while True:
+            commands.put(link.receive())
+    except (EOFError, OSError):
+        remove_runtime_folder()
+        os._exit(1)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _relay_output(link: channel.Link) -> None:
+    """Send what this process prints (C libraries included) to rank 0; stderr is kept open for a dying process's words."""
+    faulthandler.enable(os.fdopen(os.dup(2), "w"))
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        readable, writable = os.pipe()
+        os.dup2(writable, descriptor)
+        os.close(writable)
+        threading.Thread(target=_pump, args=(readable, name, link), daemon=True, name=f"lens-{name}").start()
+    sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True, errors="replace")
+    sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True, errors="replace")
+
+
+def _pump(descriptor: int, stream: str, link: channel.Link) -> None:
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                link.send(channel.Output(stream, line))
+            except OSError:
+                return
+
+
+if __name__ == "__main__":
+    main()
