@@ -169,6 +169,21 @@ def _tensor_bytes(header: Mapping[str, Any]) -> int:
     return sum(tensor["data_offsets"][1] - tensor["data_offsets"][0] for tensor in header.values())
 
 
+def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """A checkpoint's end tokens. Of its ``generation_config`` nothing else is taken."""
+    generation = folder / "generation_config.json"
+    stated = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    return end_tokens(stated.get("eos_token_id"), _read_config(folder).get("eos_token_id"), tokenizer)
+
+
+def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """End tokens as the generation configuration states them, else the model's, else the tokenizer's own."""
+    for stated in (generation, config, tokenizer.eos_token_id):
+        if stated is not None:
+            return (int(stated),) if isinstance(stated, int) else tuple(int(index) for index in stated)
+    return ()
+
+
 def _require_splittable(name: str, config: Mapping[str, Any], ranks: int) -> None:
     """A rank without an attention head, or without a row of the vocabulary, would have nothing to do."""
     heads, vocabulary = int(config["num_attention_heads"]), int(config["vocab_size"])

@@ -86,7 +86,7 @@ class Group:
         if not self._busy.acquire(blocking=False):
             raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
         try:
-            self._require_all()
+            self.require_all()
             self._number += 1
             self.rank._stop.clear()
             self.rank._on_event = on_event
@@ -221,7 +221,8 @@ class Group:
 
     # -- losing ranks --------------------------------------------------------------------------------------------------
 
-    def _require_all(self) -> None:
+    def require_all(self) -> None:
+        """Raise RanksLost, naming them, if any rank is gone."""
         if self.closed:
             raise RanksLost("these ranks were ended; `%lens restart` starts new ones")
         if self._gone:

@@ -1,0 +1,72 @@
+"""Look inside, and steer, language models too large for one GPU, from a notebook.
+
+``import lens_magic as lens`` loads nothing heavy: torch, transformers and DeepSpeed come with the first model.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .api import attach, generate, load, run, status
+    from .errors import LensError, RankError, RanksLost
+    from .lens.run import LensRun, open_run
+    from .session import Interrupted
+
+_HOMES = {
+    "attach": "api",
+    "generate": "api",
+    "load": "api",
+    "run": "api",
+    "status": "api",
+    "LensError": "errors",
+    "RankError": "errors",
+    "RanksLost": "errors",
+    "LensRun": "lens.run",
+    "open_run": "lens.run",
+    "Interrupted": "session",
+}
+
+__all__ = [
+    "Interrupted",
+    "LensError",
+    "LensRun",
+    "RankError",
+    "RanksLost",
+    "attach",
+    "generate",
+    "load",
+    "load_ipython_extension",
+    "open_run",
+    "run",
+    "status",
+    "unload_ipython_extension",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext lens_magic``: the magics, with one rank in this process (in a Lens kernel: its ranks)."""
+    from .magics import LensMagics
+
+    shell.register_magics(LensMagics(shell))
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """``%unload_ext lens_magic``: end the ranks and forget the model."""
+    from .session import current
+
+    current().close()

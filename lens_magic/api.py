@@ -1,0 +1,102 @@
+"""The Python interface: plain functions over this process's session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .session import GeneratedText, Status, current
+
+if TYPE_CHECKING:
+    from .lens.run import LensRun
+
+
+def load(
+    model: str,
+    dtype: str | None = None,
+    ranks: int | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Load a model on the ranks, tensor-parallel. Until it stands, and after any error, the one before is still there.
+
+    Args:
+        model: a local folder, a hub id, or "demo" for the embedded model.
+        dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's own.
+        ranks: over how many ranks to split it, this process included. By default as many as there are; in a Lens kernel
+            ``LENS_RANKS``, else ``LENS_DEFAULT_RANKS``, else 4; in any other process 1.
+
+    Raises:
+        LensError: no such model, pickled weights only, no tokenizer, an unsupported family, or a number of ranks it cannot
+            be split into.
+    """
+    current().load(model, dtype, revision, ranks, trust_remote_code)
+
+
+def attach(model: Any, tokenizer: Any) -> None:
+    """Use a transformers model that is in memory already, on one rank, as it is.
+
+    Raises:
+        LensError: an unsupported family.
+    """
+    current().attach(model, tokenizer)
+
+
+def status() -> Status:
+    """Ranks (process, device, memory in bytes), model, and what is steering."""
+    return current().status()
+
+
+def run(
+    prompt: str,
+    max_new_tokens: int = 32,
+    top_k: int = 5,
+    layers: str | int | Iterable[int] | None = None,
+    capture: str | Sequence[str] = ("attn_out", "mlp_out", "resid_post"),
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    ignore_eos: bool = False,
+    prompt_tokens: bool = False,
+    force: str | Sequence[int] | None = None,
+    chat: bool = False,
+) -> LensRun:
+    """Generate after a prompt in one cached pass and look at every layer on the way.
+
+    Args:
+        prompt: taken as it stands; text that looks like a special token is text.
+        max_new_tokens: at most so many tokens; 0 with ``prompt_tokens`` is the lens of the prompt alone.
+        top_k: candidates kept a cell.
+        layers: numbers, or text such as "0-4", "5-", "-1", "0,8,-1", "::4"; all by default.
+        capture: sites: "resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post".
+        temperature, top_p, seed: greedy at temperature 0; with a seed the same tokens on any number of ranks (float32).
+        ignore_eos: go on past end tokens.
+        prompt_tokens: the prompt's positions too, as p < 0.
+        force: walk along this text, or these tokens, instead of generating.
+        chat: put the prompt into the model's chat template.
+
+    Raises:
+        LensError: no model is loaded, or an argument is out of range; nothing was run.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the partial run.
+    """
+    return current().run(
+        prompt, max_new_tokens, top_k, layers, capture, temperature, top_p, seed, ignore_eos, prompt_tokens, force, chat
+    )
+
+
+def generate(
+    prompt: str,
+    max_new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    ignore_eos: bool = False,
+    chat: bool = False,
+) -> GeneratedText:
+    """Generate without capturing anything: ``text``, ``output_ids``, ``timings``.
+
+    Raises:
+        LensError: no model is loaded, or an argument is out of range.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the partial generation.
+    """
+    return current().generate(prompt, max_new_tokens, temperature, top_p, seed, ignore_eos, chat)

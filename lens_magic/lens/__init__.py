@@ -1,0 +1,1 @@
+"""The lens: states captured while a model generates, projected onto the vocabulary afterwards."""

@@ -1,0 +1,69 @@
+"""From what each rank knows of a cell to exact figures over the whole vocabulary.
+
+With m_r the largest logit on rank r and M the largest of all, a sum over the vocabulary is Σ_r exp(m_r − M) · s_r: the
+ranks' log-sum-exps combine without any rank having seen another's logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from .decode import Block
+
+VARIABLES = {
+    "token_id": (True, np.int32),
+    "logit": (True, np.float32),
+    "prob": (True, np.float32),
+    "prob_topk": (True, np.float32),
+    "entropy": (False, np.float32),
+    "target_rank": (False, np.int32),
+    "target_prob": (False, np.float32),
+    "kl_final": (False, np.float32),
+}
+"""Each variable of the lens: whether it has a value a candidate, and its type (docs/interface in the README)."""
+
+
+def combine(blocks: Sequence[Block], k: int) -> dict[str, np.ndarray]:
+    """The lens's variables for a block of cells, ``[cells(, k)]``, from every rank's :class:`Block` of them."""
+    values = torch.cat([block.values for block in blocks], -1).cpu().numpy()  # [cells, ranks · k]
+    ids = torch.cat([block.ids for block in blocks], -1).cpu().numpy()
+    sums = torch.stack([block.sums for block in blocks]).cpu().numpy()  # [ranks, cells, 7]
+    target = blocks[0].target.cpu().numpy()  # the same on every rank
+
+    order = np.lexsort((ids, -values), axis=-1)[:, :k]
+    logit = np.take_along_axis(values, order, -1)
+    token_id = np.take_along_axis(ids, order, -1)
+
+    largest, total, weighted = sums[..., 0], sums[..., 1], sums[..., 2]
+    top = largest.max(0)
+    scale = np.exp(largest - top)
+    normaliser = (scale * total).sum(0)
+    log_sum_exp = top + np.log(normaliser)  # [cells]
+    # Σ p (z − M), from the ranks' Σ exp(z − m)(z − m): z − M = (z − m) + (m − M)
+    mean_below_top = (scale * (weighted + (largest - top) * total)).sum(0) / normaliser
+
+    output_largest, output_total, crossed = sums[..., 3], sums[..., 4], sums[..., 5]
+    output_top = output_largest.max(0)
+    output_scale = np.exp(output_largest - output_top)
+    output_normaliser = (output_scale * output_total).sum(0)
+    output_log_sum_exp = output_top + np.log(output_normaliser)
+    mean_difference = (output_scale * crossed).sum(0) / output_normaliser  # Σ p_out (F − z)
+    divergence = mean_difference - output_log_sum_exp + log_sum_exp
+
+    among_k = np.exp(logit - logit[:, :1])
+    figures = {
+        "token_id": token_id,
+        "logit": logit,
+        "prob": np.exp(logit - log_sum_exp[:, None]),
+        "prob_topk": among_k / among_k.sum(-1, keepdims=True),
+        "entropy": np.maximum(np.log(normaliser) - mean_below_top, 0),
+        "target_rank": sums[..., 6].sum(0),
+        "target_prob": np.exp(target - log_sum_exp),
+        "kl_final": np.maximum(divergence, 0),
+    }
+    return {name: figures[name].astype(dtype) for name, (_, dtype) in VARIABLES.items()}

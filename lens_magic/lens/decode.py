@@ -1,0 +1,227 @@
+"""Deferred projection: captured states → final norm → head, and what is kept of every cell's distribution.
+
+The vocabulary is split over the ranks. A block of cells is shared with all ranks, each multiplies it with its own rows of
+the head, and sends k candidates and a few sums a cell; rank 0 combines them into exact figures over the whole
+vocabulary. Logits exist only for one block at a time, so memory does not grow with the number of tokens or layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..model.load import Loaded
+from ..ranks.rank import Rank
+from .capture import Key, Trajectories
+from .combine import combine
+
+# Room for one block's logits on one rank. On a CPU it is about what its caches hold, on a GPU about what keeps its
+# matrix units busy; either is far below a whole layer of 1,500 tokens.
+_BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, on the host.
+
+    Attributes:
+        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``.
+        sums: ``[cells, 7]``: largest logit m; Σ exp(z − m); Σ exp(z − m)(z − m); the output's largest logit f; Σ exp(F − f);
+            Σ exp(F − f)(F − z); how many logits exceed the target's.
+        target: the target's logit, ``[cells]``.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    sums: torch.Tensor
+    target: torch.Tensor
+
+
+def project(
+    rank: Rank, loaded: Loaded, trajectories: Trajectories, targets: Sequence[int], k: int
+) -> tuple[dict[str, np.ndarray] | None, bool]:
+    """Turn captured states into the lens's variables. Collective; stops between blocks when interrupted.
+
+    Args:
+        targets: the token that follows each captured position, for as many positions as were captured.
+        k: candidates a cell.
+
+    Returns:
+        On rank 0 the variables, ``[site, layer, position(, k)]`` for the positions done, else None; and whether it was
+        interrupted.
+    """
+    plan = trajectories.plan
+    total, cells_at_once = len(targets), _cells_at_once(loaded)
+    positions_at_once = max(1, min(total, cells_at_once))
+    done: list[dict[str, np.ndarray]] = []
+    interrupted = False
+    with torch.inference_mode():
+        for begin in range(0, total, positions_at_once):
+            if rank.agree_to_stop():
+                interrupted = True
+                rank.acknowledge_stop()
+                break
+            end = min(total, begin + positions_at_once)
+            done.append(_positions(rank, loaded, trajectories, targets, begin, end, k, cells_at_once))
+            rank.emit(("projecting", end, total))
+    if rank.rank != 0:
+        return None, interrupted
+    shape = (len(plan.layers), len(plan.sites))
+    joined = _join(done, len(plan.keys), k)
+    # [layer · site, position(, k)] → [site, layer, position(, k)]
+    return {name: np.swapaxes(v.reshape(*shape, *v.shape[1:]), 0, 1) for name, v in joined.items()}, interrupted
+
+
+def _cells_at_once(loaded: Loaded) -> int:
+    """How many cells' logits fit one block; never more than an eighth of what a GPU has free."""
+    room = _BLOCK_BYTES["cpu"]
+    if loaded.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(loaded.device)
+        room = min(_BLOCK_BYTES["cuda"], free // 8)
+    widest = max(end - begin for begin, end in zip(loaded.bounds, loaded.bounds[1:], strict=False))
+    return max(1, int(room // (4 * widest)))
+
+
+def _positions(
+    rank: Rank,
+    loaded: Loaded,
+    trajectories: Trajectories,
+    targets: Sequence[int],
+    begin: int,
+    end: int,
+    k: int,
+    cells_at_once: int,
+) -> dict[str, np.ndarray]:
+    """All sites and layers of some positions; on ranks above 0 the combined figures are not made."""
+    target_ids = torch.tensor(targets[begin:end], device=loaded.device)
+    output = loaded.head.logits(loaded.norm(trajectories.share(rank, trajectories.output, begin, end)))
+    parts = []
+    for keys in _batches(trajectories, max(1, cells_at_once // (end - begin))):
+        states = _share(rank, trajectories, keys, begin, end)  # [keys, positions, d]
+        block = _block(rank, loaded, states, output, target_ids, k)
+        shared = _share_block(rank, block)
+        if rank.rank == 0:
+            figures = combine(shared, min(k, loaded.vocabulary))
+            cells = (len(keys), end - begin)
+            parts.append((keys, {name: v.reshape(*cells, *v.shape[1:]) for name, v in figures.items()}))
+    return _in_order(parts, trajectories.plan.keys) if parts else {}
+
+
+def _batches(trajectories: Trajectories, most: int) -> Iterator[list[Key]]:
+    """The keys asked for, in turns of at most ``most`` a rank, so that every rank has some of each batch to share."""
+    keys = trajectories.plan.keys
+    for first in range(0, len(keys), most):
+        yield keys[first : first + most]
+
+
+def _share(rank: Rank, trajectories: Trajectories, keys: Sequence[Key], begin: int, end: int) -> torch.Tensor:
+    """The states of several keys on every rank, ``[keys, positions, d]``: one exchange for all of them."""
+    owned = [trajectories.mine(key, begin, end) for key in keys]
+    if rank.size == 1:
+        return torch.stack([rows for rows in owned if rows is not None])
+    owners = [trajectories.owner(key) for key in keys]
+    slots = max(owners.count(number) for number in range(rank.size))
+    mine = trajectories.buffer.new_zeros((slots, end - begin, trajectories.buffer.shape[2]))
+    for slot, rows in enumerate(rows for rows in owned if rows is not None):
+        mine[slot].copy_(rows)
+    shared = rank.all_gather(mine)  # [ranks, slots, positions, d]
+    places = [owners[:index].count(number) for index, number in enumerate(owners)]
+    return shared[owners, places]
+
+
+def _block(
+    rank: Rank, loaded: Loaded, states: torch.Tensor, output: torch.Tensor, target_ids: torch.Tensor, k: int
+) -> Block:
+    """What this rank's rows of the vocabulary say of ``[keys, positions, d]`` states.
+
+    Args:
+        output: the model's own logits at the positions, this rank's rows: ``[positions, rows]``.
+    """
+    keys, positions, width = states.shape
+    head = loaded.head
+    logits = head.logits(loaded.norm(states).reshape(-1, width))  # [cells, rows], cells = keys · positions
+    values, ids = top(logits, min(k, head.rows))
+    target = _target_logits(rank, logits, target_ids.repeat(keys), head.offset)
+    above = (logits > target[:, None]).sum(-1)
+    largest = values[:, :1]
+    shifted = logits - largest
+    weights = shifted.exp()
+    output_largest = output.amax(-1, keepdim=True)
+    output_weights = (output - output_largest).exp()  # [positions, rows]
+    # Σ exp(F − f)(F − z) = Σ exp(F − f) F − Σ exp(F − f) z, the second term a product with the logits
+    own = (output_weights * output).sum(-1)
+    crossed = torch.einsum("kpr,pr->kp", logits.view(keys, positions, -1), output_weights)
+    columns = [
+        largest[:, 0],
+        weights.sum(-1),
+        (weights * shifted).sum(-1),
+        output_largest[:, 0].repeat(keys),
+        output_weights.sum(-1).repeat(keys),
+        (own - crossed).reshape(-1),
+        above,
+    ]
+    sums = torch.stack([column.double() for column in columns], -1)
+    return Block(values.double(), (ids + head.offset).double(), sums, target.double())
+
+
+def top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row with their indices, in order, ties by lower index (which ``topk`` does not promise).
+
+    Args:
+        logits: ``[cells, rows]``.
+    """
+    more = min(k + 1, logits.shape[1])
+    values, ids = logits.topk(more)
+    tied = (values[:, 1:] == values[:, :-1]).any(-1)
+    if bool(tied.any()):  # seldom: a stable sort of those rows alone
+        again = logits[tied].sort(dim=-1, descending=True, stable=True)
+        values[tied], ids[tied] = again.values[:, :more], again.indices[:, :more]
+    return values[:, :k], ids[:, :k]
+
+
+def _target_logits(rank: Rank, logits: torch.Tensor, targets: torch.Tensor, offset: int) -> torch.Tensor:
+    """Each cell's logit of its target, ``[cells]``, on every rank; the rank that has that row of the vocabulary knows it."""
+    local = targets - offset
+    here = (local >= 0) & (local < logits.shape[1])
+    found = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    return rank.all_reduce(torch.where(here, found, -torch.inf), "max")
+
+
+def _share_block(rank: Rank, block: Block) -> list[Block]:
+    """Every rank's figures for a block; ranks with fewer rows than k fill up with candidates that never win."""
+    packed = torch.cat([block.values, block.ids, block.sums, block.target[:, None]], -1)
+    k = block.values.shape[1]
+    if rank.size == 1:
+        return [block]
+    widest = int(rank.all_reduce(torch.tensor([k], device=packed.device), "max"))
+    if k < widest:
+        missing = packed.new_full((packed.shape[0], widest - k), -torch.inf)
+        never = packed.new_full((packed.shape[0], widest - k), float(1 << 52))
+        packed = torch.cat([block.values, missing, block.ids, never, block.sums, block.target[:, None]], -1)
+    return [
+        Block(p[:, :widest], p[:, widest : 2 * widest], p[:, 2 * widest : -1], p[:, -1]) for p in rank.all_gather(packed)
+    ]
+
+
+def _in_order(parts: list[tuple[list[Key], dict[str, np.ndarray]]], keys: list[Key]) -> dict[str, np.ndarray]:
+    names = parts[0][1]
+    joined = {name: np.concatenate([figures[name] for _, figures in parts]) for name in names}
+    order = [key for some, _ in parts for key in some]
+    places = [order.index(key) for key in keys]
+    return {name: values[places] for name, values in joined.items()}
+
+
+def _join(done: list[dict[str, np.ndarray]], keys: int, k: int) -> dict[str, Any]:
+    """Blocks of positions, joined along the position axis; of the right shape also when there is none."""
+    if done:
+        return {name: np.concatenate([part[name] for part in done], axis=1) for name in done[0]}
+    from .combine import VARIABLES
+
+    return {
+        name: np.empty((keys, 0, k) if per_candidate else (keys, 0), dtype)
+        for name, (per_candidate, dtype) in VARIABLES.items()
+    }

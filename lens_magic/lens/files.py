@@ -1,0 +1,134 @@
+"""A run as an xarray Dataset, and as files: NetCDF or Zarr (everything), JSON (the paper's schema)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import LensError
+from .combine import VARIABLES
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from .run import LensRun
+
+FORMAT = 1
+_PAPER_NAMES = {"attn_out": "attention_mechanism", "mlp_out": "mlp_output", "resid_post": "block_output"}
+_IN_ATTRIBUTES = ("prompt", "text", "timings", "memory", "options", "provenance", "interrupted")
+_UNITS = {"entropy": "nats", "kl_final": "nats"}
+
+
+def to_dataset(run: LensRun) -> xr.Dataset:
+    """The run's variables with their coordinates."""
+    import xarray as xr
+
+    variables = {}
+    for name, values in run.variables.items():
+        dimensions = ("site", "layer", "position", "k")[: values.ndim]
+        variables[name] = (dimensions, values, {"units": _UNITS[name]} if name in _UNITS else {})
+    k = run.variables["token_id"].shape[-1]
+    coordinates = {
+        "site": np.array(run.sites, dtype=np.str_),
+        "layer": np.array(run.layers, dtype=np.int64),
+        "position": np.array(run.positions, dtype=np.int64),
+        "k": np.arange(k),
+    }
+    return xr.Dataset(variables, coordinates, attrs={"model": run.model, "text": run.text})
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
+        raise LensError(f"{path.name!r} should end in .nc (NetCDF) or .zarr (Zarr)")
+    return "zarr" if path.suffix == ".zarr" else "netcdf"
+
+
+def save(run: LensRun, path: Path) -> Path:
+    """Write a run; the file appears whole or not at all."""
+    kind = _suffix(path)
+    dataset = to_dataset(run)
+    dataset["prompt_ids"] = ("prompt_token", np.array(run.prompt_ids, dtype=np.int64))
+    dataset["output_ids"] = ("output_token", np.array(run.output_ids, dtype=np.int64))
+    record = {name: getattr(run, name) for name in _IN_ATTRIBUTES}
+    # One JSON text: NetCDF attributes know neither nesting nor every character a token can hold.
+    record["token_texts"] = {str(index): text for index, text in run.token_texts.items()}
+    dataset.attrs = {"lens_magic_format": FORMAT, "run": json.dumps(record)}
+    if kind == "zarr":
+        _require_zarr()
+        dataset.to_zarr(path, mode="w")
+        return path
+    partial = path.with_name(path.name + ".partial")
+    compressed = {name: {"zlib": True, "complevel": 4} for name in VARIABLES if dataset[name].size}
+    try:
+        dataset.to_netcdf(partial, engine="h5netcdf", encoding=compressed)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The fields of a saved run."""
+    import xarray as xr
+
+    kind = _suffix(path)
+    if not path.exists():
+        raise LensError(f"there is no file {path}")
+    if kind == "zarr":
+        _require_zarr()
+    try:
+        with xr.open_dataset(path, engine="zarr" if kind == "zarr" else "h5netcdf") as opened:
+            dataset = opened.load()
+        if dataset.attrs.get("lens_magic_format") != FORMAT:
+            raise LensError(f"{path} was not saved by lens-magic, or by another version of its format")
+        record = json.loads(dataset.attrs["run"])
+    except (OSError, ValueError, KeyError) as error:
+        raise LensError(f"{path} is not a saved run: {error}") from error
+    return {
+        **{name: record[name] for name in _IN_ATTRIBUTES},
+        "prompt_ids": dataset["prompt_ids"].values.tolist(),
+        "output_ids": dataset["output_ids"].values.tolist(),
+        "sites": [str(site) for site in dataset["site"].values],
+        "layers": dataset["layer"].values.tolist(),
+        "positions": dataset["position"].values.tolist(),
+        "variables": {name: dataset[name].values for name in VARIABLES},
+        "token_texts": {int(index): text for index, text in record["token_texts"].items()},
+    }
+
+
+def _require_zarr() -> None:
+    try:
+        import zarr  # noqa: F401
+    except ImportError:
+        raise LensError("Zarr files need the zarr package: pip install 'lens-magic[zarr]'; .nc works without") from None
+
+
+def write_paper_json(run: LensRun, path: Path) -> Path:
+    """Write the schema of the paper's system."""
+    path.write_text(json.dumps(paper_record(run), ensure_ascii=False, indent=1), encoding="utf-8")
+    return path
+
+
+def paper_record(run: LensRun) -> Mapping[str, Any]:
+    """``{"step_0": {…}}`` as the paper's code writes it, percentages as numbers, with the token id added."""
+    ids = run.variables["token_id"].tolist()
+    shares = (100 * run.variables["prob_topk"].astype(np.float64)).tolist()
+
+    def cell(site: int, layer: int, position: int) -> list[list[Any]]:
+        pairs = zip(ids[site][layer][position], shares[site][layer][position], strict=True)
+        return [[run.token_texts.get(index, ""), share, index] for index, share in pairs]
+
+    data = {
+        str(position): {
+            str(layer): {
+                _PAPER_NAMES[site]: cell(s, at_layer, at) for s, site in enumerate(run.sites) if site in _PAPER_NAMES
+            }
+            for at_layer, layer in enumerate(run.layers)
+        }
+        for at, position in enumerate(run.positions)
+    }
+    return {"step_0": {"input_text": run.prompt, "predicted_token": run.text, "all_tokens_data": data}}

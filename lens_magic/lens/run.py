@@ -1,0 +1,149 @@
+"""``LensRun``: what a run gave, on rank 0, and the forms a user takes it away in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import LensError
+from . import files
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    import xarray as xr
+
+Gather = Callable[[str, Sequence[int], Sequence[int]], "torch.Tensor | None"]
+
+
+@dataclass(frozen=True)
+class LensRun:
+    """A generation seen through the lens.
+
+    Position p is the state at sequence index P − 1 + p, P being the prompt's length: p ≥ 0 predicts generated token p,
+    p < 0 the prompt's token P + p.
+
+    Attributes:
+        prompt, prompt_ids: what was given, as text and as the tokens the model read.
+        output_ids: the generated tokens, an end token included; ``text`` is their text without it.
+        sites, layers, positions: the axes of ``variables``.
+        variables: arrays ``[site, layer, position]`` or ``[site, layer, position, k]`` (see :meth:`to_xarray`).
+        token_texts: readable text of every token that occurs in the run.
+        timings: seconds: ``prefill_s``, ``decode_s``, ``project_s``; and ``tokens_per_s`` = (T − 1) / ``decode_s``.
+        memory: bytes a rank (the largest): ``captures``, ``peak`` resident memory; and ``captures_by_rank``.
+        options, provenance: how it was made: options; versions, model and fingerprint, ranks, dtype, time.
+        interrupted: it was stopped by the user and holds what there was by then.
+    """
+
+    prompt: str
+    prompt_ids: list[int]
+    output_ids: list[int]
+    text: str
+    sites: list[str]
+    layers: list[int]
+    positions: list[int]
+    variables: Mapping[str, np.ndarray]
+    token_texts: Mapping[int, str]
+    timings: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
+    _gather: Gather | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return str(self.provenance.get("model", ""))
+
+    def to_xarray(self) -> xr.Dataset:
+        """The run as a Dataset with dimensions ``site``, ``layer``, ``position``, ``k``.
+
+        Variables: ``token_id``, ``logit``, ``prob`` (softmax over the whole vocabulary), ``prob_topk`` (over the k alone) for
+        each candidate; ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats) for each cell.
+        """
+        return files.to_dataset(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row a candidate: the Dataset as a table, with the tokens' texts in column ``token``."""
+        table = self.to_xarray().to_dataframe().reset_index()
+        table["token"] = table["token_id"].map(lambda index: self.token_texts.get(int(index), ""))
+        return table
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write the paper's JSON (arXiv 2604.06483): by position, layer and site the k tokens with their percent among the k.
+
+        Ours keeps percent as a float and adds the token's id as third element.
+        """
+        return files.write_paper_json(self, Path(path))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page that stands alone: the interactive table with all data, without any network access."""
+        from ..view import page_html
+
+        target = Path(path)
+        target.write_text(page_html(self), encoding="utf-8")
+        return target
+
+    def view(self) -> Any:
+        """The interactive table."""
+        from ..view import show
+
+        return show(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything, losslessly: NetCDF, or Zarr for a path that ends in ``.zarr``. :func:`open_run` reads it.
+
+        Raises:
+            LensError: the path's ending names neither, or a package for it is missing.
+        """
+        return files.save(self, Path(path))
+
+    def activations(
+        self, site: str, layers: Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
+    ) -> torch.Tensor:
+        """The captured states themselves, gathered from the ranks: ``[layer, position, d]`` in the model's dtype, on the CPU.
+
+        Args:
+            layers, positions: which of the run's own; all by default.
+
+        Raises:
+            LensError: not captured in this run, or freed: the ranks keep the states of the newest run only.
+        """
+        layers = _chosen("layer", layers, self.layers)
+        rows = [self.positions.index(p) for p in _chosen("position", positions, self.positions)]
+        if site not in self.sites:
+            raise LensError(f"site {site!r} was not captured in this run; captured: {', '.join(self.sites)}")
+        states = self._gather(site, layers, rows) if self._gather is not None else None
+        if states is None:
+            raise LensError("this run's states are no longer kept on the ranks (only those of the newest run are); run it again")
+        return states
+
+    def __repr__(self) -> str:
+        shape = f"{len(self.sites)} sites × {len(self.layers)} layers × {len(self.positions)} positions"
+        stopped = ", interrupted" if self.interrupted else ""
+        return f"<LensRun of {self.model}: {len(self.output_ids)} tokens, {shape}{stopped}: {self.text!r}>"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.view()._repr_mimebundle_(**options)
+
+
+def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int]) -> list[int]:
+    wanted = list(known) if given is None else [given] if isinstance(given, int) else [int(value) for value in given]
+    for value in wanted:
+        if value not in known:
+            raise LensError(f"{name} {value} was not captured in this run; captured: {known[0]} … {known[-1]}")
+    return wanted
+
+
+def open_run(path: str | Path) -> LensRun:
+    """Read a run that :meth:`LensRun.save` wrote.
+
+    Raises:
+        LensError: there is no such file, or it holds something else.
+    """
+    return LensRun(**files.read(Path(path)))

@@ -1,0 +1,112 @@
+"""Between text and tokens: prompts as the user typed them, and tokens as a reader can see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from ..errors import LensError
+
+_REPLACEMENT = "�"
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
+    """The checkpoint's tokenizer.
+
+    Raises:
+        LensError: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise LensError(f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
+    """Token ids of a prompt. Text that looks like a special token stays text; only a template or the tokenizer adds such.
+
+    Args:
+        chat: put the text into the model's chat template as the user's message, up to where the answer begins.
+
+    Raises:
+        LensError: the model has no chat template.
+    """
+    if not chat:
+        return [int(index) for index in tokenizer(text, split_special_tokens=True)["input_ids"]]
+    if not tokenizer.chat_template:
+        raise LensError("this model has no chat template; leave --chat out")
+    # The template is made around a mark, so that what the user wrote is never read as part of the template.
+    mark = "\ue000lens\ue001"
+    template = tokenizer.apply_chat_template(
+        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
+    )
+    before, found, after = template.partition(mark)
+    if not found:
+        raise LensError("this model's chat template leaves the user's message out; leave --chat out")
+    encoded: list[int] = []
+    for piece, special in ((before, False), (text, True), (after, False)):
+        encoded += tokenizer(piece, add_special_tokens=False, split_special_tokens=special)["input_ids"]
+    return encoded
+
+
+def decode(tokenizer: Any, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> str:
+    """Text of generated tokens, without end tokens."""
+    ends = set(stop_ids)
+    size = len(tokenizer)
+    kept = [index for index in ids if index not in ends and index < size]
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
+    """Readable text of single tokens; bytes that are not whole characters as ``\\xe2``, entries without text as ``<id>``."""
+    size = len(tokenizer)
+    return {index: _text(tokenizer, index) if index < size else f"<{index}>" for index in sorted(set(ids))}
+
+
+def _text(tokenizer: Any, index: int) -> str:
+    piece = tokenizer.convert_ids_to_tokens(index)
+    if piece is None:
+        return f"<{index}>"
+    if "▁" in piece:  # SentencePiece marks a space so; decoding a single token would drop it
+        return str(piece).replace("▁", " ")
+    text = str(tokenizer.decode([index], clean_up_tokenization_spaces=False))
+    if _REPLACEMENT not in text:
+        return text
+    table = _bytes_of_characters()
+    if not all(character in table for character in piece):
+        return str(piece)
+    return bytes(table[character] for character in piece).decode("utf-8", errors="backslashreplace")
+
+
+@cache
+def _bytes_of_characters() -> dict[str, int]:
+    """Byte-level BPE writes each byte as a printable character: printable Latin-1 as itself, the others from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+class TextStream:
+    """Text of a growing list of tokens, given out as soon as its characters are whole."""
+
+    def __init__(self, tokenizer: Any, stop_ids: Iterable[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._stop_ids = set(stop_ids)
+        self._ids: list[int] = []
+        self._settled = 0  # tokens whose text has been given out; kept as context for the next
+        self._context = 0
+
+    def add(self, index: int) -> str:
+        """The text that one more token completes; empty while a character is unfinished."""
+        if index in self._stop_ids:
+            return ""
+        self._ids.append(index)
+        before = decode(self._tokenizer, self._ids[self._context : self._settled])
+        now = decode(self._tokenizer, self._ids[self._context :])
+        if now.endswith(_REPLACEMENT):
+            return ""
+        self._context, self._settled = self._settled, len(self._ids)
+        return now[len(before) :]

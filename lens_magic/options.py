@@ -1,0 +1,117 @@
+"""What a user may ask for, checked before any rank hears of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+from .errors import LensError
+
+DEFAULT_RANKS = 4
+
+
+def default_ranks() -> int:
+    """Number of ranks of a Lens kernel: ``LENS_RANKS``, else ``LENS_DEFAULT_RANKS``, else 4.
+
+    Raises:
+        LensError: a variable is set to something that is no number of ranks.
+    """
+    for name in ("LENS_RANKS", "LENS_DEFAULT_RANKS"):
+        if value := os.environ.get(name):
+            return check_ranks(value, name)
+    return DEFAULT_RANKS
+
+
+def check_ranks(value: str | int, name: str = "--ranks") -> int:
+    """A number of ranks, at least 1."""
+    try:
+        ranks = int(value)
+    except ValueError:
+        ranks = 0
+    if ranks < 1:
+        raise LensError(f"{name} {value!r} is not a number of ranks; 1 or more would do")
+    return ranks
+
+
+def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[int, ...]:
+    """Layers in ascending order, each once.
+
+    Args:
+        spec: None (all), numbers, or text: ``0-4`` (inclusive), ``5-``, ``-1`` (the last), ``0,8,-1``, ``::4``.
+        layers: how many the model has.
+
+    Raises:
+        LensError: out of range, reversed, or not understood.
+    """
+    if spec is None:
+        return tuple(range(layers))
+    if isinstance(spec, int):
+        chosen = [_layer(spec, layers)]
+    elif isinstance(spec, str):
+        chosen = [layer for piece in spec.split(",") for layer in _piece(piece.strip(), spec, layers)]
+    else:
+        chosen = [_layer(int(layer), layers) for layer in spec]
+    if not chosen:
+        raise LensError("no layers were named; 0-4, 5-, -1, 0,8,-1 or ::4 would do")
+    return tuple(sorted(set(chosen)))
+
+
+def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
+    if re.fullmatch(r"-?\d+", piece):
+        return [_layer(int(piece), layers)]
+    if match := re.fullmatch(r"(\d+)-(\d*)", piece):
+        first = _layer(int(match[1]), layers)
+        last = _layer(int(match[2]), layers) if match[2] else layers - 1
+        if last < first:
+            raise LensError(f"layers {piece!r} are reversed; {last}-{first} would do")
+        return range(first, last + 1)
+    if match := re.fullmatch(r"(-?\d*):(-?\d*)(?::(\d*))?", piece):
+        start, stop, step = (int(text) if text else None for text in match.groups())
+        if step == 0:
+            raise LensError(f"layers {piece!r} have a step of 0")
+        for bound in (start, stop):
+            if bound is not None and not -layers <= bound <= layers:
+                raise LensError(f"layers {piece!r} are out of range; the model has {layers}: 0 to {layers - 1}")
+        found = range(layers)[slice(start, stop, step)]
+        if not found:
+            raise LensError(f"layers {piece!r} are none of the model's {layers}")
+        return found
+    raise LensError(f"layers {spec!r} are not understood; 0-4, 5-, -1, 0,8,-1 or ::4 would do")
+
+
+def _layer(layer: int, layers: int) -> int:
+    if not -layers <= layer < layers:
+        raise LensError(f"layer {layer} is out of range; the model has {layers}: 0 to {layers - 1}, or -1 for the last")
+    return layer % layers
+
+
+def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
+    """Sites to capture, each once, in the order given.
+
+    Raises:
+        LensError: an unknown site.
+    """
+    from .model.anatomy import DEFAULT_SITES, SITES
+
+    if spec is None:
+        return DEFAULT_SITES
+    given = [site.strip() for site in spec.split(",")] if isinstance(spec, str) else list(spec)
+    for site in given:
+        if site not in SITES:
+            raise LensError(f"site {site!r} is not one of {', '.join(SITES)}")
+    if not given:
+        raise LensError(f"no site was named; {', '.join(SITES)} are there")
+    return tuple(dict.fromkeys(given))
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Temperature 0 or more, top-p in (0, 1].
+
+    Raises:
+        LensError: neither is.
+    """
+    if not 0 <= temperature < float("inf"):
+        raise LensError(f"temperature {temperature} is not 0 (greedy) or a positive number")
+    if not 0 < top_p <= 1:
+        raise LensError(f"top-p {top_p} is not above 0 and at most 1")
