@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .session import GeneratedText, Status, current
+from .session import GeneratedText, current
+from .status import Status
 
 if TYPE_CHECKING:
     from .lens.run import LensRun

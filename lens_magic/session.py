@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from functools import cached_property
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from . import __version__, options
 from .errors import LensError
+from .status import Status
 
 if TYPE_CHECKING:
     from .lens.run import LensRun
@@ -51,22 +51,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Status:
-    """What ``%lens status`` shows.
-
-    Attributes:
-        ranks: ``[{rank, pid, device, memory}, …]``; memory in bytes.
-        model: the model's name, or None.
-        steering: what is steering now (nothing, outside a steered generation).
-    """
-
-    ranks: list[dict[str, Any]]
-    model: str | None
-    steering: list[str] = field(default_factory=list)
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class GeneratedText:
     """A generation without capture: ``text``, ``output_ids``, ``timings`` (as :class:`LensRun` has them)."""
 
@@ -93,22 +77,29 @@ class Session:
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
-    def start_in_background(self) -> None:
-        """Bring the ranks up while the user types; an error is raised by what needs them first."""
+    def start_in_background(self, joined: bool = False) -> None:
+        """Bring the ranks up while the user types; an error is raised by what needs them first.
+
+        Args:
+            joined: a launcher has started them; only join them.
+        """
+
+        if self._start_error is not None or (self.default_ranks == 1 and not joined):
+            return  # a single rank is this process: nothing to bring up
 
         def start() -> None:
             try:
-                self._group = self._new_group(self.default_ranks)
+                self._group = self._new_group(self.default_ranks, joined)
+                self.default_ranks = self._group.size
             except LensError as error:
                 self._start_error = error
 
         self._starting = threading.Thread(target=start, name="lens-start", daemon=True)
         self._starting.start()
 
-    def adopt(self, group: Group) -> None:
-        """Use a group whose ranks a launcher has started."""
-        self._group = group
-        self.default_ranks = group.size
+    def fail_with(self, error: LensError) -> None:
+        """Raise this from what needs the ranks first."""
+        self._start_error = error
 
     @property
     def group(self) -> Group:
@@ -128,10 +119,10 @@ class Session:
         """The group if it is there already; never starts or waits."""
         return self._group
 
-    def _new_group(self, size: int) -> Group:
+    def _new_group(self, size: int, joined: bool = False) -> Group:
         from .ranks.group import Group
 
-        return Group(size)
+        return Group(size, joined)
 
     def _group_of(self, ranks: int | None) -> Group:
         """The group with this many ranks, replacing one of another size (or one whose ranks were lost)."""
@@ -145,7 +136,9 @@ class Session:
         if group is not None and group.size == wanted and not group.lost and not group.closed:
             return group
         if group is not None and group.joined:
-            raise LensError(f"this session was launched with {group.size} ranks and cannot have {wanted}; launch it with {wanted}")
+            raise LensError(
+                f"this session was launched with {group.size} ranks and cannot have {wanted}; launch it with {wanted}"
+            )
         return self._replace_group(wanted)
 
     def _replace_group(self, size: int) -> Group:
@@ -323,7 +316,6 @@ class Session:
         """See :func:`lens_magic.run`. Raises :class:`Interrupted`, with the partial run, where the user stops it."""
         from .lens.pipeline import Request, run_lens
         from .model.generate import Sampling
-        from .model.tokens import encode
 
         model = self.require_model()
         options.check_sampling(temperature, top_p)
@@ -358,9 +350,12 @@ class Session:
             prompt_tokens=prompt_tokens,
             run_id=uuid4().hex,
         )
-        answers = self.group.call(run_lens, request, on_event=on_event)
-        run = self._make_run(prompt, request, answers, model, {"chat": chat, "ignore_eos": ignore_eos})
-        if run.interrupted:
+        group = self.group
+        with group.exclusive():  # an interrupt after the last token must not cost the user the result
+            answers = group.call(run_lens, request, on_event=on_event)
+            run = self._make_run(prompt, request, answers, model, {"chat": chat, "ignore_eos": ignore_eos})
+            late = group.rank.stop_requested
+        if run.interrupted or late:
             raise Interrupted(run)
         return run
 
@@ -457,7 +452,7 @@ class Session:
             "revision": model.revision,
             "ranks": self.group.size,
             "dtype": model.dtype,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 
@@ -504,5 +499,3 @@ def current() -> Session:
 def use(session: Session) -> None:
     """Make a session this process's own."""
     _current[:] = [session]
-
-

@@ -12,20 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .variables import VARIABLES
+
 if TYPE_CHECKING:
     from .decode import Block
-
-VARIABLES = {
-    "token_id": (True, np.int32),
-    "logit": (True, np.float32),
-    "prob": (True, np.float32),
-    "prob_topk": (True, np.float32),
-    "entropy": (False, np.float32),
-    "target_rank": (False, np.int32),
-    "target_prob": (False, np.float32),
-    "kl_final": (False, np.float32),
-}
-"""Each variable of the lens: whether it has a value a candidate, and its type (docs/interface in the README)."""
 
 
 def combine(blocks: Sequence[Block], k: int) -> dict[str, np.ndarray]:

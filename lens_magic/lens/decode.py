@@ -18,6 +18,7 @@ from ..model.load import Loaded
 from ..ranks.rank import Rank
 from .capture import Key, Trajectories
 from .combine import combine
+from .variables import VARIABLES
 
 # Room for one block's logits on one rank. On a CPU it is about what its caches hold, on a GPU about what keeps its
 # matrix units busy; either is far below a whole layer of 1,500 tokens.
@@ -133,9 +134,7 @@ def _share(rank: Rank, trajectories: Trajectories, keys: Sequence[Key], begin: i
     return shared[owners, places]
 
 
-def _block(
-    rank: Rank, loaded: Loaded, states: torch.Tensor, output: torch.Tensor, target_ids: torch.Tensor, k: int
-) -> Block:
+def _block(rank: Rank, loaded: Loaded, states: torch.Tensor, output: torch.Tensor, target_ids: torch.Tensor, k: int) -> Block:
     """What this rank's rows of the vocabulary say of ``[keys, positions, d]`` states.
 
     Args:
@@ -202,9 +201,7 @@ def _share_block(rank: Rank, block: Block) -> list[Block]:
         missing = packed.new_full((packed.shape[0], widest - k), -torch.inf)
         never = packed.new_full((packed.shape[0], widest - k), float(1 << 52))
         packed = torch.cat([block.values, missing, block.ids, never, block.sums, block.target[:, None]], -1)
-    return [
-        Block(p[:, :widest], p[:, widest : 2 * widest], p[:, 2 * widest : -1], p[:, -1]) for p in rank.all_gather(packed)
-    ]
+    return [Block(p[:, :widest], p[:, widest : 2 * widest], p[:, 2 * widest : -1], p[:, -1]) for p in rank.all_gather(packed)]
 
 
 def _in_order(parts: list[tuple[list[Key], dict[str, np.ndarray]]], keys: list[Key]) -> dict[str, np.ndarray]:
@@ -219,8 +216,6 @@ def _join(done: list[dict[str, np.ndarray]], keys: int, k: int) -> dict[str, Any
     """Blocks of positions, joined along the position axis; of the right shape also when there is none."""
     if done:
         return {name: np.concatenate([part[name] for part in done], axis=1) for name in done[0]}
-    from .combine import VARIABLES
-
     return {
         name: np.empty((keys, 0, k) if per_candidate else (keys, 0), dtype)
         for name, (per_candidate, dtype) in VARIABLES.items()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from .combine import VARIABLES
+from .variables import VARIABLES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -124,9 +124,7 @@ def paper_record(run: LensRun) -> Mapping[str, Any]:
 
     data = {
         str(position): {
-            str(layer): {
-                _PAPER_NAMES[site]: cell(s, at_layer, at) for s, site in enumerate(run.sites) if site in _PAPER_NAMES
-            }
+            str(layer): {_PAPER_NAMES[site]: cell(s, at_layer, at) for s, site in enumerate(run.sites) if site in _PAPER_NAMES}
             for at_layer, layer in enumerate(run.layers)
         }
         for at, position in enumerate(run.positions)

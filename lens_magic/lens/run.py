@@ -120,7 +120,9 @@ class LensRun:
             raise LensError(f"site {site!r} was not captured in this run; captured: {', '.join(self.sites)}")
         states = self._gather(site, layers, rows) if self._gather is not None else None
         if states is None:
-            raise LensError("this run's states are no longer kept on the ranks (only those of the newest run are); run it again")
+            raise LensError(
+                "this run's states are no longer kept on the ranks (only those of the newest run are); run it again"
+            )
         return states
 
     def __repr__(self) -> str:

@@ -49,7 +49,7 @@ def generate(
     loaded: Loaded,
     prompt_ids: Sequence[int],
     max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 - a frozen value
+    sampling: Sampling = Sampling(),
     stop_ids: Sequence[int] = (),
     visits: Mapping[tuple[str, int], Visit] | None = None,
     forced_ids: Sequence[int] | None = None,

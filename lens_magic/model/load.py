@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,9 +79,9 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     anatomy = anatomy_of(checkpoint.model_type)
     head = part(model, anatomy.head)
     if rank.size > 1:
-        _shard(rank, model, anatomy, dtype, checkpoint.folder)
+        _shard(rank, model, anatomy, dtype)
     model.to(device)
-    _release_pages(checkpoint.folder)
+    _release_pages()
     loaded = describe(rank, model, anatomy, head, device)
     _stop_if_asked(rank)
     rank.store["model"] = loaded
@@ -133,13 +134,15 @@ def describe(rank: Rank, model: Any, anatomy: Anatomy, head: Any, device: torch.
     )
 
 
-def _shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype, folder: Path) -> None:
+def _shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype) -> None:
     """Let DeepSpeed's AutoTP split the backbone. The head is kept from it: it would be split over the hidden dimension."""
     deepspeed = _import_deepspeed()
     blocks = part(model, anatomy.blocks)
 
-    def after_block(done: int) -> None:
-        _release_pages(folder)
+    def after_block(block: Any, done: int) -> None:
+        if not any(type(module).__module__.startswith("deepspeed.") for module in block.modules()):
+            return  # DeepSpeed only looked: it walks the blocks more than once
+        _release_pages()
         rank.emit(("loading", done, len(blocks)))
         _stop_if_asked(rank)
 
@@ -155,8 +158,7 @@ def _shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype, folder:
 
 def _import_deepspeed() -> Any:
     """DeepSpeed, quietly, and without its shared-memory all-reduce, which needs a compiler and spins on busy cores."""
-    with contextlib.redirect_stdout(sys.stderr):
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    with _silenced():  # it tries a compiler and a linker at import, and tells of what they lack
         import deepspeed
         import deepspeed.ops
 
@@ -166,8 +168,26 @@ def _import_deepspeed() -> Any:
 
 
 @contextlib.contextmanager
-def _walking(blocks: Any, after_block: Callable[[int], None]) -> Iterator[None]:
-    """Call ``after_block(done)`` as DeepSpeed, which walks a module's ``named_children``, is done with each block.
+def _silenced() -> Iterator[None]:
+    """Drop what this process and its children write to stdout and stderr; exceptions still say what went wrong."""
+    with contextlib.ExitStack() as stack:
+        for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+            stream.flush()
+            kept = os.dup(descriptor)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, descriptor)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+@contextlib.contextmanager
+def _walking(blocks: Any, after_block: Callable[[Any, int], None]) -> Iterator[None]:
+    """Call ``after_block(block, done)`` as DeepSpeed, which walks a module's ``named_children``, is done with each block.
 
     Only progress, interrupts and the release of pages hang on it: were DeepSpeed to walk otherwise, sharding is unchanged.
     """
@@ -176,7 +196,7 @@ def _walking(blocks: Any, after_block: Callable[[int], None]) -> Iterator[None]:
     def walk() -> Iterator[tuple[str, Any]]:
         for done, (name, child) in enumerate(children, start=1):
             yield name, child
-            after_block(done)
+            after_block(child, done)
 
     blocks.named_children = walk
     try:
@@ -190,11 +210,11 @@ def _stop_if_asked(rank: Rank) -> None:
         raise KeyboardInterrupt
 
 
-def _release_pages(folder: Path) -> None:
-    """Let go of the mapped checkpoint's pages this process has read; what is still used is paged in again from the cache.
+def _release_pages() -> None:
+    """Let go of the pages of mapped safetensors files this process has read; what is used again comes from the page cache.
 
-    Ranks on one host map the same files, but pages a rank has touched count as its own memory for as long as they are
-    mapped. They are unmodified, so dropping them loses nothing.
+    Ranks on one host share those pages, but they count as a rank's memory for as long as it has them mapped. They are
+    unmodified, so dropping them loses nothing.
     """
     if not sys.platform.startswith("linux"):
         return

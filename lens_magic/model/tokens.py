@@ -40,9 +40,7 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
         raise LensError("this model has no chat template; leave --chat out")
     # The template is made around a mark, so that what the user wrote is never read as part of the template.
     mark = "\ue000lens\ue001"
-    template = tokenizer.apply_chat_template(
-        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-    )
+    template = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True)
     before, found, after = template.partition(mark)
     if not found:
         raise LensError("this model's chat template leaves the user's message out; leave --chat out")

@@ -76,9 +76,11 @@ class MPIProcessGroup(dist.ProcessGroup):
         self._communicator = communicator
 
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
+        """The name it is registered under."""
         return BACKEND
 
     def allreduce(self, tensors: Sequence[torch.Tensor], opts: Any = None) -> dist.Work:
+        """Reduce in place."""
         operation = self._operations[opts.reduceOp.op if hasattr(opts.reduceOp, "op") else opts.reduceOp]
         for tensor in tensors:
             values = _host(tensor)
@@ -88,6 +90,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done(tensors)
 
     def broadcast(self, tensors: Sequence[torch.Tensor], opts: Any) -> dist.Work:
+        """Overwrite with the root rank's values."""
         for tensor in tensors:
             values = _host(tensor)
             self._communicator.Bcast(values.numpy(), root=opts.rootRank)
@@ -109,6 +112,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done(outputs)
 
     def barrier(self, opts: Any = None) -> Any:
+        """Wait for all ranks."""
         self._communicator.Barrier()
         return _Done()
 

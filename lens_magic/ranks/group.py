@@ -55,7 +55,8 @@ class Group:
         self._statuses: dict[int, channel.Status] = {}
         self._gone: set[int] = set()
         self._output: list[tuple[int, channel.Output]] = []
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
+        self._depth = 0
         self._number = 0
         self._interrupted_at = 0.0
         self._given_up = False
@@ -67,7 +68,11 @@ class Group:
     # -- what the user's thread calls ---------------------------------------------------------------------------------
 
     def call(
-        self, function: Callable[..., Any], *arguments: Any, on_event: Callable[[Any], None] | None = None, **options: Any
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        on_event: Callable[[Any], None] | None = None,
+        **options: Any,
     ) -> list[Any]:
         """Run ``function(rank, *arguments, **options)`` on every rank.
 
@@ -83,26 +88,43 @@ class Group:
             RankError: it failed on another rank. An error on rank 0 is raised as it is.
             RanksLost: a rank has died.
         """
-        if not self._busy.acquire(blocking=False):
-            raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
-        try:
+        with self.exclusive():
             self.require_all()
             self._number += 1
-            self.rank._stop.clear()
-            self.rank._on_event = on_event
-            with self._interrupts_set_the_flag():
+            before, self.rank._on_event = self.rank._on_event, on_event
+            try:
                 return self._run_everywhere(
                     channel.Call(self._number, function.__module__, function.__qualname__, arguments, options)
                 )
+            finally:
+                self.rank._on_event = before
+                self.flush_output()
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the ranks for several calls and the work between them; meanwhile an interrupt only sets the flag.
+
+        Raises:
+            LensError: another thread holds them.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
+        try:
+            self._depth += 1
+            if self._depth > 1:
+                yield
+                return
+            self.rank._stop.clear()
+            with self._interrupts_set_the_flag():
+                yield
         finally:
-            self.rank._on_event = None
+            self._depth -= 1
             self._busy.release()
-            self.flush_output()
 
     @property
     def busy(self) -> bool:
         """Whether a call is under way."""
-        return self._busy.locked()
+        return self._depth > 0
 
     @property
     def lost(self) -> bool:
@@ -265,4 +287,3 @@ def _failure(statuses: dict[int, channel.Status]) -> BaseException:
         if status.outcome == "error":
             return RankError(number, status.summary, status.traceback)
     return own.error or LensError("the ranks gave up without saying why")
-

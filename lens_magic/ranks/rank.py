@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from . import faults
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,13 +29,14 @@ class Rank:
 
     def __init__(self, communicator: Any = None) -> None:
         self._parent = communicator
-        self._communicator = communicator.Dup() if communicator is not None else None
+        self._communicator: Any = communicator.Dup() if communicator is not None else None
         self.rank: int = communicator.rank if communicator is not None else 0
         self.size: int = communicator.size if communicator is not None else 1
         self.store: dict[str, Any] = {}
         self.local_rank, self.local_size = self._locate()
         self._stop = threading.Event()
         self._on_event: Callable[[Any], None] | None = None
+        self._fault = faults.planned_for(self.rank)
         self.process_groups: list[MPIProcessGroup] = []
 
     def _locate(self) -> tuple[int, int]:
@@ -87,6 +90,8 @@ class Rank:
 
     def emit(self, event: Any) -> None:
         """Tell the caller on rank 0 of progress; does nothing on other ranks."""
+        if self._fault is not None:
+            self._fault(event)
         if self._on_event is not None:
             self._on_event(event)
 

@@ -58,9 +58,7 @@ def spawn(size: int) -> Any:
     os.environ["LENS_WORKER"] = "1"
     try:
         with temporary_files_in(prepare()):
-            between = mpi.COMM_SELF.Spawn(
-                sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info
-            )
+            between = mpi.COMM_SELF.Spawn(sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info)
     except mpi.Exception as error:
         where = mpi_prefix() or "the system's MPI"
         raise LensError(

@@ -1,0 +1,25 @@
+# Thin: each target is a command that can be typed. `make demo` and `make test` are the two to know.
+BIN := .venv/bin
+
+.PHONY: setup demo test lint lab clean
+
+setup:
+	@tools/setup.sh
+
+demo: setup
+	$(BIN)/lens-magic demo --out out
+
+test: setup lint
+	@tools/chromium.sh
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: setup
+	$(BIN)/jupyter lab --notebook-dir=notebooks 01-logit-lens.ipynb
+
+clean:
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache

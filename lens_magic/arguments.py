@@ -1,0 +1,121 @@
+"""Options of the magics and of the command line: one definition, errors as one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .errors import LensError
+
+_NEGATIVE = re.compile(r"-[\d.]")
+
+
+class Help(LensError):
+    """The user asked for help; the text is it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises :class:`LensError` and takes values beginning with a minus sign (``--layers -1,-2``)."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings.setdefault("allow_abbrev", False)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        settings["add_help"] = False
+        super().__init__(*arguments, **settings)
+        self.add_argument("-h", "--help", action=_RaiseHelp, nargs=0, help="show this")
+
+    def error(self, message: str) -> NoReturn:
+        """Say what was wrong and what the command takes."""
+        taken = [max(action.option_strings, key=len) for action in self._actions if action.option_strings]
+        hint = f"; {self.prog} takes {', '.join(taken)}" if "unrecognized" in message else f" ({self.prog} --help says more)"
+        raise LensError(message.replace("unrecognized arguments:", "unknown option") + hint)
+
+    def read(self, arguments: str | Sequence[str]) -> argparse.Namespace:
+        """Parse a line, or words.
+
+        Raises:
+            LensError: the line is not understood. Help: it asked for help.
+        """
+        if isinstance(arguments, str):
+            try:
+                arguments = shlex.split(arguments)
+            except ValueError as error:
+                raise LensError(f"the line {arguments!r} cannot be read: {str(error).lower()}") from None
+        return self.parse_args(self._joined(arguments))
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """Join an option with a value that argparse would take for an option."""
+        options = self._option_string_actions
+        joined: list[str] = []
+        for word in words:
+            last = joined[-1] if joined else ""
+            if _NEGATIVE.match(word) and last in options and options[last].nargs != 0:
+                joined[-1] = f"{last}={word}" if last.startswith("--") else f"{last}{word}"
+            else:
+                joined.append(word)
+        return joined
+
+
+class _RaiseHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        raise Help(parser.format_help().rstrip())
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``%%lens`` and of ``lens-magic run``."""
+    add = parser.add_argument
+    add("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="at most so many tokens (32)")
+    add("-k", "--top-k", type=int, default=5, metavar="K", help="candidates kept a cell (5)")
+    add("-l", "--layers", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
+    add(
+        "-c",
+        "--capture",
+        metavar="SITES",
+        help="of resid_pre, attn_out, post_ln, mlp_out, resid_post (attn_out,mlp_out,resid_post)",
+    )
+    add("-t", "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    add("--top-p", type=float, default=1.0, metavar="P", help="sample from the most probable tokens that make up P (1)")
+    add("--seed", type=int, default=0, help="of the sampling (0)")
+    add("--ignore-eos", action="store_true", help="go on past end tokens")
+    add("--prompt-tokens", action="store_true", help="show the prompt's positions too")
+    add("--chat", action="store_true", help="put the prompt into the model's chat template")
+
+
+RUN_OPTIONS = (
+    "max_new_tokens",
+    "top_k",
+    "layers",
+    "capture",
+    "temperature",
+    "top_p",
+    "seed",
+    "ignore_eos",
+    "prompt_tokens",
+    "chat",
+)
+"""Names of the above as :meth:`lens_magic.session.Session.run` takes them."""
+
+
+def run_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What was parsed, as arguments of ``Session.run``."""
+    return {name: getattr(parsed, name) for name in RUN_OPTIONS}
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``%lens load``, which ``lens-magic run`` takes too."""
+    add = parser.add_argument
+    add("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
+    add("--revision", metavar="R", help="of a model on the hub")
+    add("--ranks", metavar="R", help="over how many ranks to split the model")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+
+def load_options(parsed: argparse.Namespace) -> dict[str, Any]:
+    """What was parsed, as arguments of ``Session.load``."""
+    return {name: getattr(parsed, name) for name in ("dtype", "revision", "ranks", "trust_remote_code")}

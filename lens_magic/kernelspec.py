@@ -1,0 +1,87 @@
+"""The Lens kernel's specification, which ``kernels/lens/kernel.json`` holds and ``lens-magic kernel install`` writes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .errors import LensError
+from .options import DEFAULT_RANKS, check_ranks
+
+NAME = "lens"
+# What MPI reads at its start and must not depend on who starts the kernel. lens_magic.ranks.environment adds what does.
+_ENVIRONMENT = {
+    "OMPI_MCA_mpi_ft_enable": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "PRTE_MCA_prte_enable_ft": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+}
+
+
+def specification(
+    ranks: int = DEFAULT_RANKS, hostfile: str | None = None, python: str = "python", display_name: str = "Lens"
+) -> dict[str, Any]:
+    """Contents of ``kernel.json``."""
+    environment = {"LENS_DEFAULT_RANKS": str(ranks), **_ENVIRONMENT}
+    if hostfile:
+        environment["LENS_HOSTFILE"] = hostfile
+    return {
+        "argv": [python, "-m", "lens_magic.kernel", "-f", "{connection_file}"],
+        "display_name": display_name,
+        "language": "python",
+        # Signals would reach MPI's own daemon too, which takes them as the order to abort everything.
+        "interrupt_mode": "message",
+        "env": environment,
+        "metadata": {"debugger": False},
+    }
+
+
+def install(
+    name: str = NAME,
+    ranks: int = DEFAULT_RANKS,
+    hostfile: str | None = None,
+    user: bool = True,
+    prefix: str | None = None,
+) -> Path:
+    """Install a kernel specification for this Python.
+
+    Args:
+        name: letters, digits, ``.``, ``_`` and ``-``.
+        user: for this user; else below ``prefix``.
+
+    Raises:
+        LensError: the name or the number of ranks will not do, the host file is not there, or the place is not writable.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    check_ranks(ranks)
+    if hostfile is not None and not Path(hostfile).is_file():
+        raise LensError(f"there is no host file {hostfile}")
+    display_name = "Lens" if name == NAME else f"Lens ({name})"
+    known_hostfile = str(Path(hostfile).resolve()) if hostfile else None
+    with tempfile.TemporaryDirectory() as folder:
+        content = specification(ranks, known_hostfile, sys.executable, display_name)
+        Path(folder, "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        logo = Path(__file__).parent / "view" / "static" / "logo-svg.svg"
+        if logo.is_file():
+            shutil.copy(logo, folder)
+        try:
+            return Path(KernelSpecManager().install_kernel_spec(folder, name, user=user, prefix=prefix))
+        except (OSError, ValueError) as error:
+            raise LensError(f"the kernel {name!r} could not be installed: {error}") from error
+
+
+def installed() -> dict[str, Path]:
+    """Name and folder of every installed kernel that runs :mod:`lens_magic.kernel`."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    found = {}
+    for name, entry in KernelSpecManager().get_all_specs().items():
+        if "lens_magic.kernel" in entry["spec"].get("argv", []):
+            found[name] = Path(entry["resource_dir"])
+    return found

@@ -1,0 +1,69 @@
+"""Results kept on disk: every run of a ``%%lens`` cell, so that a lost kernel does not lose them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from .run import LensRun
+
+MOST = 100
+"""How many runs are kept; the oldest go first."""
+
+
+def folder() -> Path:
+    """``LENS_RUNS_DIR``, else ``lens-magic/runs`` where the user's data goes (``XDG_DATA_HOME``, ``~/.local/share``)."""
+    if stated := os.environ.get("LENS_RUNS_DIR"):
+        return Path(stated)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "lens-magic" / "runs"
+
+
+def keep(run: LensRun) -> Path | None:
+    """Save a run among the kept; a full or read-only disk is no reason to fail a cell, so None is returned then."""
+    with contextlib.suppress(OSError):
+        place = folder()
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = run.save(place / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.nc")
+        for old in _files()[MOST:]:
+            old.unlink(missing_ok=True)
+        return path
+    return None
+
+
+def clear() -> int:
+    """Remove all kept runs; returns how many there were."""
+    files = _files()
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(files)
+
+
+def _files() -> list[Path]:
+    """Newest first."""
+    return sorted(folder().glob("*.nc"), reverse=True)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept runs, newest first: (file, megabytes). ``lens.open_run(file)`` reads one."""
+
+    files: list[tuple[Path, float]]
+
+    def __repr__(self) -> str:
+        if not self.files:
+            return f"no runs are kept in {folder()}"
+        lines = [f"{path}  {size:.1f} MB" for path, size in self.files]
+        return "\n".join([f"{len(self.files)} runs; lens.open_run(FILE) reads one:", *lines])
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
+
+
+def listing() -> Kept:
+    """What is kept."""
+    return Kept([(path, path.stat().st_size / 1e6) for path in _files()])

@@ -1,0 +1,17 @@
+"""The names and types of what the lens says of every cell."""
+
+from __future__ import annotations
+
+import numpy as np
+
+VARIABLES = {
+    "token_id": (True, np.int32),
+    "logit": (True, np.float32),
+    "prob": (True, np.float32),
+    "prob_topk": (True, np.float32),
+    "entropy": (False, np.float32),
+    "target_rank": (False, np.int32),
+    "target_prob": (False, np.float32),
+    "kl_final": (False, np.float32),
+}
+"""Each variable: whether it has a value a candidate, and its type. :meth:`LensRun.to_xarray` says what they mean."""

@@ -1,0 +1,191 @@
+"""``%lens`` and ``%%lens``: thin adapters from a cell to the session, and from its results to what is displayed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.display import display
+
+from . import session as sessions
+from .arguments import Parser, add_load_options, add_run_options, load_options, run_options
+from .errors import LensError
+from .lens import kept
+from .model.tokens import TextStream
+from .status import Status
+from .view import show
+from .view.progress import Progress
+
+
+@magics_class
+class LensMagics(Magics):
+    """The magics of one shell."""
+
+    @no_var_expand  # expanded below, for the line alone
+    @line_cell_magic
+    def lens(self, line: str, cell: str | None = None) -> Any:
+        """``%lens load|status|restart|runs``, and ``%%lens [options]`` with the prompt below. ``--help`` says more."""
+        line = self.shell.var_expand(line)
+        if cell is None:
+            return _command(line)
+        return self._run(line, cell)
+
+    def _run(self, line: str, cell: str) -> Any:
+        parsed = _cell_parser().read(line)
+        if parsed.out is not None and not parsed.out.isidentifier():
+            raise LensError(f"--out {parsed.out!r} is not a variable name")
+        if parsed.save is not None:
+            _check_target(parsed.save)
+        session = sessions.current()
+        model = session.require_model()
+        with _Streaming(model) as streaming:
+            try:
+                run, stopped = session.run(cell.removesuffix("\n"), **run_options(parsed), on_event=streaming), False
+            except sessions.Interrupted as interrupted:
+                run, stopped = interrupted.result, True
+        if parsed.out is not None:
+            self.shell.user_ns[parsed.out] = run
+        kept.keep(run)
+        if parsed.save is not None:
+            run.save(parsed.save)
+        if not (stopped or parsed.static or parsed.out is not None):
+            return run
+        display(show(run, static=parsed.static))
+        if stopped:
+            where = f"; what there is is in `{parsed.out}`" if parsed.out else ""
+            raise _interrupt(f"stopped after {len(run.output_ids)} tokens{where}")
+        return None
+
+
+def _interrupt(message: str) -> KeyboardInterrupt:
+    """A KeyboardInterrupt (so that "run all" stops) that IPython shows as one line."""
+    error = KeyboardInterrupt(message)
+    error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]  # type: ignore[attr-defined]
+    return error
+
+
+def _check_target(path: str) -> None:
+    target = Path(path)
+    if target.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
+        raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
+    if not target.parent.is_dir():
+        raise LensError(f"--save {path!r}: there is no folder {target.parent}")
+
+
+class _Streaming:
+    """Shows a run as it goes: its text as it is generated, then a bar while the states are projected."""
+
+    def __init__(self, model: sessions.Model) -> None:
+        self._stream = TextStream(model.tokenizer, model.stop_ids)
+        self._bar = Progress("projecting", "positions")
+        self._wrote = False
+
+    def __enter__(self) -> _Streaming:
+        return self
+
+    def __call__(self, event: tuple[Any, ...]) -> None:
+        if event[0] == "token":
+            text = self._stream.add(event[1])
+            self._wrote = self._wrote or bool(text)
+            print(text, end="", flush=True)  # noqa: T201 - the answer is this cell's output
+        else:
+            self._bar.update(event[1], event[2])
+
+    def __exit__(self, *exception: object) -> None:
+        if self._wrote:
+            print(flush=True)  # noqa: T201
+        self._bar.close()
+
+
+# -- %lens ----------------------------------------------------------------------------------------------------------------
+
+
+def _command(line: str) -> Any:
+    parsed = _line_parser().read(line)
+    return parsed.action(parsed)
+
+
+def _load(parsed: argparse.Namespace) -> None:
+    begun = time.perf_counter()
+    with Progress(f"loading {parsed.model}", "blocks") as bar:
+        try:
+            sessions.current().load(parsed.model, **load_options(parsed), on_event=lambda event: bar.update(*event[1:]))
+        except KeyboardInterrupt:
+            raise _interrupt(f"stopped loading {parsed.model}; {_what_is_loaded()}") from None
+    _say_loaded(time.perf_counter() - begun)
+
+
+def _restart(parsed: argparse.Namespace) -> None:
+    begun = time.perf_counter()
+    with Progress("restarting the ranks", "blocks") as bar:
+        try:
+            model = sessions.current().restart(on_event=lambda event: bar.update(*event[1:]))
+        except KeyboardInterrupt:
+            raise _interrupt(f"stopped; {_what_is_loaded()}") from None
+    if model is None:
+        size = sessions.current().group.size
+        print(f"{size} fresh rank{'s' if size > 1 else ''}; no model was loaded")  # noqa: T201
+        return
+    _say_loaded(time.perf_counter() - begun)
+
+
+def _what_is_loaded() -> str:
+    model = sessions.current().model
+    return f"{model.name} is still loaded" if model is not None else "no model is loaded"
+
+
+def _say_loaded(seconds: float) -> None:
+    session = sessions.current()
+    model, ranks = session.require_model(), session.group.call(_device)
+    devices = ", ".join(sorted(set(ranks)))
+    over = f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}"
+    print(  # noqa: T201 - the command's output
+        f"{model.name}: {model.layers} layers, width {model.width}, vocabulary {model.vocabulary:,}, {model.dtype}, "
+        f"on {over} ({devices}), {seconds:.1f} s"
+    )
+
+
+def _device(rank: Any) -> str:
+    return str(rank.store["model"].device)
+
+
+def _status(parsed: argparse.Namespace) -> Status:
+    return sessions.current().status()
+
+
+def _runs(parsed: argparse.Namespace) -> kept.Kept | None:
+    if parsed.clear:
+        print(f"removed {kept.clear()} kept runs")  # noqa: T201
+        return None
+    return kept.listing()
+
+
+def _line_parser() -> Parser:
+    parser = Parser(prog="%lens", description="Ranks and models. With two percent signs: a run, %%lens --help.")
+    commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Parser)
+    load = commands.add_parser("load", prog="%lens load", help="load a model on the ranks")
+    load.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
+    add_load_options(load)
+    load.set_defaults(action=_load)
+    status = commands.add_parser("status", prog="%lens status", help="ranks, devices, memory, model")
+    status.set_defaults(action=_status)
+    restart = commands.add_parser(
+        "restart", prog="%lens restart", help="fresh ranks, the model loaded again, variables untouched"
+    )
+    restart.set_defaults(action=_restart)
+    runs = commands.add_parser("runs", prog="%lens runs", help="results kept on disk")
+    runs.add_argument("--clear", action="store_true", help="remove them")
+    runs.set_defaults(action=_runs)
+    return parser
+
+
+def _cell_parser() -> Parser:
+    parser = Parser(prog="%%lens", description="Generate after the prompt below the line, and look at every layer.")
+    add_run_options(parser)
+    parser.add_argument("--static", action="store_true", help="a plain HTML table instead of the widget")
+    parser.add_argument("--save", metavar="FILE", help="save the run: .nc or .zarr")
+    parser.add_argument("-o", "--out", metavar="NAME", help="put the run into this variable too")
+    return parser

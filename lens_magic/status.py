@@ -1,0 +1,45 @@
+"""What ``%lens status`` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+_GB = 1 << 30
+
+
+@dataclass(frozen=True, repr=False)
+class Status:
+    """Ranks, devices, memory, model.
+
+    Attributes:
+        ranks: ``[{rank, pid, device, memory}, …]``; memory in bytes: allocated on a GPU; on a CPU the proportional set size.
+        model: the model's name, or None.
+        steering: what is steering now (nothing, outside a steered generation).
+        details: the model's dtype, layers and context.
+    """
+
+    ranks: list[dict[str, Any]]
+    model: str | None
+    steering: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def _summary(self) -> str:
+        if self.model is None:
+            return "no model is loaded"
+        return ", ".join([self.model, *(f"{name} {value}" for name, value in self.details.items())])
+
+    def _rows(self) -> list[list[str]]:
+        header = ["rank", "pid", "device", "memory"]
+        return [header] + [[str(r["rank"]), str(r["pid"]), r["device"], f"{r['memory'] / _GB:.2f} GiB"] for r in self.ranks]
+
+    def __repr__(self) -> str:
+        lines = [f"{a:>4}  {b:>8}  {c:8}  {d:>10}" for a, b, c, d in self._rows()]
+        return "\n".join([self._summary(), *lines])
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._rows()
+        head = "".join(f'<th scope="col">{name}</th>' for name in header)
+        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        return f"<table><caption>{escape(self._summary())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,48 @@
+"""A run as a small table of text: tokens down, layers across, the most probable token and its probability in each cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .text import visible
+
+if TYPE_CHECKING:
+    from ..lens.run import LensRun
+
+_CELL = 8
+
+
+def table_text(run: LensRun, site: str | None = None, positions: int = 8, layers: int = 8) -> str:
+    """A few positions and layers of one site.
+
+    Args:
+        site: by default the last one captured, usually the residual stream.
+        positions, layers: how many at most; layers are thinned out evenly, the last always shown.
+    """
+    site = site or run.sites[-1]
+    s = run.sites.index(site)
+    rows = range(len(run.positions))[:positions]
+    columns = _thinned(len(run.layers), layers)
+    ids, probabilities = run.variables["token_id"][s], run.variables["prob"][s]
+
+    def cell(layer: int, row: int) -> str:
+        text = visible(run.token_texts.get(int(ids[layer, row, 0]), ""))
+        return f"{text[: _CELL - 1]:{_CELL}}{100 * probabilities[layer, row, 0]:3.0f}%"
+
+    header = f"{'token':>12} │ " + "  ".join(f"{f'layer {run.layers[c]}':{_CELL + 4}}" for c in columns)
+    lines = [f"{_target(run, row):>12} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
+    more = len(run.positions) - len(rows)
+    title = f"{run.model}, {site}: most probable next token by layer"
+    return "\n".join([title, header, "─" * len(header), *lines, *([f"… and {more} more tokens"] if more > 0 else [])])
+
+
+def _thinned(count: int, most: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
+
+
+def _target(run: LensRun, row: int) -> str:
+    position = run.positions[row]
+    index = run.output_ids[position] if position >= 0 else run.prompt_ids[len(run.prompt_ids) + position]
+    return visible(run.token_texts.get(index, ""))[:12]

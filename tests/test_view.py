@@ -1,0 +1,273 @@
+"""The packed run, and what is made of it without a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fake_run import HOSTILE, FakeRun, fake_run
+
+from lens_magic.view import Explorer, bundle, page_html, show, table_html
+from lens_magic.view.data import PROB_STEP, pack, unpack
+from lens_magic.view.text import visible
+
+
+class Parsed(HTMLParser):
+    """Elements and attributes of a document, and the text of its scripts."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
+
+
+class TestPack:
+    @pytest.mark.parametrize("hostile", [False, True])
+    def test_comes_back_within_the_steps_of_its_coding(self, hostile: bool) -> None:
+        run = fake_run(20, 5, k=4, prompt_positions=3, hostile=hostile)
+        data, back = run.to_xarray(), unpack(pack(run))
+        assert np.array_equal(back["token_id"], data.token_id)
+        assert np.array_equal(back["target_rank"], data.target_rank)
+        for name in ("prob", "target_prob"):
+            there = data[name].values > np.exp(-31)
+            np.testing.assert_allclose(back[name][there], data[name].values[there], rtol=PROB_STEP / 2 * 1.01)
+        np.testing.assert_allclose(back["prob_topk"], data.prob_topk, rtol=2 * PROB_STEP)
+        np.testing.assert_allclose(back["logit"], data.logit, atol=0.001)
+        np.testing.assert_allclose(back["entropy"], data.entropy, atol=1 / 4096)
+
+    def test_a_large_run_stays_below_ten_megabytes(self) -> None:
+        run = fake_run(1500, 80, vocabulary=20_000)
+        packed = pack(run)
+        header = json.dumps(packed.header, ensure_ascii=False).encode()
+        assert packed.nbytes + len(header) < 10_000_000
+        data, back = run.to_xarray(), unpack(packed)
+        assert np.array_equal(back["token_id"], data.token_id)
+        np.testing.assert_allclose(back["prob"], data.prob, rtol=PROB_STEP / 2 * 1.01)
+        np.testing.assert_allclose(back["entropy"], data.entropy, atol=1 / 16)
+        rank = data.target_rank.values
+        assert np.array_equal(back["target_rank"][rank < 64], rank[rank < 64])
+        np.testing.assert_allclose(back["target_rank"], rank, rtol=0.03)
+
+    def test_positions_read_one_token_and_predict_the_next(self) -> None:
+        run = fake_run(3, 1, prompt_positions=2)
+        header = pack(run).header
+        sequence = run.prompt_ids + run.output_ids
+        raw = [header["raw"].get(str(i), t.replace("·", " ")) for i, t in enumerate(header["tokens"])]
+        assert header["positions"] == [-2, -1, 0, 1, 2]
+        assert [raw[i] for i in header["inputs"]] == [run.token_texts[i] for i in sequence[:-1]]
+        assert [raw[i] for i in header["targets"]] == [run.token_texts[i] for i in sequence[1:]]
+
+    def test_a_position_without_a_target_is_marked_as_such(self) -> None:
+        run = fake_run(3, 2)
+        run.output_ids = run.output_ids[:2]
+        run.dataset["target_rank"][..., 2] = -1
+        packed = pack(run)
+        assert packed.header["targets"][2] == -1
+        assert (unpack(packed)["target_rank"][..., 2] == -1).all()
+
+    def test_more_than_65536_distinct_tokens(self) -> None:
+        run = fake_run(1, 1, k=2)
+        ids = np.arange(70_000, dtype=np.int32).reshape(1, 1, 35_000, 2)
+        wide = fake_run(35_000, 1, ["resid_post"], k=2)
+        wide.dataset["token_id"] = (("site", "layer", "position", "k"), ids)
+        wide.token_texts.update(run.token_texts)
+        packed = pack(wide)
+        assert packed.buffers["token"].dtype == np.uint32
+        assert np.array_equal(unpack(packed)["token_id"], ids)
+
+    def test_the_header_is_json_and_tells_every_buffer_s_type(self) -> None:
+        packed = pack(fake_run(4, 2, hostile=True))
+        header = json.loads(json.dumps(packed.header))
+        assert {n: e["dtype"] for n, e in header["encoding"].items()} == {
+            n: b.dtype.name for n, b in packed.buffers.items()
+        }
+
+    def test_probabilities_of_exactly_one_and_zero(self) -> None:
+        run = fake_run(1, 1, ["resid_post"], k=2)
+        run.dataset["prob"][...] = np.array([1.0, 0.0])
+        run.dataset["logit"][...] = np.array([50.0, -np.inf])
+        back = unpack(pack(run))
+        assert back["prob"][..., 0] == 1
+        assert back["prob"][..., 1] < 1e-13
+
+
+class TestText:
+    @pytest.mark.parametrize(
+        ("text", "shown"),
+        [
+            (" the", "·the"),
+            ("\n\t", "⏎⇥"),
+            ("\r\n", "\\r⏎"),
+            ("\x00\x1b[0m", "\\x00\\x1b[0m"),
+            ("a\u202eb", "a\\u202eb"),
+            ("\u200b", "\\u200b"),
+            ("\ufeff", "\\ufeff"),
+            ("\xa0", "\\xa0"),
+            ("\u3164", "\\u3164"),
+            ("\U000e0041", "\\U000e0041"),
+            ("\u0301", "◌\u0301"),
+            ("", "∅"),
+            ("👩‍👧", "👩‍👧"),
+            ("a\u200db", "a\\u200db"),
+            ("\ud800", "\\ud800"),
+            ("مرحبا", "مرحبا"),
+            ("\\xe2\\x80", "\\xe2\\x80"),
+        ],
+    )
+    def test_everything_is_visible(self, text: str, shown: str) -> None:
+        assert visible(text) == shown
+
+    def test_running_text_keeps_its_white_space(self) -> None:
+        assert visible("a b\n\u202e", keep=" \n") == "a b\n\\u202e"
+
+
+class TestTable:
+    def test_holds_only_its_own_elements(self) -> None:
+        parsed = Parsed(table_html(fake_run(30, 6, hostile=True)))
+        table = {"details", "summary", "table", "thead", "tbody", "tr", "th", "td"}
+        known = table | {"div", "style", "p", "b", "code", "u", "small", "bdi"}
+        assert set(parsed.tags) <= known
+        assert {name for name, _ in parsed.attributes} <= {"class", "style", "title", "open"}
+
+    def test_fits_its_limit(self) -> None:
+        big = fake_run(1500, 80, vocabulary=3000)
+        html = table_html(big)
+        assert 50_000 < len(html.encode()) < 150_000
+        assert re.search(r"static view: \d+ of 1500 positions, layers 0–79 \(24 of 80\)", html)
+        assert "<th>0</th>" in html
+        assert "<th>79</th>" in html
+        assert len(table_html(big, max_bytes=30_000).encode()) < 30_000
+
+    def test_hostile_tokens_fit_too(self) -> None:
+        assert len(table_html(fake_run(400, 30, hostile=True, k=10)).encode()) < 150_000
+
+    def test_small_runs_are_there_in_full(self) -> None:
+        run = fake_run(6, 4)
+        html = table_html(run)
+        assert "6 of 6 positions, layers 0–3;" in html
+        assert html.count("<td ") == 6 * 4 * 3
+
+    def test_probabilities_are_the_run_s(self) -> None:
+        run = fake_run(1, 1, ["resid_post"], k=1)
+        assert f"<small>{100 * run.dataset.prob.item():.0f}</small>" in table_html(run)
+
+    def test_no_positions(self) -> None:
+        assert "no positions" in table_html(fake_run(0, 4))
+
+    def test_an_interrupted_run_says_so(self) -> None:
+        run = fake_run(3, 2)
+        run.interrupted = True
+        assert "interrupted" in table_html(run)
+
+
+class TestPage:
+    def test_hostile_tokens_stay_inside_the_data(self) -> None:
+        parsed = Parsed(page_html(fake_run(30, 6, hostile=True)))
+        assert len(parsed.scripts) == 2
+        assert "img" not in parsed.tags
+        header = json.loads(parsed.scripts[0])["header"]
+        texts = set(header["raw"].values()) | {t.replace("·", " ") for t in header["tokens"]}
+        assert set(HOSTILE) <= texts
+
+    def test_the_policy_allows_this_script_and_no_network(self) -> None:
+        parsed = Parsed(page_html(fake_run()))
+        policy = next(v for n, v in parsed.attributes if n == "content" and v and "default-src" in v)
+        digest = base64.b64encode(hashlib.sha256(parsed.scripts[1].encode()).digest()).decode()
+        assert "default-src 'none'" in policy
+        assert f"script-src 'sha256-{digest}'" in policy
+        assert "connect-src" not in policy
+        assert "http" not in policy
+
+    def test_names_no_address(self) -> None:
+        assert not re.search(r"https?://", page_html(fake_run()))
+
+
+class TestExplorer:
+    def test_output_serves_readers_with_and_without_widgets(self) -> None:
+        view = show(fake_run())
+        data, _ = view._repr_mimebundle_()
+        assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == view.model_id
+        assert "static view: 12 of 12 positions" in data["text/html"]
+        assert data["text/plain"] == "Explorer(fake-model: 12 positions × 6 layers × 3 sites, top 5)"
+
+    def test_static_is_plain_html(self) -> None:
+        assert "<script" not in show(fake_run(), static=True)._repr_html_()
+
+    def test_selected_is_checked_against_the_run(self) -> None:
+        view = Explorer(fake_run())
+        seen: list[dict[str, object]] = []
+        view.observe(lambda change: seen.append(change["new"]), "selected")
+        view.selected = {"site": "mlp_out", "layer": 2, "position": 3}
+        assert seen == [{"site": "mlp_out", "layer": 2, "position": 3}]
+        with pytest.raises(Exception, match=r"selected\['layer'\] is 6, and this run has layers 0 … 5"):
+            view.selected = {"site": "mlp_out", "layer": 6, "position": 3}
+        view.selected = {}
+
+    def test_state_is_the_packed_run(self) -> None:
+        run = fake_run(5, 2)
+        state = Explorer(run).get_state()
+        assert state["header"] == pack(run).header
+        assert state["buffers"] == pack(run).to_bytes()
+
+    def test_empty_run(self) -> None:
+        assert "no positions" in show(fake_run(0, 3))._repr_mimebundle_()[0]["text/html"]
+
+
+class TestBundle:
+    def test_modules_keep_to_what_joining_them_needs(self) -> None:
+        assert sorted(bundle.MODULES) == sorted(path.name for path in bundle.FOLDER.glob("*.js"))
+        seen: set[str] = set()
+        for name in bundle.MODULES:
+            source = (bundle.FOLDER / name).read_text(encoding="utf-8")
+            imported = set(re.findall(r'^import .* from "\./(.*)";$', source, re.MULTILINE))
+            assert imported <= seen, f"{name} imports what comes after it: {imported - seen}"
+            assert len(re.findall(r"^import\b", source, re.MULTILINE)) == len(imported)
+            names = re.findall(r"^(?:export )?(?:async )?(?:function|class|const|let) (\w+)", source, re.MULTILINE)
+            assert not seen & set(names), f"{name} defines a name that an earlier module has"
+            seen |= {name, *names}
+
+    def test_never_makes_markup_of_text(self) -> None:
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|</script", bundle.script())
+
+    @pytest.mark.skipif(not shutil.which("node"), reason="no node to check the syntax with")
+    def test_is_one_valid_module(self) -> None:
+        check = subprocess.run(
+            ["node", "--check", "--input-type=module"], input=bundle.script(), text=True, capture_output=True
+        )
+        assert check.returncode == 0, check.stderr
+
+
+def test_importing_the_package_is_cheap() -> None:
+    code = "import sys, lens_magic.view; print({'anywidget', 'numpy', 'xarray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_fake_run_is_consistent() -> None:
+    run: FakeRun = fake_run(8, 4, hostile=True)
+    data = run.to_xarray()
+    assert (data.prob.diff("k") <= 0).all()
+    assert (data.prob.sum("k") < 1).all()
+    hit = data.token_id.isel(k=0) == np.array(run.output_ids)
+    assert ((data.target_rank == 0) == hit).all()
