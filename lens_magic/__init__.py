@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .api import attach, generate, load, run, status
     from .errors import LensError, RankError, RanksLost
     from .lens.run import LensRun, open_run
-    from .session import Interrupted
+    from .runs import Interrupted
 
 _HOMES = {
     "attach": "api",
@@ -26,7 +26,7 @@ _HOMES = {
     "RanksLost": "errors",
     "LensRun": "lens.run",
     "open_run": "lens.run",
-    "Interrupted": "session",
+    "Interrupted": "runs",
 }
 
 __all__ = [

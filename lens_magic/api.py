@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .session import GeneratedText, current
+from . import runs
+from .runs import GeneratedText
+from .session import current
 from .status import Status
 
 if TYPE_CHECKING:
@@ -80,8 +82,20 @@ def run(
         LensError: no model is loaded, or an argument is out of range; nothing was run.
         Interrupted: a KeyboardInterrupt whose ``result`` is the partial run.
     """
-    return current().run(
-        prompt, max_new_tokens, top_k, layers, capture, temperature, top_p, seed, ignore_eos, prompt_tokens, force, chat
+    return runs.run(
+        current(),
+        prompt,
+        max_new_tokens=max_new_tokens,
+        top_k=top_k,
+        layers=layers,
+        capture=capture,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        prompt_tokens=prompt_tokens,
+        force=force,
+        chat=chat,
     )
 
 
@@ -100,4 +114,4 @@ def generate(
         LensError: no model is loaded, or an argument is out of range.
         Interrupted: a KeyboardInterrupt whose ``result`` is the partial generation.
     """
-    return current().generate(prompt, max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
+    return runs.generate(current(), prompt, max_new_tokens, temperature, top_p, seed, ignore_eos, chat)

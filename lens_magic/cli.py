@@ -70,7 +70,7 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    from . import session as sessions
+    from . import runs
     from .headless import check_outputs, open_session, write
     from .view.terminal import table_text
 
@@ -80,8 +80,8 @@ def _run(parsed: argparse.Namespace) -> int:
     try:
         session.load(parsed.model, **load_options(parsed))
         try:
-            run, stopped = session.run(parsed.prompt, **run_options(parsed)), False
-        except sessions.Interrupted as interrupted:
+            run, stopped = runs.run(session, parsed.prompt, **run_options(parsed)), False
+        except runs.Interrupted as interrupted:
             run, stopped = interrupted.result, True
         for path in outputs:
             write(run, path)

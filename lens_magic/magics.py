@@ -10,6 +10,7 @@ from typing import Any
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
 
+from . import runs
 from . import session as sessions
 from .arguments import Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError
@@ -43,8 +44,8 @@ class LensMagics(Magics):
         model = session.require_model()
         with _Streaming(model) as streaming:
             try:
-                run, stopped = session.run(cell.removesuffix("\n"), **run_options(parsed), on_event=streaming), False
-            except sessions.Interrupted as interrupted:
+                run, stopped = runs.run(session, cell.removesuffix("\n"), **run_options(parsed), on_event=streaming), False
+            except runs.Interrupted as interrupted:
                 run, stopped = interrupted.result, True
         if parsed.out is not None:
             self.shell.user_ns[parsed.out] = run

@@ -38,9 +38,7 @@ def look(through, at): return [through(point) for point in at]
 """
 
 
-def causal(
-    config_class: type[PreTrainedConfig], *, dtype: torch.dtype = torch.float32, **options: Any
-) -> PreTrainedModel:
+def causal(config_class: type[PreTrainedConfig], *, dtype: torch.dtype = torch.float32, **options: Any) -> PreTrainedModel:
     """A randomly initialised causal model, peaked enough that greedy choices are seldom close."""
     shared = {"initializer_range": 0.3, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 0}
     config = config_class(**{**shared, **options})
@@ -135,9 +133,7 @@ def roughen(model: PreTrainedModel) -> PreTrainedModel:
 def build(name: str, folder: Path | str) -> Path:
     """Write the checkpoint `name` to `folder / name` and return that path; one that is there already is left alone."""
     path = Path(folder) / name
-    if (
-        path / "tokenizer_config.json"
-    ).exists():  # written last; rewriting weights that a model has mapped would crash it
+    if (path / "tokenizer_config.json").exists():  # written last; rewriting weights that a model has mapped would crash it
         return path
     model = create(name)
     model.generation_config = GenerationConfig(**{"eos_token_id": 0, **GENERATION.get(name, {})})

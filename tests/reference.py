@@ -148,9 +148,7 @@ def _tap(
 
 
 @contextmanager
-def _tapped(
-    model: PreTrainedModel, sites: Sequence[str], layers: Sequence[int]
-) -> Iterator[dict[tuple[str, int], Any]]:
+def _tapped(model: PreTrainedModel, sites: Sequence[str], layers: Sequence[int]) -> Iterator[dict[tuple[str, int], Any]]:
     family, found = family_of(model), {}
     blocks = _part(model, family.layers)
     with ExitStack() as stack:

@@ -282,9 +282,7 @@ def test_compare_accepts_itself_in_any_order(table: dict[str, np.ndarray]) -> No
         ("entropy", np.nan, 0),
     ],
 )
-def test_compare_says_what_is_wrong_and_where(
-    table: dict[str, np.ndarray], variable: str, by: float, allowed: float
-) -> None:
+def test_compare_says_what_is_wrong_and_where(table: dict[str, np.ndarray], variable: str, by: float, allowed: float) -> None:
     ref.compare(changed(table, variable, allowed), table)
     with pytest.raises(AssertionError, match=rf"{variable}: \d+ of \d+ wrong\n  site=mlp_out layer=1 position=3"):
         ref.compare(changed(table, variable, by), table)

@@ -99,9 +99,7 @@ class TestPack:
     def test_the_header_is_json_and_tells_every_buffer_s_type(self) -> None:
         packed = pack(fake_run(4, 2, hostile=True))
         header = json.loads(json.dumps(packed.header))
-        assert {n: e["dtype"] for n, e in header["encoding"].items()} == {
-            n: b.dtype.name for n, b in packed.buffers.items()
-        }
+        assert {n: e["dtype"] for n, e in header["encoding"].items()} == {n: b.dtype.name for n, b in packed.buffers.items()}
 
     def test_probabilities_of_exactly_one_and_zero(self) -> None:
         run = fake_run(1, 1, ["resid_post"], k=2)
@@ -210,6 +208,17 @@ class TestExplorer:
         assert data["application/vnd.jupyter.widget-view+json"]["model_id"] == view.model_id
         assert "static view: 12 of 12 positions" in data["text/html"]
         assert data["text/plain"] == "Explorer(fake-model: 12 positions × 6 layers × 3 sites, top 5)"
+
+    def test_displaying_leaves_a_widget_and_a_table_behind_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        outputs: list[dict[str, object]] = []
+        monkeypatch.setattr("IPython.display.display", lambda data, **kwargs: outputs.append(data))
+        view = show(fake_run())
+        view._ipython_display_()
+        assert [set(data) for data in outputs] == [
+            {"application/vnd.jupyter.widget-view+json", "text/plain"},
+            {"text/html"},
+        ]
+        assert f'data-lens-for="{view.fallback}"' in str(outputs[1]["text/html"])
 
     def test_static_is_plain_html(self) -> None:
         assert "<script" not in show(fake_run(), static=True)._repr_html_()

@@ -130,8 +130,8 @@ class LensRun:
         stopped = ", interrupted" if self.interrupted else ""
         return f"<LensRun of {self.model}: {len(self.output_ids)} tokens, {shape}{stopped}: {self.text!r}>"
 
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.view()._repr_mimebundle_(**options)
+    def _ipython_display_(self, **options: Any) -> None:
+        self.view()._ipython_display_(**options)
 
 
 def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int]) -> list[int]:

@@ -78,7 +78,8 @@ def generate(
             window.start, window.length = window.start + window.length, len(ids)
             tokens = torch.tensor([ids], device=loaded.device)  # [1, length]
             made.forwards += 1
-            states = loaded.backbone(input_ids=tokens, past_key_values=cache, use_cache=True).last_hidden_state
+            output = loaded.backbone(input_ids=tokens, past_key_values=cache, use_cache=True)
+            states: torch.Tensor = output.last_hidden_state  # [1, length, d]
             return states[0, -1:]
 
         if forced_ids is not None or max_new_tokens == 0:

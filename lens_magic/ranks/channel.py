@@ -39,7 +39,9 @@ class Renew:
 
 @dataclass(frozen=True)
 class End:
-    """Down: leave."""
+    """Down: leave; in a launched world with MPI finalised, or the launcher takes the job for failed."""
+
+    finalise: bool = False
 
 
 @dataclass(frozen=True)

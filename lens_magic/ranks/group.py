@@ -23,9 +23,8 @@ from types import FrameType
 from typing import Any
 
 from ..errors import LensError, RankError, RanksLost
-from . import channel, start
+from . import channel, start, worker
 from .rank import Rank
-from .worker import run
 
 PATIENCE_S = 3.0  # an interrupt this long after one that had no effect gives the ranks up
 
@@ -159,9 +158,12 @@ class Group:
         if self.closed:
             return
         self.closed = True
+        finalise = self.joined and not self._gone
         for _, link in self._workers.values():
             with contextlib.suppress(OSError):
-                link.send(channel.End())
+                link.send(channel.End(finalise))
+        if finalise:
+            worker.finalise()
         deadline = time.monotonic() + 2.0
         with self._changed:
             while len(self._gone) < len(self._workers) and time.monotonic() < deadline:
@@ -274,7 +276,7 @@ class Group:
 def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
     """Run a command on rank 0, keeping the exception itself, so that it is raised as what it is."""
     raised: list[BaseException] = []
-    status = run(rank, command, raised.append)
+    status = worker.run(rank, command, raised.append)
     return status if not raised else channel.Status(status.number, status.outcome, error=raised[0])
 
 

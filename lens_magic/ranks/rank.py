@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .collectives import MPIProcessGroup
 
 
-class Aborted(Exception):  # noqa: N818 - not an error of its own: another rank's failure ended this rank's work
+class Aborted(Exception):
     """Another rank failed; what this rank was computing has been given up."""
 
 

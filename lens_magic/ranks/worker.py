@@ -39,6 +39,8 @@ def serve(communicator: Any) -> None:
         command = commands.get()
         if isinstance(command, channel.End):
             _flush()
+            if command.finalise:
+                finalise()
             os._exit(0)
         elif isinstance(command, channel.Renew):
             rank.renew()
@@ -65,6 +67,13 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
     finally:
         _flush()
     return channel.Status(call.number, "ok", value)
+
+
+def finalise() -> None:
+    """End MPI in order; collective over a launched world. Spawned ranks never do, since after a failure it can crash."""
+    from mpi4py import MPI
+
+    MPI.Finalize()
 
 
 def is_abort(error: BaseException) -> bool:

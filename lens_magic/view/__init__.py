@@ -1,0 +1,42 @@
+"""What a run looks like: an interactive explorer, a static table, a stand-alone page.
+
+Data in, view out: everything drawn comes from one `Packed` value (`lens_magic.view.data.pack`), so the notebook
+widget, the page on disk and the tests all read the same bytes. Nothing here computes a number.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import Run
+    from .explorer import Explorer
+    from .static import StaticTable, page_html, table_html
+
+__all__ = ["Explorer", "page_html", "show", "table_html"]
+
+
+def show(run: Run, static: bool = False) -> Explorer | StaticTable:
+    """The view of a run: the interactive explorer, or (`static=True`) a plain HTML table without scripts.
+
+    Either is displayed by being a cell's value; the explorer carries the table along for readers without widgets.
+    """
+    if static:
+        from .static import StaticTable
+
+        return StaticTable(run)
+    from .explorer import Explorer
+
+    return Explorer(run)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Explorer":
+        from .explorer import Explorer
+
+        return Explorer
+    if name in ("table_html", "page_html"):
+        from . import static
+
+        return getattr(static, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

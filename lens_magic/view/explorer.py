@@ -1,0 +1,70 @@
+"""The interactive table as a Jupyter widget."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import anywidget
+import traitlets
+
+from . import bundle
+from .data import Run, pack
+from .static import fallback_html, table_html
+
+
+class Explorer(anywidget.AnyWidget):
+    """Tokens × layers of one run, drawn in the browser from binary traits; only the cells in view exist there.
+
+    `selected` is the chosen cell, `{"site": str, "layer": int, "position": int}` or empty. It follows the reader's
+    clicks and keys (`explorer.observe(handler, "selected")`), and setting it moves the view.
+
+    Displayed, it leaves two outputs: the widget, and a static table for readers without one (GitHub, nbconvert, a
+    notebook opened again), which stays hidden where the widget lives.
+    """
+
+    _esm = bundle.script()
+    _css = bundle.style()
+
+    header: Any = traitlets.Dict().tag(sync=True)
+    buffers: Any = traitlets.Dict().tag(sync=True)
+    selected: Any = traitlets.Dict().tag(sync=True)
+    fallback: Any = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, run: Run, **kwargs: Any) -> None:
+        packed = pack(run)
+        self._run = run
+        super().__init__(header=packed.header, buffers=packed.to_bytes(), fallback=uuid.uuid4().hex, **kwargs)
+
+    @traitlets.validate("selected")
+    def _known_cell(self, proposal: dict[str, Any]) -> dict[str, Any]:
+        cell: dict[str, Any] = dict(proposal["value"])
+        for key, plural in (("site", "sites"), ("layer", "layers"), ("position", "positions")):
+            known = self.header[plural]
+            if cell and cell.get(key) not in known:
+                has = f"{plural} {known[0]} … {known[-1]}" if known else f"no {plural}"
+                raise traitlets.TraitError(f"selected[{key!r}] is {cell.get(key)!r}, and this run has {has}")
+        return cell
+
+    def __repr__(self) -> str:
+        head = self.header
+        sizes = f"{len(head['positions'])} positions × {len(head['layers'])} layers × {len(head['sites'])} sites"
+        return f"Explorer({head['model']}: {sizes}, top {head['k']})"
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        # JupyterLab shows a widget's output as a widget or as "model not found", never as that output's own HTML:
+        # only a second output is still there when the notebook is opened again.
+        from IPython.display import display
+
+        bundled = super()._repr_mimebundle_(**kwargs)
+        if bundled is not None:
+            data, metadata = bundled
+            display(data, metadata=metadata, raw=True)
+            display({"text/html": fallback_html(self._run, self.fallback)}, raw=True)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        bundled = super()._repr_mimebundle_(**kwargs)
+        if bundled is None:
+            return None
+        data, metadata = bundled
+        return {**data, "text/html": table_html(self._run)}, metadata

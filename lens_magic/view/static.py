@@ -1,0 +1,277 @@
+"""A run as HTML: a compact table without scripts, and a page that stands alone."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+
+import numpy as np
+
+from . import bundle
+from .data import Packed, Run, pack, unpack
+from .text import SPACE, visible
+
+MAX_BYTES = 150_000
+MAX_LAYERS = 24
+FEW_POSITIONS = 16
+EXCERPT = 2000
+HINTS = 10
+
+# Translucent shading and inherited or system colours: readable on any host's background, light or dark, which a table
+# in a saved notebook cannot know. GitHub drops the style sheet, so every cell also says its probability.
+_STYLE = """
+<style>
+.lens-static{font:13px/1.4 system-ui,sans-serif;max-width:100%}
+.lens-static p{margin:4px 0;opacity:.8;font-size:12px}
+.lens-static .lens-box{overflow:auto;max-height:460px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
+.lens-static table{border-collapse:separate;border-spacing:0;margin:0;
+font:12px/1.3 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+.lens-static .lens-box th,.lens-static .lens-box td{padding:3px 7px;text-align:left;white-space:nowrap;
+max-width:150px;overflow:hidden;text-overflow:ellipsis;unicode-bidi:isolate;border:0;
+border-right:1px solid transparent;font-weight:400}
+.lens-static .lens-box th{position:sticky;left:0;z-index:1;
+color:var(--jp-content-font-color1,var(--vscode-editor-foreground,CanvasText));
+background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
+.lens-static .lens-box thead th{top:0;left:auto;border-bottom:1px solid rgba(128,128,128,.35)}
+.lens-static .lens-box thead th:first-child{left:0;z-index:2}
+.lens-static .lens-box tbody th{font-weight:600;border-right:1px solid rgba(128,128,128,.35)}
+.lens-static .lens-box tr:nth-child(n){background:none}
+.lens-static small{opacity:.75;font-weight:400}
+.lens-static u{text-decoration:underline 2px #d97a2b;text-underline-offset:3px}
+.lens-static summary{cursor:pointer;margin:4px 0}
+</style>"""
+
+
+_FALLBACK_STYLE = """<style>
+@keyframes lens-late{from,to{max-height:0;overflow:hidden}}
+.lens-fallback{animation:lens-late 1ms 1.2s backwards}
+.jp-OutputArea-child:has(+.jp-OutputArea-child .lens-fallback)>.jupyter-widgets:not(:has(*)){display:none}
+</style>"""
+
+
+def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
+    """The top tokens as one HTML fragment of at most `max_bytes` bytes: inline style, no script, no links.
+
+    What does not fit is left out and named: layers evenly down to 24 with the first and the last kept, then sites
+    but the last, then positions from the end.
+    """
+    return _Table(run).html(max_bytes)
+
+
+def fallback_html(run: Run, name: str) -> str:
+    """`table_html` to stand behind a widget: hidden by the live widget of that name, and by nothing else.
+
+    It waits a moment before it appears, so as not to flash while the widget loads, and takes the place of JupyterLab's
+    "model not found" right above it.
+    """
+    return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(name)}">{table_html(run)}</div>'
+
+
+class StaticTable:
+    """`table_html` as a cell's value."""
+
+    def __init__(self, run: Run) -> None:
+        self._html = table_html(run)
+        self._text = f"StaticTable({run.model})"
+
+    def _repr_html_(self) -> str:
+        return self._html
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+@dataclass(frozen=True)
+class _Table:
+    run: Run
+
+    @cached_property
+    def packed(self) -> Packed:
+        return pack(self.run)
+
+    @cached_property
+    def shown(self) -> list[str]:
+        return [_token(text) for text in self.packed.header["tokens"]]
+
+    @cached_property
+    def prob(self) -> np.ndarray:
+        return unpack(self.packed)["prob"]
+
+    def html(self, max_bytes: int) -> str:
+        header = self.packed.header
+        positions, sites = header["positions"], header["sites"]
+        name = escape(_cut(visible(self.run.model, keep=" "), 100))
+        if not (positions and sites and header["layers"] and header["k"]):
+            return f'<div class="lens-static"><p><b>{name}</b>: no positions, so there is nothing to show.</p></div>'
+        layers = _spread(len(header["layers"]), MAX_LAYERS)
+        room = max_bytes - len(_STYLE) - 1200
+        order = sorted(range(len(sites)), key=lambda s: (sites[s] != "resid_post", s))
+        # Later sites only where each can have its share and still show something.
+        tables, shown = self._tables(order, layers, room)
+        if len(order) > 1 and shown < min(len(positions), FEW_POSITIONS):
+            tables, shown = self._tables(order[:1], layers, room)
+        return "".join([f'<div class="lens-static">{_STYLE}', self._caption(name, shown, layers), *tables, "</div>"])
+
+    def _caption(self, name: str, shown: int, layers: Sequence[int]) -> str:
+        header = self.packed.header
+        total, all_layers = len(header["positions"]), header["layers"]
+        which = f"{all_layers[0]}–{all_layers[-1]}" if len(all_layers) > 1 else f"{all_layers[0]}"
+        if len(layers) < len(all_layers):
+            which += f" ({len(layers)} of {len(all_layers)})"
+        note = " · interrupted" if header["interrupted"] else ""
+        return (
+            f"<p><b>{name}</b> · static view: {shown} of {total} positions, layers {which}{note}; "
+            "<code>run.to_html(path)</code> for everything. Each cell: the top token and its probability in percent; "
+            "<u>underlined</u> where it is the token that came next.</p>"
+        )
+
+    def _tables(self, order: Sequence[int], layers: Sequence[int], room: int) -> tuple[list[str], int]:
+        """One table a site, all with the same positions, and how many positions those are."""
+        share = room // len(order)
+        rows = [self._rows(site, layers, share) for site in order]
+        shown = min(len(r) for r in rows)
+        return [self._site(site, layers, r[:shown], first=site == order[0]) for site, r in zip(order, rows, strict=True)], shown
+
+    def _site(self, site: int, layers: Sequence[int], rows: Iterable[str], first: bool) -> str:
+        header = self.packed.header
+        heads = "".join(f"<th>{header['layers'][x]}</th>" for x in layers)
+        return (
+            f"<details{' open' if first else ''}><summary><code>{escape(header['sites'][site])}</code></summary>"
+            f'<div class="lens-box"><table><thead><tr><th>next token / layer</th>{heads}</tr></thead>'
+            f"<tbody>{''.join(rows)}</tbody></table></div></details>"
+        )
+
+    def _rows(self, site: int, layers: Sequence[int], room: int) -> list[str]:
+        rows: list[str] = []
+        for p in range(len(self.packed.header["positions"])):
+            row = self._row(site, layers, p)
+            room -= len(row.encode())
+            # At least one row, whatever it costs, unless it alone would break the promise.
+            if room < 400:
+                break
+            rows.append(row)
+        return rows
+
+    def _row(self, site: int, layers: Sequence[int], p: int) -> str:
+        header = self.packed.header
+        target = header["targets"][p]
+        label = self.shown[target] if target >= 0 else ""
+        number = str(header["positions"][p]).replace("-", "−")
+        cells = "".join(self._cell(site, layer, p, target) for layer in layers)
+        return f"<tr><th><small>{number}</small> {label}</th>{cells}</tr>\n"
+
+    def _cell(self, site: int, layer: int, p: int, target: int) -> str:
+        header = self.packed.header
+        tokens = self.packed.buffers["token"][site, layer, p]
+        probs = self.prob[site, layer, p]
+        text = self.shown[tokens[0]]
+        if tokens[0] == target:
+            text = f"<u>{text}</u>"
+        names = [escape(_cut(header["tokens"][t])) for t in tokens[:HINTS]]
+        # The number first: after right-to-left text it would be drawn on its other side.
+        hint = "&#10;".join(f"{_percent(q)} {name}" for name, q in zip(names, probs, strict=False))
+        shade = f"{0.55 * probs[0]:.2f}".lstrip("0")
+        number = f"<small>{100 * probs[0]:.0f}</small>"
+        return f'<td style="background:rgba(64,132,240,{shade})" title="{hint}">{text} {number}</td>'
+
+
+def _percent(p: float) -> str:
+    return f"{100 * p:.1f}%" if p >= 0.001 else "&lt;0.1%"
+
+
+def _cut(text: str, most: int = 20) -> str:
+    return text if len(text) <= most else text[:most] + "…"
+
+
+def _token(text: str) -> str:
+    """A token as markup, shut off from its neighbours where it could be right-to-left."""
+    escaped = escape(_cut(text))
+    return escaped if text.isascii() or (text[0] == SPACE and text[1:].isascii()) else f"<bdi>{escaped}</bdi>"
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most `most` indices below n, evenly spread, the first and the last among them."""
+    return sorted({round(x) for x in np.linspace(0, n - 1, min(n, most))})
+
+
+def page_html(run: Run) -> str:
+    """A whole HTML document with the explorer and all data inside: opens from disk, reaches for nothing else.
+
+    Its Content-Security-Policy allows no network at all and only this page's own script, by hash. Token text is
+    inside JSON with every `<` escaped, so no token can end the element it stands in.
+    """
+    packed = pack(run)
+    buffers = {name: base64.b64encode(b).decode() for name, b in packed.to_bytes().items()}
+    data = json.dumps({"header": packed.header, "buffers": buffers}, ensure_ascii=False, separators=(",", ":"))
+    script = f"\n{bundle.script()}\n{_BOOT}"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = f"{escape(run.model)} – logit lens"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{_PAGE_STYLE}{bundle.style()}</style>
+</head>
+<body>
+{_passage(run)}
+<main id="lens"></main>
+<noscript>{table_html(run)}</noscript>
+<script type="application/json" id="lens-data">{_inert(data)}</script>
+<script type="module">{script}</script>
+</body>
+</html>
+"""
+
+
+def _inert(data: str) -> str:
+    """JSON that means the same and cannot end a script element or open a comment in it."""
+    return data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _passage(run: Run) -> str:
+    """The prompt and, marked, its continuation, as readable text."""
+    prompt = "".join(run.token_texts.get(int(i), "") for i in run.prompt_ids)
+    start = "… " if len(prompt) > EXCERPT else ""
+    end = " …" if len(run.text) > EXCERPT else ""
+    before, after = _running(prompt[-EXCERPT:]), _running(run.text[:EXCERPT])
+    return f'<p class="passage" dir="auto">{start}{before}<mark>{after}</mark>{end}</p>'
+
+
+def _running(text: str) -> str:
+    """Running text, escaped: ordinary white space stays, what is invisible otherwise is shown."""
+    return escape(visible(text, keep=" \n\t")) if text else ""
+
+
+_PAGE_STYLE = """
+:root{color-scheme:light dark}
+body{margin:0;background:#fff;color:#1f2328;font:15px/1.6 system-ui,sans-serif}
+.passage{margin:20px auto 4px;padding:0 12px;max-width:min(2000px,100%);box-sizing:border-box;white-space:pre-wrap;
+overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e}
+.passage mark{background:none;color:#1f2328}
+main{--lens-height:max(320px,min(760px,100vh - 240px));max-width:2000px;margin:auto}
+@media (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
+.passage mark{color:#e3e7ec}}
+"""
+
+# decodeURIComponent and fetch are not needed: atob gives bytes as characters, and the policy forbids fetching.
+_BOOT = """
+const packed = JSON.parse(document.getElementById("lens-data").textContent);
+for (const [name, text] of Object.entries(packed.buffers)) {
+  packed.buffers[name] = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+}
+mount(document.getElementById("lens"), packed);
+"""

@@ -1,0 +1,68 @@
+"""Token text as it may be shown: every character visible, none able to disturb its neighbours.
+
+A vocabulary holds leading spaces, newlines, control bytes, lone combining marks and bidirectional overrides. The
+one function here turns any of them into a short printable string. It does not escape HTML: `html.escape` (Python)
+and `textContent` (browser) do that, at the place where a string becomes markup.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+
+SPACE = "·"
+DOTTED_CIRCLE = "◌"
+EMPTY = "∅"
+
+_PICTURES = {" ": SPACE, "\n": "⏎", "\t": "⇥", "\r": "\\r"}
+# Letters and symbols by category, yet drawn as nothing.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_ZERO_WIDTH_JOINER = "\u200d"
+_HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+@cache
+def _picture(char: str) -> str:
+    """One character's picture, itself if it is plainly visible."""
+    if char in _PICTURES:
+        return _PICTURES[char]
+    if char in _BLANK or unicodedata.category(char) in _HIDDEN_CATEGORIES:
+        return _escape(char)
+    return char
+
+
+def _joins_emoji(text: str, i: int) -> bool:
+    """Whether the joiner at `i` sits between two pictographs, where removing it would take a symbol apart."""
+    if not 0 < i < len(text) - 1:
+        return False
+    before = unicodedata.category(text[i - 1])
+    return before in ("So", "Sk", "Mn") and unicodedata.category(text[i + 1]) in ("So", "Sm")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """`text` with spaces, control, zero-width and bidirectional characters replaced by pictures or escapes.
+
+    Characters in `keep` stay as they are: white space, for running text.
+
+    >>> visible(" the\\n")
+    '·the⏎'
+    >>> visible("a\\u202eb")
+    'a\\\\u202eb'
+    """
+    if not text:
+        return EMPTY
+    if text.isascii() and text.isprintable():
+        return text if " " in keep else text.replace(" ", SPACE)
+    shown = "".join(
+        c if c in keep or (c == _ZERO_WIDTH_JOINER and _joins_emoji(text, i)) else _picture(c) for i, c in enumerate(text)
+    )
+    if unicodedata.category(text[0]) in ("Mn", "Mc", "Me") and text[0] not in _BLANK:
+        return DOTTED_CIRCLE + shown
+    return shown

@@ -1,0 +1,77 @@
+"""Chromium for the tests in this folder, or the reason why there is none."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    # The distribution's Chromium where there is one, else Playwright's own download.
+    system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as playwright:
+        try:
+            chromium = playwright.chromium.launch(executable_path=system, args=ARGUMENTS)
+        except sync_api.Error as error:
+            pytest.skip(f"Chromium does not start: {str(error).splitlines()[0]}")
+        yield chromium
+        chromium.close()
+
+
+@dataclass
+class Visit:
+    """A page and all it did that a quiet page does not do."""
+
+    page: Page
+    noise: list[str] = field(default_factory=list)
+
+    def open(self, html: str, path: Path) -> Page:
+        path.write_text(html, encoding="utf-8")
+        self.page.goto(path.as_uri())
+        return self.page
+
+
+@pytest.fixture
+def visit(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """A fresh page; at the end, anything in its console, any dialog and any request but the first is a failure."""
+    options: dict[str, Any] = {"viewport": {"width": 1200, "height": 800}, **getattr(request, "param", {})}
+    page = browser.new_page(**options)
+    visit = Visit(page)
+
+    def dismiss(dialog: Any) -> None:
+        visit.noise.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    def requested(message: Any) -> None:
+        if not message.url.startswith(("file:", "data:,")):
+            visit.noise.append(f"request: {message.url}")
+
+    page.on("console", lambda message: visit.noise.append(f"console {message.type}: {message.text}"))
+    page.on("pageerror", lambda error: visit.noise.append(f"error: {error}"))
+    page.on("dialog", dismiss)
+    page.on("request", requested)
+    yield visit
+    page.close()
+    assert visit.noise == []

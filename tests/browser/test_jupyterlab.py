@@ -1,0 +1,177 @@
+"""The first tutorial in JupyterLab, in Chromium, on a real Lens kernel: what a reader does with it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "kernel"))
+
+from server import Server, server  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks, pytest.mark.timeout(600)]
+
+TUTORIAL = ROOT / "notebooks" / "01-logit-lens.ipynb"
+SCREENSHOTS = ROOT / "out" / "screenshots"
+START_MS = 120_000  # for what waits for a server, a kernel or a model
+STEP_MS = 30_000
+
+# Everything the notebook's code cells have come to: how many have run, and which of their outputs are errors.
+PROGRESS = """() => {
+  const panel = window.jupyterapp.shell.currentWidget;
+  const cells = [...panel.content.model.cells].filter((cell) => cell.type === "code");
+  const outputs = cells.flatMap((cell) => [...Array(cell.outputs.length).keys()].map((i) => cell.outputs.get(i).toJSON()));
+  return {
+    cells: cells.length,
+    done: cells.filter((cell) => cell.executionCount !== null && cell.executionState !== "running").length,
+    errors: outputs.filter((output) => output.output_type === "error").map((output) => output.ename + ": " + output.evalue),
+  };
+}"""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """JupyterLab with the tutorial in its folder."""
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copy(TUTORIAL, folder / TUTORIAL.name)
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    options = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
+    more = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    with server(folder, "lab", *options, **more) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def noise() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, lab: Server, noise: list[str]) -> Iterator[Page]:
+    """The tutorial, opened, on its kernel, with every cell run."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.set_default_timeout(STEP_MS)
+
+    def heard(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            noise.append(f"{message.type}: {message.text} ({message.location.get('url', '')})")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
+    page.goto(f"{lab.url}/lab/tree/{TUTORIAL.name}?token={lab.token}", timeout=START_MS)
+    page.locator(".jp-Notebook").wait_for(timeout=START_MS)
+    page.get_by_role("button", name="Lens |").or_(page.locator(".jp-Toolbar-kernelName", has_text="Lens")).first.wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    page.wait_for_function(
+        f"() => {{ const p = ({PROGRESS})(); return p.done === p.cells || p.errors.length; }}", timeout=START_MS
+    )
+    yield page
+    page.close()
+
+
+def explorer(page: Page) -> Any:
+    """The first interactive table, scrolled into view."""
+    root = page.locator(".lens-root").first
+    root.scroll_into_view_if_needed()
+    root.wait_for()
+    return root
+
+
+def shoot(page: Page, name: str) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+def theme(page: Page, name: str) -> None:
+    page.evaluate("(name) => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })", name)
+    light = str(name == "JupyterLab Light").lower()
+    page.wait_for_function(f"() => document.body.dataset.jpThemeLight === '{light}'")
+    page.wait_for_timeout(500)  # stylesheets load, colours fade
+
+
+def test_every_cell_runs(page: Page) -> None:
+    progress = page.evaluate(PROGRESS)
+    assert progress["errors"] == []
+    assert progress["done"] == progress["cells"] >= 8
+
+
+def test_the_table_is_there_and_answers(page: Page) -> None:
+    root = explorer(page)
+    grid = root.get_by_role("grid")
+    assert grid.get_by_role("gridcell").count() > 20
+    # One table for a reader: the static one, for readers without widgets, is hidden.
+    assert page.locator("[data-lens-for]").count() >= 1
+    assert not page.locator("[data-lens-for]").first.is_visible()
+
+    before = root.inner_text()
+    root.get_by_text("attn_out", exact=True).click()
+    assert root.get_by_role("radio", name="attn_out").is_checked()
+    page.wait_for_function("(old) => document.querySelector('.lens-root').innerText !== old", arg=before)
+    root.get_by_text("resid_post", exact=True).click()
+
+    cell = grid.get_by_role("gridcell").nth(3)
+    cell.hover()
+    place = root.locator(".lens-place").inner_text()
+    grid.get_by_role("gridcell").nth(12).hover()
+    page.wait_for_function("(old) => document.querySelector('.lens-place').innerText !== old", arg=place)
+
+
+def test_it_scrolls_on_its_own(page: Page) -> None:
+    root = explorer(page)
+    grid = root.get_by_role("grid")
+    reach = grid.evaluate("(el) => [el.scrollHeight - el.clientHeight, el.scrollWidth - el.clientWidth]")
+    assert max(reach) > 0, "the table fits its frame; nothing to scroll"
+    grid.hover()
+    page.mouse.wheel(reach[1], reach[0])
+    page.wait_for_function("() => { const g = document.querySelector('[role=grid]'); return g.scrollTop + g.scrollLeft > 0; }")
+    grid.evaluate("(el) => el.scrollTo(0, 0)")
+
+
+def test_arrow_keys_move_in_the_table_not_in_the_notebook(page: Page) -> None:
+    root = explorer(page)
+    active = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+    root.get_by_role("grid").get_by_role("gridcell").nth(2).click()
+    cell, place = page.evaluate(active), root.locator(".lens-place").inner_text()
+    page.keyboard.press("ArrowDown")
+    page.wait_for_function("(old) => document.querySelector('.lens-place').innerText !== old", arg=place)
+    assert page.evaluate(active) == cell
+
+
+@pytest.mark.parametrize("name", ["JupyterLab Light", "JupyterLab Dark"])
+def test_themes(page: Page, name: str) -> None:
+    theme(page, name)
+    root = explorer(page)
+    root.get_by_role("grid").get_by_role("gridcell").nth(9).hover()
+    shoot(page, name.lower().replace(" ", "-"))
+    back, front = page.evaluate(
+        """() => {
+          const root = document.querySelector(".lens-root");
+          const lightness = (colour) => { const [r, g, b] = colour.match(/[0-9.]+/g).map(Number); return (r + g + b) / 3; };
+          let el = root;
+          while (getComputedStyle(el).backgroundColor === "rgba(0, 0, 0, 0)") el = el.parentElement;
+          return [lightness(getComputedStyle(el).backgroundColor), lightness(getComputedStyle(root).color)];
+        }"""
+    )
+    assert (back > front) == (name == "JupyterLab Light")
+    assert abs(back - front) > 100
+
+
+def test_nothing_is_wrong_in_the_console(page: Page, noise: list[str]) -> None:
+    ours = [line for line in noise if any(word in line.lower() for word in ("lens", "anywidget", "widget"))]
+    uncaught = [line for line in noise if line.startswith("uncaught")]
+    assert ours + uncaught == []

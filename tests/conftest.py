@@ -1,0 +1,44 @@
+"""What the tests share: small checkpoints, one group of ranks at a time, and a private place for everything written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Spawned ranks import functions from this folder by name; MPI's daemon hands on the environment it was started with.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+RANK_COUNTS = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folder of a named random checkpoint, written at the first call."""
+    import models
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return lambda name: models.build(name, folder)
+
+
+@pytest.fixture(autouse=True)
+def kept_runs_go_to_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENS_RUNS_DIR", str(tmp_path / "runs"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ranks_end_with_the_tests() -> Iterator[None]:
+    yield
+    from lens_magic.session import current
+
+    current().close()
+
+
+@pytest.fixture(scope="module", params=RANK_COUNTS, ids=lambda count: f"{count}-ranks")
+def ranks(request: pytest.FixtureRequest) -> int:
+    """Every number of ranks in turn; a module's tests of one number run together, so that ranks start once."""
+    return int(request.param)

@@ -1,0 +1,116 @@
+"""A run made of random numbers, for what draws and stores runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import xarray as xr
+
+_STARTS = """the of and to a in is was that it as for with on by he at from his an were are which this be had or not
+but their one also has first they its who been after two when city river capital France Paris London Rome north century
+small called between world people king water light"""
+WORDS = [f" {word}" for word in _STARTS.split()] + [".", ",", "\n", "ing", "ed", "s", "’s", " (", ")", "un", "tion"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "'\"`${alert(4)}&amp;<!--",
+    "]]>",
+    "שלום",
+    "مرحبا",
+    "a\u202ecod.exe",
+    "\u2066\u2069",
+    "👩‍👩‍👧‍👦",
+    "🇫🇷",
+    "\u0301\u0302\u0303",
+    "Z̸̡̛͈͎̖̦̈́̆a̵",
+    "\x00\x07\x1b[31m",
+    "\u200b\ufeff",
+    "\r\n\t  ",
+    "\u2028",
+    "漢字",
+    "\\xe2\\x80",
+    "<|endoftext|>",
+    "",
+    "x" * 300,
+    "__proto__",
+]
+
+
+@dataclass
+class FakeRun:
+    """What a view may rely on of a `LensRun`."""
+
+    dataset: xr.Dataset
+    token_texts: dict[int, str]
+    prompt_ids: list[int]
+    output_ids: list[int]
+    model: str = "fake-model"
+    interrupted: bool = False
+    text: str = field(default="")
+
+    def __post_init__(self) -> None:
+        self.text = self.text or "".join(self.token_texts[i] for i in self.output_ids)
+
+    def to_xarray(self) -> xr.Dataset:
+        return self.dataset
+
+
+def fake_run(
+    positions: int = 12,
+    layers: int = 6,
+    sites: Sequence[str] = ("attn_out", "mlp_out", "resid_post"),
+    k: int = 5,
+    seed: int = 0,
+    hostile: bool = False,
+    prompt_positions: int = 0,
+    vocabulary: int = 0,
+) -> FakeRun:
+    """A run that grows surer of its target from layer to layer.
+
+    `positions` generated tokens after `prompt_positions` earlier ones of the prompt; `vocabulary` > 0 adds made-up
+    tokens up to that number.
+    """
+    rng = np.random.default_rng(seed)
+    texts = (HOSTILE if hostile else WORDS) + [f" w{i}" for i in range(max(0, vocabulary - len(WORDS)))]
+    texts = texts if len(texts) > k + 1 else texts + WORDS
+    n, prompt = len(texts), prompt_positions + 1
+    path = rng.integers(0, n, prompt + positions)
+    shape = (len(sites), layers, prompt_positions + positions)
+    target = np.broadcast_to(path[1:], shape)
+
+    # k different tokens: a random start and a random step, the target first where this cell has found it.
+    start, step = rng.integers(0, n, shape), rng.integers(1, max(2, n // (k + 1)), shape)
+    token = (start[..., None] + step[..., None] * np.arange(k)) % n
+    sure = np.linspace(0.02, 0.95, layers)[None, :, None] * np.array([0.5, 0.7, 1.0] * 2)[: len(sites), None, None]
+    found = rng.random(shape) < sure
+    swap = found & ~(token == target[..., None]).any(-1)
+    token[..., 0] = np.where(swap, target, token[..., 0])
+
+    logit = np.sort(rng.gumbel(0, 1.5, (*shape, k)), axis=-1)[..., ::-1] + 8
+    logit[..., 0] += 4 * sure * rng.random(shape)
+    rest = rng.uniform(6, 10, shape)
+    log_z = np.logaddexp(np.logaddexp.reduce(logit, axis=-1), rest)
+    prob = np.exp(logit - log_z[..., None])
+    here = token == target[..., None]
+    rank = np.where(here.any(-1), here.argmax(-1), rng.integers(k, 50_000, shape))
+    at_target = np.where(here.any(-1), (prob * here).sum(-1), rng.uniform(0, 1e-4, shape))
+    share = np.exp(logit - np.logaddexp.reduce(logit, axis=-1)[..., None])
+    cell = ("site", "layer", "position")
+    dataset = xr.Dataset(
+        {
+            "token_id": ((*cell, "k"), token.astype(np.int32)),
+            "logit": ((*cell, "k"), logit.astype(np.float32)),
+            "prob": ((*cell, "k"), prob.astype(np.float32)),
+            "prob_topk": ((*cell, "k"), share.astype(np.float32)),
+            "entropy": (cell, rng.uniform(0, 9, shape).astype(np.float32)),
+            "target_rank": (cell, rank.astype(np.int32)),
+            "target_prob": (cell, at_target.astype(np.float32)),
+            "kl_final": (cell, rng.uniform(0, 9, shape).astype(np.float32)),
+        },
+        coords={"site": list(sites), "layer": np.arange(layers), "position": np.arange(-prompt_positions, positions)},
+    )
+    ids = [int(i) for i in path]
+    return FakeRun(dataset, dict(enumerate(texts)), ids[:prompt], ids[prompt:])

@@ -1,0 +1,98 @@
+"""Functions the tests send to ranks; a rank imports them by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+
+
+def place(rank: Any) -> tuple[int, int]:
+    return rank.rank, rank.size
+
+
+def say(rank: Any, words: str) -> None:
+    print(words, flush=True)
+
+
+def fail(rank: Any, who: int) -> None:
+    if rank.rank == who:
+        raise ValueError(f"planned on {who}")
+    rank.communicator.Barrier()
+
+
+def die(rank: Any, who: int) -> None:
+    if rank.rank == who:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rank.communicator.Barrier()
+
+
+def hang(rank: Any, who: int) -> None:
+    while rank.rank == who:
+        time.sleep(1)
+    rank.communicator.Barrier()
+
+
+def until_stopped(rank: Any) -> int:
+    """How many rounds all ranks made together before they agreed to stop."""
+    rounds = 0
+    while not rank.agree_to_stop():
+        rounds += 1
+        rank.emit(("round", rounds))
+        time.sleep(0.01)
+    return rounds
+
+
+def threads(rank: Any) -> int:
+    return torch.get_num_threads()
+
+
+def reductions(rank: Any) -> dict[str, Any]:
+    """Every collective the package uses, in the types it uses them with."""
+    from lens_magic.ranks import collectives
+
+    collectives.connect(rank)
+    mine = torch.arange(3, dtype=torch.float32) + 10 * rank.rank
+    half = torch.full((2, 2), 1.5 + rank.rank, dtype=torch.bfloat16)
+    return {
+        "sum": rank.all_reduce(mine.clone()).tolist(),
+        "max": rank.all_reduce(mine.clone(), "max").tolist(),
+        "min": rank.all_reduce(mine.clone(), "min").tolist(),
+        "bfloat16": rank.all_reduce(half).float().tolist(),
+        "strided": rank.all_reduce(torch.ones(4, 4)[:, ::2]).tolist(),
+        "gathered": rank.all_gather(mine[None]).tolist(),
+        "integers": rank.all_gather(torch.tensor([rank.rank])).tolist(),
+    }
+
+
+def hooks(rank: Any) -> int:
+    """How many hooks are on this rank's model."""
+    model = rank.store["model"].model
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:
+    """Lengths of the backbone's inputs during one captured generation."""
+    from lens_magic.lens.capture import Plan, Trajectories
+    from lens_magic.model.generate import generate
+
+    loaded = rank.store["model"]
+    lengths: list[int] = []
+    handle = loaded.backbone.register_forward_pre_hook(
+        lambda module, positional, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        plan = Plan(("resid_post",), tuple(range(loaded.layers)), len(prompt_ids) - 1, tokens)
+        generate(rank, loaded, prompt_ids, tokens, visits=Trajectories(rank, loaded, plan).visits())
+    finally:
+        handle.remove()
+    return lengths
+
+
+def memory(rank: Any) -> int:
+    from lens_magic.ranks.memory import used_memory
+
+    return used_memory(torch.device("cpu"))

@@ -1,0 +1,80 @@
+"""The rules of the house, read from the imports (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lens_magic"
+MOST_LINES = 400
+
+ALLOWED = {
+    "mpi4py": ("ranks/",),
+    "deepspeed": ("model/load.py", "ranks/"),
+    "IPython": ("magics.py", "view/", "kernel.py"),
+    "ipykernel": ("kernel.py",),
+    "ipywidgets": ("magics.py", "view/", "kernel.py"),
+    "anywidget": ("magics.py", "view/", "kernel.py"),
+}
+
+
+def modules() -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if "demo/make" not in path.as_posix()]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_package_is_imported_where_it_belongs(package: str) -> None:
+    for path in modules():
+        place = path.relative_to(PACKAGE).as_posix()
+        if package in {name.split(".")[0] for name in imported(path)}:
+            assert place.startswith(ALLOWED[package]), f"{place} imports {package}"
+
+
+def test_only_the_top_knows_of_the_session() -> None:
+    """Nothing below the session knows of it, of Jupyter, or of the command line."""
+    for folder in ("model", "lens", "ranks"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert "from ..session" not in text, path
+            assert "from ..magics" not in text, path
+
+
+def test_files_are_small() -> None:
+    for path in modules():
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        assert lines <= MOST_LINES, f"{path.relative_to(PACKAGE)} has {lines} lines"
+
+
+@pytest.mark.parametrize("module", ["lens_magic", "lens_magic.magics", "lens_magic.cli", "lens_magic.kernel"])
+def test_nothing_heavy_is_imported_before_it_is_needed(module: str) -> None:
+    code = (
+        f"import sys, {module}; print(*[m for m in ('torch', 'transformers', 'deepspeed', 'mpi4py.MPI') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_there_is_one_place_where_activations_are_hooked() -> None:
+    hooked = [p.relative_to(PACKAGE).as_posix() for p in modules() if "register_forward" in p.read_text(encoding="utf-8")]
+    assert hooked == ["model/sites.py"]
+
+
+def test_public_names_are_there() -> None:
+    import lens_magic as lens
+
+    for name in lens.__all__:
+        assert getattr(lens, name).__doc__, name

@@ -1,0 +1,117 @@
+"""What is refused before anything is loaded, and in which words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import lens_magic as lens
+from lens_magic.model.checkpoint import find
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture
+def folder(checkpoints: Checkpoints, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(checkpoints("llama-gqa"), tmp_path / "model"))
+
+
+def refused(name: str | Path, words: str, ranks: int = 1, **more: str) -> None:
+    with pytest.raises(lens.LensError, match=words) as caught:
+        find(str(name), ranks, **more)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_good_folder(folder: Path) -> None:
+    found = find(str(folder), 4)
+    assert (found.dtype, found.layers, found.width, found.context) == ("float32", 4, 128, 512)
+    assert find(str(folder), 4, dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", "is not a folder")
+
+
+def test_no_such_name() -> None:
+    refused("what is this?", "neither a folder, nor a hub id")
+
+
+def test_the_hub_cannot_be_reached() -> None:
+    refused("nobody/nothing-of-this-name", "nobody/nothing-of-this-name.*hub")
+
+
+def test_no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    refused(folder, "no config.json")
+
+
+def test_a_broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    refused(folder, "not valid JSON")
+
+
+def test_pickled_weights_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    refused(folder, "pickled weights only.*safetensors")
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    refused(folder, r"no \*.safetensors")
+
+
+def test_truncated_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(folder, "damaged or incomplete.*expected")
+    weights.write_bytes(b"\xff" * 64)
+    refused(folder, "damaged or incomplete")
+
+
+def test_a_missing_shard(folder: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(folder, "lacks model-00002.safetensors")
+
+
+def test_no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    refused(folder, "no tokenizer")
+
+
+def test_an_unsupported_family(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    refused(folder, "'mamba' are not supported; supported are: llama, qwen3")
+
+
+def test_too_many_ranks(folder: Path) -> None:
+    refused(folder, "8 attention heads; 1 to 8 ranks work", ranks=9)
+
+
+def test_an_unknown_dtype(folder: Path) -> None:
+    refused(folder, "'int8' is not one of auto, float32", dtype="int8")
+
+
+def test_the_fingerprint_tells_fine_tunes_apart(folder: Path) -> None:
+    before = find(str(folder), 1).fingerprint
+    assert find(str(folder), 1).fingerprint == before
+    weights = folder / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000] ^= 1
+    weights.write_bytes(bytes(data))
+    assert find(str(folder), 1).fingerprint != before
+
+
+def test_a_refused_model_leaves_the_loaded_one(checkpoints: Checkpoints, folder: Path) -> None:
+    lens.load(str(checkpoints("qwen3-gqa")), ranks=1)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(lens.LensError):
+        lens.load(str(folder))
+    assert lens.status().model == str(checkpoints("qwen3-gqa"))
+    assert len(lens.generate("To be", 2, ignore_eos=True).output_ids) == 2

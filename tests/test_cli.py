@@ -1,0 +1,103 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import pytest
+
+import lens_magic as lens
+from lens_magic.cli import main
+from lens_magic.kernelspec import specification
+from lens_magic.ranks.environment import mpi_prefix
+
+Checkpoints = Callable[[str], Path]
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_kernel_specification_is_what_the_package_says() -> None:
+    assert json.loads((ROOT / "kernels/lens/kernel.json").read_text()) == specification()
+    assert "LENS_RANKS" not in specification()["env"]  # it would overrule the caller's
+    assert specification()["interrupt_mode"] == "message"
+
+
+def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=4\n")
+    arguments = ["kernel", "install", "--prefix", str(tmp_path), "--name", "big", "--ranks", "2", "--hostfile", str(hosts)]
+    assert main(arguments) == 0
+    folder = tmp_path / "share/jupyter/kernels/big"
+    assert str(folder) in capsys.readouterr().out
+    written = json.loads((folder / "kernel.json").read_text())
+    assert written["argv"][0] == sys.executable
+    assert written["env"]["LENS_DEFAULT_RANKS"] == "2"
+    assert written["env"]["LENS_HOSTFILE"] == str(hosts)
+    assert written["display_name"] == "Lens (big)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["kernel", "install", "--ranks", "0"], "is not a number of ranks"),
+        (["kernel", "install", "--hostfile", "/nowhere"], "no host file"),
+        (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
+        (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
+        (["fly"], "invalid choice"),
+        ([], "arguments are required"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_listing_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["kernel", "list"]) == 0
+    assert "lens" in capsys.readouterr().out
+
+
+@pytest.mark.ranks
+def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    outs = [tmp_path / name for name in ("run.json", "run.html", "run.nc")]
+    command = [sys.executable, "-m", "lens_magic.cli", "run", str(checkpoints("llama-gqa")), models.PROMPT, "-n", "4"]
+    command += ["--ranks", "2", "--ignore-eos", *(word for path in outs for word in ("--out", str(path)))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "most probable next token by layer" in done.stdout
+    run = lens.open_run(outs[2])
+    assert run.provenance["ranks"] == 2
+    assert json.loads(outs[0].read_text())["step_0"]["predicted_token"] == run.text
+    assert outs[1].read_text().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.ranks
+def test_a_launched_world_is_joined(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """``mpiexec -n 2 lens-magic run …``, as a batch scheduler would start it."""
+    prefix = mpi_prefix()
+    launcher = str(prefix / "bin" / "mpiexec") if prefix else shutil.which("mpiexec")
+    if launcher is None:
+        pytest.skip("there is no mpiexec")
+    command = [launcher, "-n", "2", "--oversubscribe", "--allow-run-as-root"]
+    command += [sys.executable, "-m", "lens_magic.cli", "run", str(checkpoints("llama-gqa")), models.PROMPT]
+    command += ["-n", "4", "--ignore-eos", "--out", str(tmp_path / "run.nc")]
+    prefixes = {f"{name}_PREFIX": str(prefix) for name in ("OPAL", "PMIX", "PRTE")} if prefix else {}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, **prefixes})
+    assert done.returncode == 0, done.stderr
+    assert lens.open_run(tmp_path / "run.nc").provenance["ranks"] == 2
+
+
+@pytest.mark.ranks
+def test_the_doctor_finds_all_well(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "Open MPI" in text
+    assert "two were started and ended" in text

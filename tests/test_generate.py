@@ -1,0 +1,177 @@
+"""The decode loop: how often the model runs, where it stops, how it samples, and that nothing stays attached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import probes
+import pytest
+import reference as ref
+import torch
+
+import lens_magic as lens
+from lens_magic import runs
+from lens_magic.model.generate import nucleus
+from lens_magic.runs import Interrupted
+from lens_magic.session import current
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def session(ranks: int, checkpoints: Checkpoints) -> lens.session.Session:  # type: ignore[name-defined]
+    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    return current()
+
+
+pytestmark = pytest.mark.ranks
+
+
+def test_one_prefill_then_one_step_a_token(session: object) -> None:
+    ids = runs.prompt_ids(current().require_model(), models.PROMPT)
+    for lengths in current().group.call(probes.forward_shapes, ids, 9):
+        assert lengths == [len(ids)] + [1] * 8
+
+
+def test_capturing_changes_no_token(session: object) -> None:
+    run = lens.run(models.PROMPT, 16, ignore_eos=True)
+    plain = lens.generate(models.PROMPT, 16, ignore_eos=True)
+    assert run.output_ids == plain.output_ids
+    assert run.text == plain.text
+
+
+def test_nothing_stays_attached(session: object) -> None:
+    lens.run(models.PROMPT, 2)
+    assert set(current().group.call(probes.hooks)) == {0}
+    with pytest.raises(Interrupted):
+        runs.run(current(), models.PROMPT, 100, ignore_eos=True, on_event=lambda event: current().group.interrupt())
+    assert set(current().group.call(probes.hooks)) == {0}
+
+    def trip(event: object) -> None:
+        raise RuntimeError("the screen is gone")
+
+    with pytest.raises(RuntimeError, match="screen"):
+        runs.run(current(), models.PROMPT, 100, on_event=trip)
+    assert set(current().group.call(probes.hooks)) == {0}
+    assert len(lens.run(models.PROMPT, 2, ignore_eos=True).output_ids) == 2
+
+
+def test_an_interrupt_keeps_what_was_made(session: object) -> None:
+    seen: list[object] = []
+
+    def stop_at_five(event: tuple[str, int]) -> None:
+        seen.append(event)
+        if seen.count(event) and len([e for e in seen if e[0] == "token"]) == 5:
+            current().group.interrupt()
+
+    whole = lens.run(models.PROMPT, 20, ignore_eos=True)
+    with pytest.raises(Interrupted) as caught:
+        runs.run(current(), models.PROMPT, 20, ignore_eos=True, on_event=stop_at_five)
+    part = caught.value.result
+    assert part.interrupted
+    # The flag travels with the next token's choice.
+    assert 5 <= len(part.output_ids) <= 6
+    assert part.output_ids == whole.output_ids[: len(part.output_ids)]
+    assert part.positions == list(range(len(part.output_ids)))
+    assert (part.variables["token_id"] == whole.variables["token_id"][:, :, : len(part.output_ids)]).all()
+
+
+def test_an_interrupt_in_the_projection_keeps_the_positions_done(session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import decode
+
+    if current().group.size > 1:
+        pytest.skip("the size of blocks can be changed in this process alone")
+    monkeypatch.setitem(decode._BLOCK_BYTES, "cpu", 4 * 320 * 3)  # three positions a block
+
+    def stop(event: tuple[str, int]) -> None:
+        if event[0] == "projecting":
+            current().group.interrupt()
+
+    with pytest.raises(Interrupted) as caught:
+        runs.run(current(), models.PROMPT, 12, ignore_eos=True, on_event=stop)
+    part = caught.value.result
+    assert len(part.output_ids) == 12
+    assert part.positions == [0, 1, 2]
+    assert part.to_xarray().sizes["position"] == 3
+
+
+def test_generation_stops_at_an_end_token(session: object) -> None:
+    free = lens.generate(models.PROMPT, 40, ignore_eos=True)
+    stops = current().require_model().stop_ids
+    assert stops == (0, 7)  # a list in generation_config, with a token of index 0 in it
+    bounded = lens.run(models.PROMPT, 40)
+    if any(index in stops for index in free.output_ids):
+        first = next(place for place, index in enumerate(free.output_ids) if index in stops)
+        assert bounded.output_ids == free.output_ids[: first + 1]
+        assert "<|end|>" not in bounded.text
+    else:
+        assert bounded.output_ids == free.output_ids
+
+
+def test_an_end_token_is_in_the_ids_and_not_in_the_text(session: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    free = lens.generate(models.PROMPT, 8, ignore_eos=True)
+    stop = free.output_ids[3]
+    first = free.output_ids.index(stop)
+    monkeypatch.setattr(current(), "model", replace(current().require_model(), stop_ids=(stop,)))
+    run = lens.run(models.PROMPT, 8)
+    assert run.output_ids == free.output_ids[: first + 1]
+    model = current().require_model()
+    assert run.text == model.tokenizer.decode(free.output_ids[:first])
+    assert lens.run(models.PROMPT, 8, ignore_eos=True).output_ids == free.output_ids
+
+
+SAMPLED: dict[tuple[float, float, int], list[int]] = {}
+
+
+@pytest.mark.parametrize(("temperature", "top_p", "seed"), [(1.0, 1.0, 0), (0.7, 0.9, 3), (1.5, 0.5, 1), (5.0, 1.0, 2)])
+def test_sampling_is_the_same_on_any_number_of_ranks(session: object, temperature: float, top_p: float, seed: int) -> None:
+    made = lens.run(models.PROMPT, 24, temperature=temperature, top_p=top_p, seed=seed, ignore_eos=True)
+    again = lens.generate(models.PROMPT, 24, temperature=temperature, top_p=top_p, seed=seed, ignore_eos=True)
+    assert made.output_ids == again.output_ids
+    assert SAMPLED.setdefault((temperature, top_p, seed), made.output_ids) == made.output_ids
+    other = lens.generate(models.PROMPT, 24, temperature=temperature, top_p=top_p, seed=seed + 99, ignore_eos=True)
+    assert other.output_ids != made.output_ids
+
+
+def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoints) -> None:
+    """First tokens over many seeds: none outside the nucleus, and frequencies within chance of its probabilities."""
+    folder = checkpoints("llama-gqa")
+    model, _ = models.load_plain(folder)
+    lens.load(str(folder), ranks=1)
+    ids = runs.prompt_ids(current().require_model(), models.PROMPT)
+    expected = torch.tensor(ref.Sampling(temperature=2.0, top_p=0.8).distribution(ref.output_logits(model, ids)[-1]))
+    draws = 400
+    counts = torch.zeros(len(expected), dtype=torch.float64)
+    for seed in range(draws):
+        made = lens.generate(models.PROMPT, 1, temperature=2.0, top_p=0.8, seed=seed, ignore_eos=True)
+        counts[made.output_ids[0]] += 1
+    assert counts[expected == 0].sum() == 0
+    distance = float((counts / draws - expected).abs().sum() / 2)
+    by_chance = float((expected * (1 - expected) / draws).sqrt().sum() / 2)
+    assert distance < 2 * by_chance
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_the_nucleus_equals_the_reference(top_p: float) -> None:
+    generator = torch.Generator().manual_seed(7)
+    for size in (1, 2, 50):
+        probabilities = torch.softmax(torch.randn(size, generator=generator, dtype=torch.float64) * 2, -1)
+        kept = nucleus(probabilities, top_p)
+        assert ((kept > 0) == (ref.Sampling(top_p=top_p).nucleus(probabilities) > 0)).all()
+
+
+def test_text_streams_as_it_is_generated(session: object) -> None:
+    from lens_magic.model.tokens import TextStream
+
+    model = current().require_model()
+    stream, pieces = TextStream(model.tokenizer, model.stop_ids), []
+    made = runs.generate(
+        current(), models.PROMPT, 30, ignore_eos=True, on_event=lambda event: pieces.append(stream.add(event[1]))
+    )
+    whole = "".join(pieces)
+    assert made.text.startswith(whole)
+    assert len(made.text) - len(whole) <= 4  # an unfinished character at the end

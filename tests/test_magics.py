@@ -1,0 +1,184 @@
+"""The magics in an IPython of their own, with one rank in this process: what they return, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+import lens_magic as lens
+from lens_magic.session import current
+
+Checkpoints = Callable[[str], Path]
+
+
+class Notebook:
+    """Cells, as a notebook would run them."""
+
+    def __init__(self) -> None:
+        self.shell = InteractiveShell.instance()
+        self.shell.run_line_magic("load_ext", "lens_magic")
+
+    def run(self, source: str) -> Any:
+        """The cell's value, or what it raised."""
+        with capture_output() as self.output:
+            result = self.shell.run_cell(source)
+        return result.error_in_exec or result.result
+
+    def refuses(self, source: str) -> str:
+        """The one line with which a cell is refused."""
+        error = self.run(source)
+        assert isinstance(error, lens.LensError), error
+        lines = error._render_traceback_()
+        assert len(lines) == 1
+        assert "\n" not in lines[0]
+        return lines[0]
+
+
+@pytest.fixture(scope="module")
+def notebook() -> Iterator[Notebook]:
+    current().close()
+    yield Notebook()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def loaded(notebook: Notebook, checkpoints: Checkpoints) -> Notebook:
+    if current().model is None or current().model.name != str(checkpoints("llama-gqa")):
+        notebook.run(f"%lens load {checkpoints('llama-gqa')} --ranks 1")
+    return notebook
+
+
+def test_nothing_is_loaded_yet(notebook: Notebook) -> None:
+    current().close()
+    assert "no model is loaded; `%lens load MODEL`" in notebook.refuses("%%lens\nhello")
+
+
+def test_loading_says_what_was_loaded(notebook: Notebook, checkpoints: Checkpoints) -> None:
+    assert notebook.run(f"%lens load {checkpoints('llama-gqa')}") is None
+    assert "4 layers, width 128, vocabulary 320, float32, on 1 rank (cpu)" in notebook.output.stdout
+
+
+def test_a_path_may_come_from_a_variable(notebook: Notebook, checkpoints: Checkpoints) -> None:
+    notebook.shell.user_ns["folder"] = str(checkpoints("llama-gqa"))
+    assert notebook.run("%lens load {folder}") is None
+
+
+def test_the_run_is_the_cells_value(loaded: Notebook) -> None:
+    run = loaded.run("%%lens -n 4 --ignore-eos\nTo be")
+    assert isinstance(run, lens.LensRun)
+    assert len(run.output_ids) == 4
+    assert run.text.strip() in loaded.output.stdout
+
+
+def test_with_out_it_is_in_a_variable(loaded: Notebook) -> None:
+    assert loaded.run("%%lens -n 3 -l -1,-2 -c post_ln,resid_pre -k 2 --ignore-eos -o mine\nTo be") is None
+    run = loaded.shell.user_ns["mine"]
+    assert (run.layers, run.sites, run.to_xarray().sizes["k"]) == ([2, 3], ["post_ln", "resid_pre"], 2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "prompt"),
+    [
+        ("To {be} or $not", "To {be} or $not"),
+        ("two lines\n  and a space ", "two lines\n  and a space "),
+        ("a newline is kept\n\n", "a newline is kept\n\n"),
+        ("%lens status", "%lens status"),
+        ("!ls\n?print", "!ls\n?print"),
+    ],
+)
+def test_the_prompt_is_taken_as_it_stands(loaded: Notebook, cell: str, prompt: str) -> None:
+    run = loaded.shell.run_cell_magic("lens", "-n 1 --ignore-eos", cell + "\n")
+    assert run.prompt == prompt
+
+
+def test_a_run_can_be_saved_and_is_kept(loaded: Notebook, tmp_path: Path) -> None:
+    loaded.run(f"%%lens -n 2 --save {tmp_path / 'r.nc'} -o saved\nTo be")
+    assert lens.open_run(tmp_path / "r.nc").output_ids == loaded.shell.user_ns["saved"].output_ids
+    kept = loaded.run("%lens runs")
+    assert len(kept.files) == 1
+    loaded.run("%lens runs --clear")
+    assert "removed 1" in loaded.output.stdout
+
+
+def test_an_interrupt_shows_and_keeps_the_part(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic import magics
+
+    seen = []
+
+    def stop(self: object, event: tuple[Any, ...]) -> None:
+        seen.append(event)
+        current().group.interrupt()
+
+    monkeypatch.setattr(magics._Streaming, "__call__", stop)
+    error = loaded.run("%%lens -n 30 --ignore-eos -o part\nTo be")
+    assert isinstance(error, KeyboardInterrupt)
+    part = loaded.shell.user_ns["part"]
+    assert part.interrupted
+    assert 1 <= len(part.output_ids) <= 2
+    assert loaded.output.outputs  # shown
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("%%lens --nonsense\nx", "unknown option --nonsense"),
+        ("%%lens -k 0\nx", "top-k 0 is out of range; 1 to 320"),
+        ("%%lens -k 321\nx", "top-k 321 is out of range"),
+        ("%%lens -l 4\nx", "layer 4 is out of range"),
+        ("%%lens -l 3-1\nx", "reversed"),
+        ("%%lens -c block\nx", "'block' is not one of"),
+        ("%%lens -n 0\nx", "max-new-tokens 0 is too few"),
+        ("%%lens -n -3\nx", "max-new-tokens -3 is too few"),
+        ("%%lens -n 600\nx", "exceed the model's context of 512; at most"),
+        ("%%lens -n 1\n" + "word " * 600, "more than the model's context of 512"),
+        ("%%lens\n\n", "prompt is empty"),
+        ("%%lens --temperature -1\nx", "temperature -1.0"),
+        ("%%lens --top-p 0\nx", "top-p 0.0"),
+        ("%%lens -o 1x\nx", "not a variable name"),
+        ("%%lens --save x.pickle\nx", "should end in .nc"),
+        ("%%lens --save nowhere/x.nc\nx", "no folder nowhere"),
+        ("%%lens --chat\nx", "no chat template"),
+        ("%%lens --steer v:1\nx", "unknown option --steer"),
+        ("%lens", "arguments are required"),
+        ("%lens fly", "invalid choice: 'fly'"),
+        ("%lens load", "arguments are required: MODEL"),
+        ("%lens load demo --ranks 0", "--ranks '0' is not a number of ranks"),
+        ("%lens load demo --ranks many", "--ranks 'many' is not a number of ranks"),
+        ("%lens load /nowhere/at/all", "is not a folder"),
+        ("%lens load demo --dtype int4", "'int4' is not one of"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_changes_nothing(loaded: Notebook, line: str, words: str) -> None:
+    before = (current().model, current().group, dict(loaded.shell.user_ns))
+    assert words in loaded.refuses(line)
+    ignored = {"_i", "_ii", "_iii", "_ih", "_oh", "_dh", "In", "Out", "_", "__", "___", "_exit_code"}
+    now = {name for name in loaded.shell.user_ns if not name.startswith("_i")} - ignored
+    assert now <= set(before[2])
+    assert (current().model, current().group) == before[:2]
+    assert len(loaded.run("%%lens -n 1 --ignore-eos\nTo be").output_ids) == 1
+
+
+def test_status(loaded: Notebook) -> None:
+    status = loaded.run("%lens status")
+    (rank,) = status.ranks
+    assert rank["rank"] == 0
+    assert rank["memory"] > 0
+    assert "<table>" in status._repr_html_()
+    assert "llama-gqa" in repr(status)
+
+
+def test_restart_loads_the_model_again(loaded: Notebook) -> None:
+    before = lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids
+    loaded.run("%lens restart")
+    assert lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids == before
+
+
+def test_help(loaded: Notebook) -> None:
+    error = loaded.run("%%lens --help\nx")
+    assert "--max-new-tokens" in str(error)

@@ -1,0 +1,116 @@
+"""Options of the magics and the command line: what they mean, and the words with which the wrong ones are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from lens_magic.arguments import Help, Parser, add_load_options, add_run_options
+from lens_magic.errors import LensError
+from lens_magic.options import check_sampling, default_ranks, parse_layers, parse_sites
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        (None, (0, 1, 2, 3, 4, 5, 6, 7, 8)),
+        ("0-4", (0, 1, 2, 3, 4)),
+        ("5-", (5, 6, 7, 8)),
+        ("-1", (8,)),
+        ("0,8,-1", (0, 8)),
+        ("-1,-2", (7, 8)),
+        ("::4", (0, 4, 8)),
+        ("1:4", (1, 2, 3)),
+        ("3", (3,)),
+        (3, (3,)),
+        ([2, -1], (2, 8)),
+        (range(2), (0, 1)),
+    ],
+)
+def test_layers(spec: object, expected: tuple[int, ...]) -> None:
+    assert parse_layers(spec, 9) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("9", "layer 9 is out of range; the model has 9: 0 to 8"),
+        ("-10", "out of range"),
+        ("0-9", "layer 9 is out of range"),
+        ("4-2", "reversed; 2-4 would do"),
+        ("a", "not understood"),
+        ("", "not understood"),
+        ("::0", "step of 0"),
+        ("7:2", "none of the model's 9"),
+        ([], "no layers"),
+        ([9], "out of range"),
+    ],
+)
+def test_wrong_layers(spec: object, words: str) -> None:
+    with pytest.raises(LensError, match=words):
+        parse_layers(spec, 9)  # type: ignore[arg-type]
+
+
+def test_sites() -> None:
+    assert parse_sites(None) == ("attn_out", "mlp_out", "resid_post")
+    assert parse_sites("post_ln, resid_pre,post_ln") == ("post_ln", "resid_pre")
+    with pytest.raises(LensError, match="'block' is not one of resid_pre, attn_out"):
+        parse_sites("block")
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(-1, 1), (float("nan"), 1), (float("inf"), 1), (1, 0), (1, 1.5)])
+def test_wrong_sampling(temperature: float, top_p: float) -> None:
+    with pytest.raises(LensError):
+        check_sampling(temperature, top_p)
+
+
+def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LENS_RANKS", raising=False)
+    monkeypatch.delenv("LENS_DEFAULT_RANKS", raising=False)
+    assert default_ranks() == 4
+    monkeypatch.setenv("LENS_DEFAULT_RANKS", "3")
+    assert default_ranks() == 3
+    monkeypatch.setenv("LENS_RANKS", "2")
+    assert default_ranks() == 2
+    monkeypatch.setenv("LENS_RANKS", "two")
+    with pytest.raises(LensError, match="LENS_RANKS 'two'"):
+        default_ranks()
+
+
+@pytest.fixture
+def parser() -> Parser:
+    made = Parser(prog="%%lens")
+    add_run_options(made)
+    add_load_options(made)
+    return made
+
+
+@pytest.mark.parametrize("line", ["-l -1,-2", "--layers -1,-2", "--layers=-1,-2", "-l-1,-2"])
+def test_values_may_begin_with_a_minus_sign(parser: Parser, line: str) -> None:
+    assert parser.read(line).layers == "-1,-2"
+
+
+def test_a_flag_takes_no_value(parser: Parser) -> None:
+    parsed = parser.read("--ignore-eos -n 3")
+    assert parsed.ignore_eos
+    assert parsed.max_new_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--nonsense", "unknown option --nonsense; %%lens takes .*--max-new-tokens"),
+        ("--max 3", "unknown option --max 3"),  # no guessing at abbreviations
+        ("-n three", "invalid int value: 'three'"),
+        ("-n", "expected one argument"),
+        ("-l 'unfinished", "cannot be read: no closing quotation"),
+    ],
+)
+def test_wrong_lines(parser: Parser, line: str, words: str) -> None:
+    with pytest.raises(LensError, match=words) as caught:
+        parser.read(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_help(parser: Parser) -> None:
+    with pytest.raises(Help, match="--top-k K"):
+        parser.read("--help")

@@ -1,0 +1,186 @@
+"""The group of ranks: calls, failures, interrupts, deaths, and what is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import probes
+import psutil
+import pytest
+
+from lens_magic.errors import LensError, RankError, RanksLost
+from lens_magic.ranks import collectives
+from lens_magic.ranks.environment import runtime_folder
+from lens_magic.ranks.group import Group
+
+pytestmark = pytest.mark.ranks
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"{size}-ranks")
+def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    made = Group(request.param)
+    yield made
+    made.close()
+    collectives.disconnect()
+
+
+@pytest.fixture
+def pair() -> Iterator[Group]:
+    """Two ranks of one's own, to lose."""
+    made = Group(2)
+    yield made
+    made.close()
+
+
+def workers(group: Group) -> list[psutil.Process]:
+    return [psutil.Process(pid) for rank, pid, _ in group.processes() if rank > 0]
+
+
+def test_a_call_runs_on_every_rank(group: Group) -> None:
+    assert group.call(probes.place) == [(rank, group.size) for rank in range(group.size)]
+
+
+def test_collectives(group: Group) -> None:
+    for rank, got in enumerate(group.call(probes.reductions)):
+        tens = 10 * sum(range(group.size))
+        assert got["sum"] == [tens + group.size * place for place in range(3)], rank
+        assert got["max"] == [10.0 * (group.size - 1) + place for place in range(3)]
+        assert got["min"] == [0.0, 1.0, 2.0]
+        assert got["bfloat16"] == [[1.5 * group.size + sum(range(group.size))] * 2] * 2
+        assert got["strided"] == [[float(group.size)] * 2] * 4
+        assert got["gathered"] == [[[10.0 * other + place for place in range(3)]] for other in range(group.size)]
+        assert got["integers"] == [[other] for other in range(group.size)]
+
+
+def test_a_failure_names_its_rank_and_the_group_goes_on(group: Group) -> None:
+    last = group.size - 1
+    with pytest.raises((RankError, ValueError), match=f"planned on {last}") as caught:
+        group.call(probes.fail, last)
+    if last > 0:
+        assert isinstance(caught.value, RankError)
+        assert caught.value.rank == last
+        assert "in fail" in caught.value.remote_traceback
+    assert len(group.call(probes.place)) == group.size
+
+
+def test_a_failure_on_rank_0_is_raised_as_it_is(group: Group) -> None:
+    with pytest.raises(ValueError, match="planned on 0"):
+        group.call(probes.fail, 0)
+    assert len(group.call(probes.place)) == group.size
+
+
+def test_an_interrupt_stops_all_ranks_at_the_same_step(group: Group) -> None:
+    for _ in range(2):
+        timer = threading.Timer(0.3, group.interrupt)
+        timer.start()
+        rounds = group.call(probes.until_stopped)
+        timer.join()
+        assert len(set(rounds)) == 1
+        assert rounds[0] > 0
+
+
+def test_events_reach_the_caller_of_rank_0_alone(group: Group) -> None:
+    events: list[tuple[str, int]] = []
+
+    def note(event: tuple[str, int]) -> None:
+        events.append(event)
+        if len(events) == 3:
+            group.interrupt()
+
+    group.call(probes.until_stopped, on_event=note)
+    assert events == [("round", 1), ("round", 2), ("round", 3)]
+
+
+def test_a_second_thread_is_refused_while_a_call_runs(group: Group) -> None:
+    refused: list[BaseException] = []
+
+    def intrude() -> None:
+        try:
+            group.call(probes.place)
+        except LensError as error:
+            refused.append(error)
+        group.interrupt()
+
+    timer = threading.Timer(0.2, intrude)
+    timer.start()
+    group.call(probes.until_stopped)
+    timer.join()
+    assert "busy" in str(refused[0])
+
+
+def test_output_is_relayed_with_the_rank(group: Group, capfd: pytest.CaptureFixture[str]) -> None:
+    group.call(probes.say, "well said")
+    deadline = time.monotonic() + 5
+    text = ""
+    while text.count("well said") < group.size and time.monotonic() < deadline:
+        time.sleep(0.05)
+        group.flush_output()
+        text += capfd.readouterr().out
+    for rank in range(1, group.size):
+        assert f"[rank {rank}] well said" in text
+    assert "[rank 0]" not in text
+
+
+def test_idle_ranks_use_no_processor(group: Group) -> None:
+    before = [process.cpu_times() for process in workers(group)]
+    time.sleep(2)
+    for process, then in zip(workers(group), before, strict=True):
+        now = process.cpu_times()
+        assert (now.user + now.system - then.user - then.system) / 2 < 0.02
+
+
+def test_a_killed_rank_is_named_within_seconds(pair: Group) -> None:
+    pid = pair.processes()[1][1]
+    started = time.monotonic()
+    with pytest.raises(RanksLost, match=rf"rank 1 \(pid {pid}\) ended unexpectedly"):
+        pair.call(probes.die, 1)
+    assert time.monotonic() - started < 10
+    with pytest.raises(RanksLost, match="rank 1"):
+        pair.call(probes.place)
+    assert pair.lost
+
+
+def test_a_rank_killed_while_idle_is_named_by_the_next_call(pair: Group) -> None:
+    (worker,) = workers(pair)
+    worker.kill()
+    with pytest.raises(RanksLost, match=str(worker.pid)):
+        pair.call(probes.place)
+
+
+def test_a_hung_rank_is_given_up_at_the_second_interrupt(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_magic.ranks.group.PATIENCE_S", 0.3)
+    timers = [threading.Timer(delay, pair.interrupt) for delay in (0.2, 0.3, 1.0)]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(RanksLost, match="given up"):
+        pair.call(probes.hang, 1)
+    for timer in timers:
+        timer.join()
+
+
+def test_closing_leaves_no_process(pair: Group) -> None:
+    ended = workers(pair)
+    pair.close()
+    _, alive = psutil.wait_procs(ended, timeout=5)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    with pytest.raises(RanksLost):
+        pair.call(probes.place)
+
+
+def test_everything_is_in_one_folder() -> None:
+    """So that removing it, which both ends of the control channel do, leaves nothing behind."""
+    gc.collect()
+    group = Group(2)
+    try:
+        shared = Path("/dev/shm")
+        strays = [path.name for path in shared.glob("sm_segment*") if path.stat().st_uid == os.getuid()]
+        assert strays == []
+        assert runtime_folder().stat().st_mode & 0o077 == 0
+        assert list(runtime_folder().glob("sm_segment*"))
+    finally:
+        group.close()

@@ -1,0 +1,121 @@
+"""What a run gives away: Dataset, table, JSON, files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import models
+import numpy as np
+import pytest
+
+import lens_magic as lens
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def run(checkpoints: Checkpoints) -> lens.LensRun:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    return lens.run(models.PROMPT, 6, top_k=4, layers="::2", prompt_tokens=True, ignore_eos=True)
+
+
+def test_dataset(run: lens.LensRun) -> None:
+    data = run.to_xarray()
+    prompt = len(run.prompt_ids)
+    assert dict(data.sizes) == {"site": 3, "layer": 2, "position": prompt - 1 + 6, "k": 4}
+    assert data.site.values.tolist() == ["attn_out", "mlp_out", "resid_post"]
+    assert data.layer.values.tolist() == [0, 2]
+    assert data.position.values.tolist() == list(range(-(prompt - 1), 6))
+    assert set(data.data_vars) == {
+        *("token_id", "logit", "prob", "prob_topk"),
+        *("entropy", "target_rank", "target_prob", "kl_final"),
+    }
+    assert data["logit"].dtype == np.float32
+    assert np.allclose(data["prob_topk"].sum("k"), 1, atol=1e-6)
+    assert (data["prob"].diff("k") <= 0).all()
+    hit = data["target_rank"] == 0
+    assert np.allclose(data["target_prob"].values[hit], data["prob"].isel(k=0).values[hit])
+
+
+def test_table(run: lens.LensRun) -> None:
+    table = run.to_pandas()
+    assert len(table) == run.variables["token_id"].size
+    row = table[(table.site == "mlp_out") & (table.layer == 2) & (table.position == 3) & (table.k == 1)].iloc[0]
+    data = run.to_xarray().sel(site="mlp_out", layer=2, position=3, k=1)
+    assert row.token_id == int(data["token_id"])
+    assert row.token == run.token_texts[row.token_id]
+    assert row.prob == pytest.approx(float(data["prob"]))
+
+
+def test_paper_json(run: lens.LensRun, tmp_path: Path) -> None:
+    record = json.loads(run.to_json(tmp_path / "run.json").read_text(encoding="utf-8"))
+    step = record["step_0"]
+    assert step["input_text"] == models.PROMPT
+    assert step["predicted_token"] == run.text
+    cell = step["all_tokens_data"]["0"]["2"]
+    assert set(cell) == {"attention_mechanism", "mlp_output", "block_output"}
+    data = run.to_xarray().sel(site="resid_post", layer=2, position=0)
+    for k, (token, percent, index) in enumerate(cell["block_output"]):
+        assert index == int(data["token_id"][k])
+        assert token == run.token_texts[index]
+        assert percent == pytest.approx(100 * float(data["prob_topk"][k]), abs=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".nc", ".zarr"])
+def test_saving_loses_nothing(run: lens.LensRun, tmp_path: Path, ending: str) -> None:
+    if ending == ".zarr":
+        pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    path = run.save(tmp_path / f"run{ending}")
+    again = lens.open_run(path)
+    for name, values in run.variables.items():
+        assert (again.variables[name] == values).all()
+        assert again.variables[name].dtype == values.dtype
+    for field in ("prompt", "prompt_ids", "output_ids", "text", "sites", "layers", "positions", "interrupted"):
+        assert getattr(again, field) == getattr(run, field), field
+    for field in ("token_texts", "options", "provenance", "memory"):
+        assert dict(getattr(again, field)) == dict(getattr(run, field)), field
+    assert again.timings["project_s"] == run.timings["project_s"]
+    with pytest.raises(lens.LensError, match="no longer kept"):
+        again.activations("mlp_out")
+
+
+def test_provenance_says_how_it_was_made(run: lens.LensRun) -> None:
+    for name in ("lens_magic", "torch", "transformers", "model", "model_fingerprint", "ranks", "dtype", "created"):
+        assert run.provenance[name], name
+    assert run.timings["tokens_per_s"] == pytest.approx(5 / run.timings["decode_s"])
+    assert run.memory["peak"] > run.memory["captures"] > 0
+
+
+def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    for name, words in (("nothing.nc", "no file"), ("run.txt", "should end in")):
+        with pytest.raises(lens.LensError, match=words):
+            lens.open_run(tmp_path / name)
+    (tmp_path / "wrong.nc").write_bytes(b"not a NetCDF file")
+    with pytest.raises(lens.LensError, match="not a saved run"):
+        lens.open_run(tmp_path / "wrong.nc")
+
+
+def test_saving_elsewhere_is_refused_before_anything_is_written(run: lens.LensRun, tmp_path: Path) -> None:
+    with pytest.raises(lens.LensError, match=r"\.nc"):
+        run.save(tmp_path / "run.pickle")
+    assert list(tmp_path.glob("run*")) == []
+
+
+def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import kept
+
+    monkeypatch.setattr(kept, "MOST", 2)
+    paths = [kept.keep(run) for _ in range(3)]
+    assert [path for path, _ in kept.listing().files] == [paths[2], paths[1]]
+    assert kept.clear() == 2
+    assert kept.listing().files == []
+
+
+def test_a_full_disk_costs_no_run(run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import kept
+
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LENS_RUNS_DIR", str(tmp_path / "file" / "runs"))
+    assert kept.keep(run) is None
