@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import runs
+from .ranks.status import Status
 from .runs import GeneratedText
 from .session import current
-from .status import Status
 
 if TYPE_CHECKING:
     from .lens.run import LensRun

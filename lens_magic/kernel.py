@@ -6,6 +6,7 @@ in the background. Started by ``mpiexec -n N``, every rank runs this module, and
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import signal
@@ -36,6 +37,21 @@ class LensKernel(IPythonKernel):
             group.interrupt()
         else:
             os.kill(os.getpid(), signal.SIGINT)
+
+    def _process_children(self) -> list[Any]:
+        """The children that ipykernel ends, and waits for, before the kernel goes: the user's own.
+
+        MPI's daemon goes by itself when the kernel has gone. Told to, it protests on the terminal and then, a zombie,
+        would be waited for until Jupyter kills the kernel, which could not clean up after itself any more.
+        """
+        import psutil
+
+        children = []
+        for child in super()._process_children():
+            with contextlib.suppress(psutil.Error):
+                if child.status() != psutil.STATUS_ZOMBIE and child.name() not in ("prte", "prted"):
+                    children.append(child)
+        return children
 
     async def do_shutdown(self, restart: bool) -> Any:
         """End the ranks before the kernel goes."""

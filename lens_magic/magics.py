@@ -16,7 +16,7 @@ from .arguments import Parser, add_load_options, add_run_options, load_options, 
 from .errors import LensError
 from .lens import kept
 from .model.tokens import TextStream
-from .status import Status
+from .ranks.status import Status
 from .view import show
 from .view.progress import Progress
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import options
 from .errors import LensError
-from .status import Status
+from .ranks.status import Status
 
 if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint

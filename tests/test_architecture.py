@@ -78,3 +78,10 @@ def test_public_names_are_there() -> None:
 
     for name in lens.__all__:
         assert getattr(lens, name).__doc__, name
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """Importing ``lens_magic.status`` would put a module where ``lens.status()`` is looked up."""
+    import lens_magic as lens
+
+    assert not {path.stem for path in PACKAGE.glob("*")} & set(lens.__all__)

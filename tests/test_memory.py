@@ -1,0 +1,89 @@
+"""Ranks on one host share the checkpoint's pages: n ranks do not need n copies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import models
+import pytest
+import torch
+
+import lens_magic as lens
+from lens_magic.session import current
+
+pytestmark = pytest.mark.ranks
+RANKS = 4
+ALLOWANCE = 48 << 20  # bytes a rank: allocator slack and the sharded modules' own objects
+
+
+@pytest.fixture(scope="module")
+def large(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """About 290 MB of bfloat16 weights, tied embeddings, with a small checkpoint's tokenizer."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("large")
+    small = checkpoints("llama-gqa")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32_000,
+        hidden_size=896,
+        intermediate_size=3072,
+        num_hidden_layers=10,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        dtype="bfloat16",
+    )
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((small / file).read_bytes())
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def proportional(pids: list[int]) -> int:
+    """Bytes of all processes together, shared pages counted once."""
+    total = 0
+    for pid in pids:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+    return total
+
+
+class Watch(threading.Thread):
+    """The largest memory of all ranks together while it runs."""
+
+    def __init__(self, pids: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.pids, self.most, self.going = pids, 0, True
+
+    def run(self) -> None:
+        while self.going:
+            self.most = max(self.most, proportional(self.pids))
+            time.sleep(0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")
+def test_ranks_share_the_pages(large: Path, checkpoints: Callable[[str], Path]) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=RANKS)  # everything is imported and connected
+    lens.run(models.PROMPT, 4)
+    pids = [rank["pid"] for rank in lens.status().ranks]
+    before = proportional(pids)
+    watch = Watch(pids)
+    watch.start()
+    lens.load(str(large), ranks=RANKS)
+    watch.going = False
+    watch.join()
+    lens.run(models.PROMPT, 4)
+    after = proportional(pids)
+    size = current().require_model().checkpoint.weight_bytes  # type: ignore[union-attr]
+    loading, afterwards = (watch.most - before) / size, (after - before) / size
+    print(f"checkpoint {size / 1e6:.0f} MB: {loading:.2f} × while loading, {afterwards:.2f} × after a run")
+    assert watch.most - before <= 1.5 * size + RANKS * ALLOWANCE
+    assert after - before <= 1.5 * size + RANKS * ALLOWANCE
