@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(prog="lens-magic", description="Look inside language models too large for one GPU, from a notebook.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="demo|run|kernel|doctor", parser_class=Parser)
+    commands = parser.add_subparsers(required=True, metavar="demo|run|equivalence|kernel|doctor", parser_class=Parser)
 
     demo = commands.add_parser("demo", prog="lens-magic demo", help="execute the first tutorial on the Lens kernel")
     demo.add_argument("--out", default="out", metavar="FOLDER", help="where demo.ipynb and demo.html go (out)")
@@ -42,6 +42,18 @@ def _parser() -> Parser:
     add_run_options(run)
     run.add_argument("-o", "--out", metavar="FILE", action="append", default=[], help=".json, .html, .nc or .zarr; repeatable")
     run.set_defaults(action=_run)
+
+    same = commands.add_parser(
+        "equivalence", prog="lens-magic equivalence", help="does the number of ranks change tokens, states, probabilities?"
+    )
+    same.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
+    same.add_argument("prompt", metavar="PROMPT", help="the text to continue")
+    same.add_argument(
+        "--ranks", default="1,2,4", metavar="R,R,…", help="the first is what the others are compared with (1,2,4)"
+    )
+    same.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="how many tokens (32)")
+    same.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
+    same.set_defaults(action=_equivalence)
 
     kernel = commands.add_parser("kernel", prog="lens-magic kernel", help="the Jupyter kernel's specification")
     verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Parser)
@@ -89,6 +101,23 @@ def _run(parsed: argparse.Namespace) -> int:
     finally:
         session.close()
     return 130 if stopped else 0
+
+
+def _equivalence(parsed: argparse.Namespace) -> int:
+    from .equivalence import compare
+    from .options import check_ranks
+    from .session import Session
+
+    counts = [check_ranks(word) for word in parsed.ranks.split(",")]
+    if len(counts) < 2:
+        raise LensError(f"--ranks {parsed.ranks!r} is one number; two or more are compared (1,2,4)")
+    session = Session(counts[0])
+    try:
+        for comparison in compare(session, parsed.model, parsed.prompt, counts, parsed.max_new_tokens, parsed.dtype):
+            print(f"{counts[0]} against {comparison}")
+    finally:
+        session.close()
+    return 0
 
 
 def _install(parsed: argparse.Namespace) -> int:

@@ -80,6 +80,17 @@ def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> N
 
 
 @pytest.mark.ranks
+def test_equivalence(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(checkpoints("llama-gqa"))
+    assert main(["equivalence", folder, models.PROMPT, "--ranks", "1,2", "-n", "8"]) == 0
+    assert "1 against 2 ranks: the same 8 tokens; states within" in capsys.readouterr().out
+    assert main(["equivalence", folder, models.PROMPT, "--ranks", "2"]) == 2
+    # Weights whose logits are compared in bfloat16 against float32: a text that does part is reported where it does.
+    assert main(["equivalence", folder, models.PROMPT, "--ranks", "1,3", "-n", "60", "--dtype", "bfloat16"]) == 0
+    assert "first differs at token" in capsys.readouterr().out
+
+
+@pytest.mark.ranks
 def test_a_launched_world_is_joined(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """``mpiexec -n 2 lens-magic run …``, as a batch scheduler would start it."""
     prefix = mpi_prefix()
