@@ -19,7 +19,7 @@ lint: setup
 	$(BIN)/mypy
 
 lab: setup
-	$(BIN)/jupyter lab --notebook-dir=notebooks 01-logit-lens.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=notebooks 01-logit-lens.ipynb
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

@@ -57,7 +57,8 @@ class LensMagics(Magics):
         display(show(run, static=parsed.static))
         if stopped:
             where = f"; what there is is in `{parsed.out}`" if parsed.out else ""
-            raise _interrupt(f"stopped after {len(run.output_ids)} tokens{where}")
+            done = len(run.output_ids)
+            raise _interrupt(f"stopped after {done} token{'s' if done != 1 else ''}{where}")
         return None
 
 

@@ -23,6 +23,8 @@ from .variables import VARIABLES
 # Room for one block's logits on one rank. On a CPU it is about what its caches hold, on a GPU about what keeps its
 # matrix units busy; either is far below a whole layer of 1,500 tokens.
 _BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+# Also with a small vocabulary no block covers a long run: an interrupt is heard between blocks.
+_MOST_POSITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def project(
     """
     plan = trajectories.plan
     total, cells_at_once = len(targets), _cells_at_once(loaded)
-    positions_at_once = max(1, min(total, cells_at_once))
+    positions_at_once = max(1, min(total, cells_at_once, _MOST_POSITIONS))
     done: list[dict[str, np.ndarray]] = []
     interrupted = False
     with torch.inference_mode():

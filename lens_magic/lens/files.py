@@ -62,7 +62,7 @@ def save(run: LensRun, path: Path) -> Path:
         dataset.to_zarr(path, mode="w")
         return path
     partial = path.with_name(path.name + ".partial")
-    compressed = {name: {"zlib": True, "complevel": 4} for name in VARIABLES if dataset[name].size}
+    compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in VARIABLES if dataset[name].size}
     try:
         dataset.to_netcdf(partial, engine="h5netcdf", encoding=compressed)
         partial.replace(path)

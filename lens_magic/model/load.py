@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,13 +158,17 @@ def _shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype) -> None
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, quietly, and without its shared-memory all-reduce, which needs a compiler and spins on busy cores."""
-    with _silenced():  # it tries a compiler and a linker at import, and tells of what they lack
+    """DeepSpeed, quietly, and without operations of its own: tensor parallelism needs none.
+
+    Asked which it could build, it would try a compiler on each, for seconds, and tell of what is missing. And it
+    would take its shared-memory all-reduce, which crashes where ranks exceed what it was set up for.
+    """
+    with _silenced():
         import deepspeed
         import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
     return deepspeed
 
 

@@ -90,7 +90,7 @@ class Group:
         with self.exclusive():
             self.require_all()
             self._number += 1
-            before, self.rank._on_event = self.rank._on_event, on_event
+            before, self.rank._on_event = self.rank._on_event, self._relaying(on_event)
             try:
                 return self._run_everywhere(
                     channel.Call(self._number, function.__module__, function.__qualname__, arguments, options)
@@ -119,6 +119,17 @@ class Group:
         finally:
             self._depth -= 1
             self._busy.release()
+
+    def _relaying(self, on_event: Callable[[Any], None] | None) -> Callable[[Any], None]:
+        """Show what other ranks print while a call is under way, too."""
+
+        def relay(event: Any) -> None:
+            if self._output:
+                self.flush_output()
+            if on_event is not None:
+                on_event(event)
+
+        return relay
 
     @property
     def busy(self) -> bool:
@@ -214,7 +225,8 @@ class Group:
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            # None: a handler that was not set from Python, which only Python's own can stand in for.
+            signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
     # -- listening to the other ranks, in a thread ---------------------------------------------------------------------
 

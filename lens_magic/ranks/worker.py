@@ -21,6 +21,8 @@ from . import channel, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
 
+_MARK = "\0lens-magic\0\n"  # written to a rank's own output to learn when all before it has been relayed
+
 
 def main() -> None:
     """Entry point of a spawned rank."""
@@ -31,7 +33,7 @@ def serve(communicator: Any) -> None:
     """Take part in the group that the communicator's rank 0 leads; never returns."""
     restore_temporary_files()
     link = channel.connect(communicator)
-    _relay_output(link)
+    wait_until_relayed = _relay_output(link)
     commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(link, commands), daemon=True, name="lens-commands").start()
     rank = Rank(communicator)
@@ -45,7 +47,9 @@ def serve(communicator: Any) -> None:
         elif isinstance(command, channel.Renew):
             rank.renew()
         else:
-            link.send(run(rank, command))
+            status = run(rank, command)
+            wait_until_relayed()  # what a call printed comes before its status, so that it belongs to the user's cell
+            link.send(status)
 
 
 def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Status:
@@ -99,25 +103,42 @@ def _flush() -> None:
     sys.stderr.flush()
 
 
-def _relay_output(link: channel.Link) -> None:
-    """Send what this process prints (C libraries included) to rank 0; stderr is kept open for a dying process's words."""
+def _relay_output(link: channel.Link) -> Callable[[], None]:
+    """Send what this process prints (C libraries included) to rank 0; stderr is kept open for a dying process's words.
+
+    Returns:
+        A function that waits until all that has been printed so far has been sent.
+    """
+    relayed = threading.Semaphore(0)
     faulthandler.enable(os.fdopen(os.dup(2), "w"))
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         readable, writable = os.pipe()
         os.dup2(writable, descriptor)
         os.close(writable)
-        threading.Thread(target=_pump, args=(readable, name, link), daemon=True, name=f"lens-{name}").start()
+        threading.Thread(target=_pump, args=(readable, name, link, relayed), daemon=True, name=f"lens-{name}").start()
     sys.stdout = io.TextIOWrapper(os.fdopen(1, "wb", closefd=False), line_buffering=True, errors="replace")
     sys.stderr = io.TextIOWrapper(os.fdopen(2, "wb", closefd=False), line_buffering=True, errors="replace")
 
+    def wait() -> None:
+        for descriptor in (1, 2):
+            os.write(descriptor, _MARK.encode())
+        for _ in (1, 2):
+            relayed.acquire(timeout=1.0)  # in vain only where a function has redirected a descriptor and left it so
 
-def _pump(descriptor: int, stream: str, link: channel.Link) -> None:
+    return wait
+
+
+def _pump(descriptor: int, stream: str, link: channel.Link, relayed: threading.Semaphore) -> None:
     with os.fdopen(descriptor, encoding="utf-8", errors="replace") as lines:
         for line in lines:
+            text, mark, _ = line.partition(_MARK)
             try:
-                link.send(channel.Output(stream, line))
+                if text:
+                    link.send(channel.Output(stream, text + "\n" if mark else text))
             except OSError:
                 return
+            if mark:
+                relayed.release()
 
 
 if __name__ == "__main__":
