@@ -67,9 +67,7 @@ def install(
     with tempfile.TemporaryDirectory() as folder:
         content = specification(ranks, known_hostfile, sys.executable, display_name)
         Path(folder, "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        logo = Path(__file__).parent / "view" / "static" / "logo-svg.svg"
-        if logo.is_file():
-            shutil.copy(logo, folder)
+        shutil.copy(Path(__file__).parent / "view" / "static" / "logo.svg", Path(folder, "logo-svg.svg"))
         try:
             return Path(KernelSpecManager().install_kernel_spec(folder, name, user=user, prefix=prefix))
         except (OSError, ValueError) as error:

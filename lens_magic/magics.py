@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import keyword
 import time
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class LensMagics(Magics):
 
     def _run(self, line: str, cell: str) -> Any:
         parsed = _cell_parser().read(line)
-        if parsed.out is not None and not parsed.out.isidentifier():
+        if parsed.out is not None and (not parsed.out.isidentifier() or keyword.iskeyword(parsed.out)):
             raise LensError(f"--out {parsed.out!r} is not a variable name")
         if parsed.save is not None:
             _check_target(parsed.save)

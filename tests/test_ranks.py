@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -161,6 +163,22 @@ def test_a_hung_rank_is_given_up_at_the_second_interrupt(pair: Group, monkeypatc
         pair.call(probes.hang, 1)
     for timer in timers:
         timer.join()
+
+
+def test_a_signal_to_the_process_group_stops_the_call_and_nothing_else() -> None:
+    """Ctrl-C in a terminal, or a kernel in signal mode: MPI's daemon must not take it for the order to end every rank."""
+    code = """
+import os, signal, threading
+import probes
+from lens_magic.ranks.group import Group
+group = Group(2)
+threading.Timer(0.5, lambda: os.killpg(os.getpgrp(), signal.SIGINT)).start()
+group.call(probes.until_stopped)
+print(group.call(probes.place))
+group.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, start_new_session=True)
+    assert done.stdout.strip() == "[(0, 2), (1, 2)]", done.stderr
 
 
 def test_closing_leaves_no_process(pair: Group) -> None:

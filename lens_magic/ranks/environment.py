@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -95,6 +97,30 @@ def remove_runtime_folder() -> None:
     """Remove this group's folder; sockets and mapped segments in use stay usable to those that hold them."""
     if folder := os.environ.pop(RUNTIME_VARIABLE, None):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def daemon_apart(folder: Path) -> Iterator[None]:
+    """Let MPI's daemon, if it is started now, have a session of its own, by a ``prte`` that comes first on ``PATH``.
+
+    Signals to this process's group (Ctrl-C in a terminal, interrupts of kernels in signal mode) would reach the daemon
+    too, which takes them as the order to end every rank.
+    """
+    before = os.environ.get("PATH", "")
+    real = shutil.which("prte", path=before)
+    if real is None:
+        yield  # MPI will say what is missing
+        return
+    script = folder / "prte"
+    apart = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
+    command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(real)} "$@"'
+    script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+    script.chmod(0o700)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
 
 
 @contextlib.contextmanager

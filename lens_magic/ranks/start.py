@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from ..errors import LensError
-from .environment import mpi_prefix, prepare, temporary_files_in
+from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
 
 
 def launched_ranks() -> int:
@@ -56,8 +56,9 @@ def spawn(size: int) -> Any:
         info.Set("hostfile", hostfile)
     # Workers import this very package, from wherever it was imported here, whatever their working folder.
     os.environ["LENS_WORKER"] = "1"
+    folder = prepare()
     try:
-        with temporary_files_in(prepare()):
+        with temporary_files_in(folder), daemon_apart(folder):
             between = mpi.COMM_SELF.Spawn(sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info)
     except mpi.Exception as error:
         where = mpi_prefix() or "the system's MPI"
