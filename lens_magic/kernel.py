@@ -7,6 +7,7 @@ in the background. Started by ``mpiexec -n N``, every rank runs this module, and
 from __future__ import annotations
 
 import contextlib
+import atexit
 import inspect
 import os
 import signal
@@ -92,6 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
         app.start()
     finally:
         session.close()
+    if "mpi4py.MPI" in sys.modules:
+        # With MPI and torch loaded the interpreter's own end takes seconds, and after a rank has died it can crash.
+        atexit._run_exitfuncs()
+        os._exit(0)
 
 
 def _serve_if_not_first() -> bool:

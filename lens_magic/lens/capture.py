@@ -53,9 +53,10 @@ class Trajectories:
         self.ranks = rank.size
         self.rank = rank.rank
         owned = self.keys[rank.rank :: rank.size]
-        shape = (len(owned), plan.rows, loaded.width)
-        self.buffer = torch.empty(shape, dtype=loaded.dtype, device=loaded.device)  # [owned, rows, d]
+        shape = (plan.rows, len(owned), loaded.width)
+        self.buffer = torch.empty(shape, dtype=loaded.dtype, device=loaded.device)  # [rows, owned, d]
         self._place = {key: place for place, key in enumerate(owned)}
+        self._step: dict[int, torch.Tensor] = {}  # this step's states by place, until all are there
 
     @property
     def nbytes(self) -> int:
@@ -71,21 +72,31 @@ class Trajectories:
         return {key: self._writer(place) for key, place in self._place.items()}
 
     def _writer(self, place: int) -> Visit:
-        rows, first, last = self.buffer[place], self.plan.first, self.plan.first + self.plan.rows
+        first, last = self.plan.first, self.plan.first + self.plan.rows
 
         def write(states: torch.Tensor, window: Window) -> None:
-            # states: [1, length, d]; a copy, since a view of it would keep the whole prefill alive
-            begin = max(window.start, first)
-            end = min(window.start + window.length, last)
-            if begin < end:
-                rows[begin - first : end - first].copy_(states[0, begin - window.start : end - window.start])
+            # states: [1, length, d]
+            if window.length == 1:
+                if first <= window.start < last:
+                    self._write_step(place, states, window.start - first)
+                return
+            begin, end = max(window.start, first), min(window.start + window.length, last)
+            if begin < end:  # copied at once: held until the forward ends, it would keep the whole prefill alive
+                self.buffer[begin - first : end - first, place].copy_(states[0, begin - window.start : end - window.start])
 
         return write
+
+    def _write_step(self, place: int, states: torch.Tensor, row: int) -> None:
+        """Write a step's states all together: one operation a token instead of one a site and layer."""
+        self._step[place] = states[0]  # [1, d]
+        if len(self._step) == len(self._place):
+            torch.cat([self._step[at] for at in range(len(self._step))], out=self.buffer[row])
+            self._step.clear()
 
     def mine(self, key: Key, begin: int, end: int) -> torch.Tensor | None:
         """Rows ``begin`` … ``end − 1`` of a (site, layer), ``[end − begin, d]``, or None where another rank keeps it."""
         place = self._place.get(key)
-        return None if place is None else self.buffer[place, begin:end]
+        return None if place is None else self.buffer[begin:end, place]
 
     def share(self, rank: Rank, key: Key, begin: int, end: int) -> torch.Tensor:
         """The same rows on every rank, ``[end − begin, d]``; collective."""

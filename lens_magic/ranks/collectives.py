@@ -164,9 +164,10 @@ def connect(rank: Rank) -> None:
     _connected[:] = [rank]
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
-    name = rank.communicator.bcast(secrets.token_hex(8), root=0)
-    # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine.
-    store: Any = dist.FileStore(str(runtime_folder() / f"store-{name}"), rank.size)  # type: ignore[attr-defined]
+    # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is
+    # in rank 0's folder: in a launched world every rank has one of its own.
+    path = rank.communicator.bcast(str(runtime_folder() / f"store-{secrets.token_hex(8)}"), root=0)
+    store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
     if backend == "nccl" and rank.local_size == rank.size:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.size)

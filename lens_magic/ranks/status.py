@@ -42,4 +42,5 @@ class Status:
         header, *rows = self._rows()
         head = "".join(f'<th scope="col">{name}</th>' for name in header)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        return f"<table><caption>{escape(self._summary())}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        caption = f'<caption style="text-align:left;white-space:nowrap">{escape(self._summary())}</caption>'
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -43,6 +43,7 @@ def serve(communicator: Any) -> None:
             _flush()
             if command.finalise:
                 finalise()
+                remove_runtime_folder()  # a launched rank's own; a spawned one shares rank 0's
             os._exit(0)
         elif isinstance(command, channel.Renew):
             rank.renew()

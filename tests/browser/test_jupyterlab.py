@@ -119,10 +119,10 @@ def test_the_table_is_there_and_answers(page: Page) -> None:
     assert not page.locator("[data-lens-for]").first.is_visible()
 
     before = root.inner_text()
-    root.get_by_text("attn_out", exact=True).click()
+    root.get_by_role("radio", name="attn_out").click()
     assert root.get_by_role("radio", name="attn_out").is_checked()
     page.wait_for_function("(old) => document.querySelector('.lens-root').innerText !== old", arg=before)
-    root.get_by_text("resid_post", exact=True).click()
+    root.get_by_role("radio", name="resid_post").click()
 
     cell = grid.get_by_role("gridcell").nth(3)
     cell.hover()
@@ -131,15 +131,31 @@ def test_the_table_is_there_and_answers(page: Page) -> None:
     page.wait_for_function("(old) => document.querySelector('.lens-place').innerText !== old", arg=place)
 
 
+def test_tables_do_not_disturb_each_other(page: Page) -> None:
+    """Each says which site it shows, and no two elements of the document have one name."""
+    page.wait_for_function("() => document.querySelectorAll('.lens-root').length >= 2")
+    chosen = "(roots) => roots.map((root) => root.querySelectorAll('input[type=radio]:checked').length)"
+    assert set(page.locator(".lens-root").evaluate_all(chosen)) == {1}
+    ids = page.locator(".lens-root [id]").evaluate_all("(elements) => elements.map((element) => element.id)")
+    assert len(ids) == len(set(ids))
+
+
 def test_it_scrolls_on_its_own(page: Page) -> None:
     root = explorer(page)
     grid = root.get_by_role("grid")
-    reach = grid.evaluate("(el) => [el.scrollHeight - el.clientHeight, el.scrollWidth - el.clientWidth]")
-    assert max(reach) > 0, "the table fits its frame; nothing to scroll"
-    grid.hover()
-    page.mouse.wheel(reach[1], reach[0])
-    page.wait_for_function("() => { const g = document.querySelector('[role=grid]'); return g.scrollTop + g.scrollLeft > 0; }")
+    for _ in range(2):  # with the largest cells no answer fits
+        root.get_by_role("button", name="Larger cells").click()
+    reach = grid.evaluate("(el) => [el.scrollWidth - el.clientWidth, el.scrollHeight - el.clientHeight]")
+    assert max(reach) > 50
+    around = "() => document.querySelector('.jp-WindowedPanel-outer').scrollTop"
+    grid.get_by_role("gridcell").nth(3).hover()
+    before = page.evaluate(around)
+    page.mouse.wheel(reach[0], 0 if reach[0] else reach[1])
+    page.wait_for_function("() => { const g = document.querySelector('[role=grid]'); return g.scrollTop + g.scrollLeft > 50; }")
+    assert page.evaluate(around) == before, "the notebook scrolled too"
     grid.evaluate("(el) => el.scrollTo(0, 0)")
+    for _ in range(2):
+        root.get_by_role("button", name="Smaller cells").click()
 
 
 def test_arrow_keys_move_in_the_table_not_in_the_notebook(page: Page) -> None:
@@ -171,7 +187,45 @@ def test_themes(page: Page, name: str) -> None:
     assert abs(back - front) > 100
 
 
+def test_the_stop_button(page: Page) -> None:
+    page.evaluate(
+        """async () => {
+          const { commands, shell } = window.jupyterapp;
+          const { content } = shell.currentWidget;
+          content.activeCellIndex = content.widgets.length - 1;
+          await commands.execute("notebook:insert-cell-below");
+          content.activeCell.model.sharedModel.setSource("%%lens -n 1900 --ignore-eos -o long\\nQuestion:");
+          content.activeCell.node.id = "long";
+          commands.execute("notebook:run-cell");
+        }"""
+    )
+    page.locator("#long .jp-OutputArea-output pre").first.wait_for(timeout=START_MS)  # it has begun to speak
+    page.locator(".jp-Toolbar").get_by_title("Interrupt the kernel").first.click()
+    stopped = page.locator("#long .jp-OutputArea").get_by_text("KeyboardInterrupt: stopped after")
+    stopped.wait_for()
+    assert "what there is is in `long`" in stopped.inner_text()
+    partial = page.locator("#long .lens-root")
+    partial.scroll_into_view_if_needed()
+    assert "interrupted" in partial.inner_text()
+    shoot(page, "jupyterlab-stopped")
+
+
+def test_opened_again(page: Page) -> None:
+    """A saved notebook shows each table once: the live one, or where there is none, the one without scripts."""
+    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_timeout(500)
+    page.reload(timeout=START_MS)
+    page.locator(".jp-Notebook").wait_for(timeout=START_MS)
+    page.locator(".lens-root, [data-lens-for]").first.wait_for(state="attached", timeout=START_MS)
+    page.wait_for_timeout(2000)  # widgets are brought back after their outputs
+    first = page.locator(".jp-Cell", has=page.locator("[data-lens-for]")).first
+    first.scroll_into_view_if_needed()
+    shoot(page, "jupyterlab-again")
+    shown = [element.is_visible() for element in first.locator(".lens-root, [data-lens-for]").all()]
+    assert shown.count(True) == 1
+
+
 def test_nothing_is_wrong_in_the_console(page: Page, noise: list[str]) -> None:
     ours = [line for line in noise if any(word in line.lower() for word in ("lens", "anywidget", "widget"))]
     uncaught = [line for line in noise if line.startswith("uncaught")]
-    assert ours + uncaught == []
+    assert ours + uncaught == [], noise

@@ -12,8 +12,8 @@
  */
 
 const OVERSCAN = 2;
+const SQUEEZE = 0.85; // of a column's least width
 const CELL_NODES = 1000; // of at most 1,500 in all: rows, headers and the details need the rest
-let grids = 0;
 
 export function make(tag, className, text) {
   const el = document.createElement(tag);
@@ -28,7 +28,8 @@ export class VirtualGrid {
   /** @param {{onHover: (cell: number[] | null) => void, onMove: (cell: number[]) => void}} callbacks */
   constructor(callbacks) {
     this.callbacks = callbacks;
-    this.id = `lens-grid-${++grids}`;
+    // Random, not counted: a notebook loads this module anew for every widget.
+    this.id = `lens-grid-${Math.random().toString(36).slice(2)}`;
     this.active = [0, 0];
     this.hover = null;
     this.pointer = null;
@@ -88,7 +89,10 @@ export class VirtualGrid {
     const m = this.model;
     const width = this.el.clientWidth;
     const room = width - m.headWidth;
-    let colW = clamp(Math.floor(room / m.cols), m.colWidth, m.maxColWidth);
+    const fitting = Math.floor(room / m.cols);
+    // Columns that nearly fit are squeezed a little, so that the last one is not cut.
+    const least = fitting >= SQUEEZE * m.colWidth ? fitting : m.colWidth;
+    let colW = clamp(fitting, least, m.maxColWidth);
     let rowH = m.rowHeight;
     const fit = () => [
       Math.min(m.rows, Math.ceil((this.maxHeight() - m.headHeight) / rowH) + 1 + OVERSCAN),
