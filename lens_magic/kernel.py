@@ -6,8 +6,8 @@ in the background. Started by ``mpiexec -n N``, every rank runs this module, and
 
 from __future__ import annotations
 
-import contextlib
 import atexit
+import contextlib
 import inspect
 import os
 import signal

@@ -17,12 +17,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2Config,
     GenerationConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -82,10 +85,14 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-twins": partial(twins, **_shape(3, 64, 128, 4, 2, 313)),
     "qwen3-odd": partial(_qwen3, **_shape(4, 80, 136, 4, 2, 333, tied=True), head_dim=32),
     "qwen3-gqa": partial(_qwen3, **_shape(3, 96, 160, 6, 3, 340), head_dim=16),
+    "qwen2-bias": partial(causal, Qwen2Config, **_shape(3, 64, 120, 4, 2, 305)),
+    # The window is shorter than the prompt, so that a cache that forgets, or does not, shows.
+    "mistral-window": partial(causal, MistralConfig, **_shape(3, 64, 128, 8, 2, 311), sliding_window=6),
+    "gemma2": partial(causal, Gemma2Config, **_shape(4, 64, 128, 4, 2, 299, tied=True), head_dim=24, sliding_window=6),
 }
 
 # Published checkpoints pad their embeddings beyond the tokenizer: the ids above these have a logit and no text.
-TOKENS: dict[str, int] = {"qwen3-odd": 300, "llama-bf16": 290}
+TOKENS: dict[str, int] = {"qwen3-odd": 300, "llama-bf16": 290, "qwen2-bias": 300}
 
 # What a generation_config may hold besides one end token: several of them, which count, and the rest, which does not.
 GENERATION: dict[str, dict[str, Any]] = {

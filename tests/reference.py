@@ -40,7 +40,10 @@ class Family:
 
 
 _post_norms = Family(attn_out="post_attention_layernorm", mlp_out="post_feedforward_layernorm")
-FAMILIES: dict[str, Family] = {"llama": Family(), "qwen3": Family(), "gemma2": _post_norms, "olmo2": _post_norms}
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), Family()),
+    **dict.fromkeys(("gemma2", "olmo2"), _post_norms),
+}
 
 
 def family_of(model: PreTrainedModel) -> Family:

@@ -47,9 +47,19 @@ class Anatomy:
     sites: Mapping[str, Tap] = field(default_factory=lambda: _PRE_NORM)
 
 
+# Gemma normalises what a sublayer puts out too, and adds that to the residual stream.
+_PRE_AND_POST_NORM = {
+    **_PRE_NORM,
+    "attn_out": Tap("post_attention_layernorm", "output"),
+    "mlp_out": Tap("post_feedforward_layernorm", "output"),
+}
+
 FAMILIES: Mapping[str, Anatomy] = {
     "llama": Anatomy(),
+    "mistral": Anatomy(),
+    "qwen2": Anatomy(),
     "qwen3": Anatomy(),
+    "gemma2": Anatomy(sites=_PRE_AND_POST_NORM),
 }
 """By ``model_type`` of the configuration. What stands here is compared with plain transformers by the tests."""
 
