@@ -11,6 +11,7 @@ import traitlets
 from . import bundle
 from .data import Run, pack
 from .static import fallback_html, table_html
+from .terminal import table_text
 
 
 class Explorer(anywidget.AnyWidget):
@@ -59,7 +60,7 @@ class Explorer(anywidget.AnyWidget):
         bundled = super()._repr_mimebundle_(**kwargs)
         if bundled is not None:
             data, metadata = bundled
-            display(data, metadata=metadata, raw=True)
+            display({**data, "text/plain": table_text(self._run)}, metadata=metadata, raw=True)
             display({"text/html": fallback_html(self._run, self.fallback)}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:

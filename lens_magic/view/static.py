@@ -14,6 +14,7 @@ import numpy as np
 
 from . import bundle
 from .data import Packed, Run, pack, unpack
+from .terminal import table_text
 from .text import SPACE, visible
 
 MAX_BYTES = 150_000
@@ -77,7 +78,7 @@ class StaticTable:
 
     def __init__(self, run: Run) -> None:
         self._html = table_html(run)
-        self._text = f"StaticTable({run.model})"
+        self._text = table_text(run)
 
     def _repr_html_(self) -> str:
         return self._html

@@ -7,33 +7,35 @@ from typing import TYPE_CHECKING
 from .text import visible
 
 if TYPE_CHECKING:
-    from ..lens.run import LensRun
+    from .data import Run
 
-_CELL = 8
+_CELL = 9
 
 
-def table_text(run: LensRun, site: str | None = None, positions: int = 8, layers: int = 8) -> str:
+def table_text(run: Run, site: str | None = None, positions: int = 8, layers: int = 8) -> str:
     """A few positions and layers of one site.
 
     Args:
         site: by default the last one captured, usually the residual stream.
         positions, layers: how many at most; layers are thinned out evenly, the last always shown.
     """
-    site = site or run.sites[-1]
-    s = run.sites.index(site)
-    rows = range(len(run.positions))[:positions]
-    columns = _thinned(len(run.layers), layers)
-    ids, probabilities = run.variables["token_id"][s], run.variables["prob"][s]
+    data = run.to_xarray()
+    site = site or str(data.site.values[-1])
+    ids, probabilities = (data[name].sel(site=site).values for name in ("token_id", "prob"))
+    numbers, places = data.layer.values.tolist(), data.position.values.tolist()
+    rows = range(len(places))[:positions]
+    columns = _thinned(len(numbers), layers)
 
     def cell(layer: int, row: int) -> str:
         text = visible(run.token_texts.get(int(ids[layer, row, 0]), ""))
         return f"{text[: _CELL - 1]:{_CELL}}{100 * probabilities[layer, row, 0]:3.0f}%"
 
-    header = f"{'token':>12} │ " + "  ".join(f"{f'layer {run.layers[c]}':{_CELL + 4}}" for c in columns)
-    lines = [f"{_target(run, row):>12} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
-    more = len(run.positions) - len(rows)
+    header = f"{'token':>12} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + 4}}" for c in columns)
+    lines = [f"{_target(run, places[row]):>12} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
+    more = len(places) - len(rows)
     title = f"{run.model}, {site}: most probable next token by layer"
-    return "\n".join([title, header, "─" * len(header), *lines, *([f"… and {more} more tokens"] if more > 0 else [])])
+    rest = [f"… and {more} more tokens"] if more > 0 else []
+    return "\n".join(line.rstrip() for line in [title, header, "─" * len(header), *lines, *rest])
 
 
 def _thinned(count: int, most: int) -> list[int]:
@@ -42,7 +44,7 @@ def _thinned(count: int, most: int) -> list[int]:
     return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
 
 
-def _target(run: LensRun, row: int) -> str:
-    position = run.positions[row]
+def _target(run: Run, position: int) -> str:
+    """The token that came next, as text."""
     index = run.output_ids[position] if position >= 0 else run.prompt_ids[len(run.prompt_ids) + position]
     return visible(run.token_texts.get(index, ""))[:12]
