@@ -110,6 +110,17 @@ def test_the_lens_of_a_text(ranks: int, checkpoints: Checkpoints) -> None:
     ref.compare(run.to_xarray(), expected, tolerance("llama-tied", ranks))
 
 
+@pytest.mark.ranks
+def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpoints) -> None:
+    from lens_magic.session import current
+
+    lens.load(str(checkpoints("llama-tied")), ranks=ranks)
+    loaded = current().group.rank.store["model"]
+    embedding = loaded.model.model.embed_tokens.weight
+    assert loaded.head.weight.untyped_storage().data_ptr() == embedding.untyped_storage().data_ptr()
+    assert loaded.head.rows == loaded.bounds[1] - loaded.bounds[0]
+
+
 def test_ties_go_to_the_lower_index(checkpoints: Checkpoints) -> None:
     """Every row of this head stands twice, so every candidate is tied with another."""
     folder = checkpoints("llama-twins")

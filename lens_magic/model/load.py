@@ -81,6 +81,7 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     head = part(model, anatomy.head)
     if rank.size > 1:
         _shard(rank, model, anatomy, dtype)
+        replace_part(model, anatomy.head, torch.nn.Identity())  # its rows alone go to the device
     model.to(device)
     _release_pages()
     loaded = describe(rank, model, anatomy, head, device)
@@ -108,15 +109,18 @@ def unload(rank: Rank) -> None:
 
 
 def describe(rank: Rank, model: Any, anatomy: Anatomy, head: Any, device: torch.device) -> Loaded:
-    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views of its weight."""
-    weight = head.weight
+    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views where it is in place."""
+    embedding = part(model, anatomy.embedding).weight
+    # Tied weights that have moved are the embedding's now.
+    tied = getattr(model.config, "tie_word_embeddings", False) and embedding.shape == head.weight.shape
+    weight = embedding if tied else head.weight
     vocabulary = int(weight.shape[0])
     bounds = shard_bounds(vocabulary, rank.size)
     first, end = bounds[rank.rank], bounds[rank.rank + 1]
     bias = getattr(head, "bias", None)
     shard = HeadShard(
-        weight=weight[first:end],
-        bias=None if bias is None else bias[first:end],
+        weight=weight[first:end].to(device),
+        bias=None if bias is None else bias[first:end].to(device),
         offset=first,
         vocabulary=vocabulary,
         softcap=getattr(model.config, "final_logit_softcapping", None),
