@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -188,6 +189,40 @@ def test_closing_leaves_no_process(pair: Group) -> None:
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
     with pytest.raises(RanksLost):
         pair.call(probes.place)
+
+
+def outside_address() -> str | None:
+    """An address of this machine's that is not loopback; nothing is sent to find it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return None
+        address = str(probe.getsockname()[0])
+    return None if address.startswith("127.") else address
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")
+def test_nothing_of_ours_is_heard_beyond_loopback() -> None:
+    address = outside_address()
+    if address is None:
+        pytest.skip("this machine has the loopback interface alone")
+    with socket.create_server(("0.0.0.0", 0)) as users_own:
+        group = Group(2)
+        try:
+            mine = psutil.Process()
+            processes = [*workers(group), *(child for child in mine.children() if child.name() == "prte")]
+            connections = [c for process in processes for c in process.net_connections("tcp")]
+            ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+            assert ports
+            for port in ports:
+                with pytest.raises(OSError):  # noqa: PT011 - refused or not answered
+                    socket.create_connection((address, port), timeout=0.5).close()
+            # What the user opened is the user's business.
+            socket.create_connection((address, users_own.getsockname()[1]), timeout=5).close()
+            assert group.call(probes.place) == [(0, 2), (1, 2)]
+        finally:
+            group.close()
 
 
 def test_everything_is_in_one_folder() -> None:

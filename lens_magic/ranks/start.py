@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any
 
 from ..errors import LensError
+from . import loopback
 from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
 
 
@@ -57,6 +59,7 @@ def spawn(size: int) -> Any:
     # Workers import this very package, from wherever it was imported here, whatever their working folder.
     os.environ["LENS_WORKER"] = "1"
     folder = prepare()
+    users = loopback.listening()
     try:
         with temporary_files_in(folder), daemon_apart(folder):
             between = mpi.COMM_SELF.Spawn(sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info)
@@ -70,7 +73,20 @@ def spawn(size: int) -> Any:
         os.environ.pop("LENS_WORKER", None)
     merged = between.Merge(high=False)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
+    if "LENS_HOSTFILE" not in os.environ:
+        keep_to_this_host(users)
     return merged
+
+
+def keep_to_this_host(users: set[str]) -> None:
+    """Let MPI's sockets, here and in its daemon, hear this host alone; ``users`` are sockets that are not MPI's."""
+    import psutil
+
+    loopback.restrict(but_not=users)
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() == "prte":
+                loopback.restrict(child.pid)
 
 
 def joined_world() -> Any:
@@ -86,4 +102,6 @@ def spawned_world() -> Any:
     mpi = load_mpi()
     merged = mpi.Comm.Get_parent().Merge(high=True)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
+    if "LENS_HOSTFILE" not in os.environ:
+        loopback.restrict()
     return merged
