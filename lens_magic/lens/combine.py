@@ -7,15 +7,29 @@ ranks' log-sum-exps combine without any rank having seen another's logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from .variables import VARIABLES
 
-if TYPE_CHECKING:
-    from .decode import Block
+
+@dataclass(frozen=True)
+class Block:
+    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, on the host.
+
+    Attributes:
+        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``.
+        sums: ``[cells, 7]``: largest logit m; Σ exp(z − m); Σ exp(z − m)(z − m); the output's largest logit f; Σ exp(F − f);
+            Σ exp(F − f)(F − z); how many logits exceed the target's.
+        target: the target's logit, ``[cells]``.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    sums: torch.Tensor
+    target: torch.Tensor
 
 
 def combine(blocks: Sequence[Block], k: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ vocabulary. Logits exist only for one block at a time, so memory does not grow w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 from ..model.load import Loaded
 from ..ranks.rank import Rank
 from .capture import Key, Trajectories
-from .combine import combine
+from .combine import Block, combine
 from .variables import VARIABLES
 
 # Room for one block's logits on one rank. On a CPU it is about what its caches hold, on a GPU about what keeps its
@@ -25,23 +24,6 @@ from .variables import VARIABLES
 _BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 # Also with a small vocabulary no block covers a long run: an interrupt is heard between blocks.
 _MOST_POSITIONS = 256
-
-
-@dataclass(frozen=True)
-class Block:
-    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, on the host.
-
-    Attributes:
-        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``.
-        sums: ``[cells, 7]``: largest logit m; Σ exp(z − m); Σ exp(z − m)(z − m); the output's largest logit f; Σ exp(F − f);
-            Σ exp(F − f)(F − z); how many logits exceed the target's.
-        target: the target's logit, ``[cells]``.
-    """
-
-    values: torch.Tensor
-    ids: torch.Tensor
-    sums: torch.Tensor
-    target: torch.Tensor
 
 
 def project(

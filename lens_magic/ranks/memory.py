@@ -18,13 +18,7 @@ def used_memory(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated(device))
-    try:
-        rollup = Path("/proc/self/smaps_rollup").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-    except (OSError, StopIteration):
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
+    return _stated("smaps_rollup", "Pss:") or _resident()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -46,11 +40,22 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
+    return _stated("status", "VmHWM:") or _resident()
+
+
+def _stated(file: str, name: str) -> int | None:
+    """Bytes that Linux states of this process under a name; None elsewhere."""
     try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return used_memory(device)
+        lines = Path("/proc/self", file).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
+
+
+def _resident() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
 
 
 def describe_rank(rank: Rank) -> dict[str, Any]:
@@ -59,9 +64,7 @@ def describe_rank(rank: Rank) -> dict[str, Any]:
 
     entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu", "memory": 0}
     if "torch" not in sys.modules:  # nothing was loaded yet; asking is no reason to load it
-        import psutil
-
-        return {**entry, "memory": int(psutil.Process().memory_info().rss)}
+        return {**entry, "memory": _resident()}
     from .collectives import device_for
 
     device = device_for(rank)
