@@ -59,7 +59,7 @@ def save(run: LensRun, path: Path) -> Path:
     dataset.attrs = {"lens_magic_format": FORMAT, "run": json.dumps(record)}
     if kind == "zarr":
         _require_zarr()
-        dataset.to_zarr(path, mode="w")
+        dataset.to_zarr(path, mode="w", zarr_format=2)  # version 3 has no settled form for strings
         return path
     partial = path.with_name(path.name + ".partial")
     compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in VARIABLES if dataset[name].size}
