@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,15 @@ from .errors import LensError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; what the user got wrong is one line on stderr and exit status 2."""
     try:
-        parsed = _parser().read(list(sys.argv[1:] if arguments is None else arguments))
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+    except BrokenPipeError:  # `lens-magic … | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(arguments: list[str]) -> int:
+    try:
+        parsed = _parser().read(arguments)
         status: int = parsed.action(parsed)
     except Help as text:
         print(text)

@@ -22,8 +22,8 @@ class Finding:
 
     def __str__(self) -> str:
         mark = "ok     " if self.good else "missing"
-        remedy = f"\n{'':18}→ {self.remedy}" if self.remedy and not self.good else ""
-        return f"{mark}  {self.name:9}{self.found}{remedy}"
+        remedy = f"\n{'':20}→ {self.remedy}" if self.remedy and not self.good else ""
+        return f"{mark}  {self.name:11}{self.found}{remedy}"
 
 
 def examine() -> list[Finding]:
