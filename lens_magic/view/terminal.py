@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _CELL = 9
 
 
-def table_text(run: Run, site: str | None = None, positions: int = 8, layers: int = 8) -> str:
+def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8) -> str:
     """A few positions and layers of one site.
 
     Args:
