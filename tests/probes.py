@@ -21,19 +21,19 @@ def say(rank: Any, words: str) -> None:
 def fail(rank: Any, who: int) -> None:
     if rank.rank == who:
         raise ValueError(f"planned on {who}")
-    rank.communicator.Barrier()
+    rank.wait_for(rank.communicator.Ibarrier())
 
 
 def die(rank: Any, who: int) -> None:
     if rank.rank == who:
         os.kill(os.getpid(), signal.SIGKILL)
-    rank.communicator.Barrier()
+    rank.wait_for(rank.communicator.Ibarrier())
 
 
 def hang(rank: Any, who: int) -> None:
     while rank.rank == who:
         time.sleep(1)
-    rank.communicator.Barrier()
+    rank.wait_for(rank.communicator.Ibarrier())
 
 
 def until_stopped(rank: Any) -> int:

@@ -33,6 +33,11 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Abort:
+    """Down: another rank has failed; give up waiting for it in a collective."""
+
+
+@dataclass(frozen=True)
 class Renew:
     """Down: the communicator was given up after a failure; make a fresh one."""
 

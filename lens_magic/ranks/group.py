@@ -192,6 +192,8 @@ class Group:
             with contextlib.suppress(OSError):  # a rank that has just died is found below, by name
                 link.send(command)
         own = _run_here(self.rank, command)
+        if own.outcome != "ok":
+            self._abort()
         statuses = {0: own, **self._wait_for_statuses(command.number)}
         if self._gone:
             raise self._describe_loss()
@@ -205,6 +207,14 @@ class Group:
             while len(self._statuses) < len(self._workers) and not self._gone:
                 self._changed.wait(0.2)  # wakes up for signals
             return dict(self._statuses)
+
+    def _abort(self, failed: int = 0) -> None:
+        """Release the ranks that wait for a failed one."""
+        self.rank.aborted.set()
+        for number, (_, link) in self._workers.items():
+            if number != failed:
+                with contextlib.suppress(OSError):
+                    link.send(channel.Abort())
 
     def _renew(self) -> None:
         for _, link in self._workers.values():
@@ -243,11 +253,15 @@ class Group:
                     self._take(number, link.receive())
                 except (EOFError, OSError):
                     del links[connection]  # type: ignore[arg-type]
+                    self.rank.aborted.set()
                     with self._changed:
                         self._gone.add(number)
                         self._changed.notify_all()
 
     def _take(self, number: int, message: Any) -> None:
+        if isinstance(message, channel.Status) and message.outcome == "error":
+            # Before the status counts: once all have, the ranks are renewed, and a late abort would hit the next call.
+            self._abort(failed=number)
         with self._changed:
             if isinstance(message, channel.Output):
                 self._output.append((number, message))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ class Rank:
         store: what functions keep on this rank between calls (the model shard, captured states).
     """
 
-    def __init__(self, communicator: Any = None) -> None:
+    def __init__(self, communicator: Any = None, aborted: threading.Event | None = None) -> None:
         self._parent = communicator
         self._communicator: Any = communicator.Dup() if communicator is not None else None
         self.rank: int = communicator.rank if communicator is not None else 0
@@ -35,6 +36,9 @@ class Rank:
         self.store: dict[str, Any] = {}
         self.local_rank, self.local_size = self._locate()
         self._stop = threading.Event()
+        self.aborted = aborted or threading.Event()  # set, from another thread, once another rank has failed
+        self._pending: Any = None  # the MPI operation being waited for
+        self._abandoned: list[Any] = []
         self._on_event: Callable[[Any], None] | None = None
         self._fault = faults.planned_for(self.rank)
         self.process_groups: list[MPIProcessGroup] = []
@@ -82,7 +86,25 @@ class Rank:
         """Whether rank 0 has been interrupted. A collective: every rank calls it at the same point."""
         if self.size == 1:
             return self.stop_requested
-        return bool(self._communicator.bcast(self.stop_requested, root=0))
+        flag = bytearray([self.stop_requested])
+        self.wait_for(self._communicator.Ibcast(flag, root=0))
+        return bool(flag[0])
+
+    def wait_for(self, request: Any) -> None:
+        """Wait for an MPI operation to complete, unless another rank fails meanwhile.
+
+        The operation is then left behind, with its buffers and its communicator: revoking the communicator, which MPI
+        offers for this, misses ranks that come to wait just then, and breaks operations under way.
+
+        Raises:
+            Aborted: another rank has failed.
+        """
+        self._pending = request
+        while not request.Test():
+            if self.aborted.is_set():
+                raise Aborted
+            os.sched_yield()  # with more ranks than cores the one waited for may need this one
+        self._pending = None
 
     def acknowledge_stop(self) -> None:
         """The stop all ranks agreed on has been acted on; what follows can be interrupted anew."""
@@ -95,15 +117,14 @@ class Rank:
         if self._on_event is not None:
             self._on_event(event)
 
-    def give_up(self) -> None:
-        """Make every rank's pending and future communication fail, until :meth:`renew`."""
-        if self._communicator is not None:
-            self._communicator.Revoke()
-
     def renew(self) -> None:
         """Replace a communicator that was given up. A collective over all ranks."""
+        self.aborted.clear()
         if self._parent is None:
             return
+        if self._pending is not None:  # MPI may still write to the buffer it was given; the request keeps that alive
+            self._abandoned.append(self._pending)
+            self._pending = None
         from mpi4py import MPI
 
         self._communicator = self._parent.Dup()

@@ -35,8 +35,9 @@ def serve(communicator: Any) -> None:
     link = channel.connect(communicator)
     wait_until_relayed = _relay_output(link)
     commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(link, commands), daemon=True, name="lens-commands").start()
-    rank = Rank(communicator)
+    aborted = threading.Event()
+    threading.Thread(target=_read, args=(link, commands, aborted), daemon=True, name="lens-commands").start()
+    rank = Rank(communicator, aborted)
     while True:
         command = commands.get()
         if isinstance(command, channel.End):
@@ -56,7 +57,7 @@ def serve(communicator: Any) -> None:
 def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Status:
     """Run one command on this rank; whatever happens becomes a status (and goes to ``on_error``).
 
-    A failure gives the communicator up, so that ranks waiting for this one in a collective are released.
+    Rank 0, told of a failure, releases the ranks that wait for this one in a collective.
     """
     try:
         function = getattr(importlib.import_module(call.module), call.function)
@@ -66,7 +67,6 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
             on_error(error)
         if is_abort(error):
             return channel.Status(call.number, "aborted")
-        rank.give_up()
         summary = f"{type(error).__name__}: {error}".rstrip(": ")
         return channel.Status(call.number, "error", None, summary, traceback.format_exc())
     finally:
@@ -82,18 +82,22 @@ def finalise() -> None:
 
 
 def is_abort(error: BaseException) -> bool:
-    """Whether an error only echoes another rank's failure: every MPI error here comes from a revoked communicator or
-    a dead rank, which MPI reports under several error classes.
+    """Whether an error only echoes another rank's failure. Every MPI error here comes of a dead rank, which MPI reports
+    under several error classes.
     """
     mpi = sys.modules.get("mpi4py.MPI")
     return isinstance(error, Aborted) or (mpi is not None and isinstance(error, mpi.Exception))
 
 
-def _read(link: channel.Link, commands: queue.SimpleQueue[Any]) -> None:
+def _read(link: channel.Link, commands: queue.SimpleQueue[Any], aborted: threading.Event) -> None:
     """Queue what rank 0 sends; when it is gone, clean up after it and leave at once."""
     try:
         while True:
-            commands.put(link.receive())
+            command = link.receive()
+            if isinstance(command, channel.Abort):  # the main thread may be waiting for a rank that will never come
+                aborted.set()
+            else:
+                commands.put(command)
     except (EOFError, OSError):
         remove_runtime_folder()
         os._exit(1)
