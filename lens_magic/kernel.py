@@ -31,7 +31,7 @@ class LensKernel(IPythonKernel):
     def _send_interrupt_children(self) -> None:
         """On an interrupt message, in the control thread: ask ranks that are working to stop, else interrupt the cell.
 
-        Never a signal to the process group, as ipykernel would send: MPI's daemon is in it and would end every rank.
+        Never a signal to the process group, as ipykernel would send: the user's own child processes are in it too.
         """
         group = sessions.current().running_group
         if group is not None and group.busy:

@@ -49,7 +49,6 @@ class Session:
         self._group: Group | None = None
         self._starting: threading.Thread | None = None
         self._start_error: LensError | None = None
-        self._changing = threading.Lock()
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 

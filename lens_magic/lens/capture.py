@@ -51,7 +51,6 @@ class Trajectories:
         self.output: Key = ("resid_post", loaded.layers - 1)
         self.keys = list(dict.fromkeys([*plan.keys, self.output]))
         self.ranks = rank.size
-        self.rank = rank.rank
         owned = self.keys[rank.rank :: rank.size]
         shape = (plan.rows, len(owned), loaded.width)
         self.buffer = torch.empty(shape, dtype=loaded.dtype, device=loaded.device)  # [rows, owned, d]

@@ -97,7 +97,7 @@ def _positions(
 
 
 def _batches(trajectories: Trajectories, most: int) -> Iterator[list[Key]]:
-    """The keys asked for, in turns of at most ``most`` a rank, so that every rank has some of each batch to share."""
+    """The keys asked for, at most ``most`` at a time; neighbours have different owners, so that every rank shares some."""
     keys = trajectories.plan.keys
     for first in range(0, len(keys), most):
         yield keys[first : first + most]
