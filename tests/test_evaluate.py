@@ -262,27 +262,38 @@ def test_positions_are_those_of_a_steering_term(llama: tuple[PreTrainedModel, An
     assert moved[1] < CLOSE
 
 
-def test_blocks_before_the_steered_one_run_once(llama: object) -> None:
-    """By counting: attention of a block runs once a batch unsteered, and once a batch for each layer at or before it."""
+@pytest.mark.parametrize(
+    ("site", "attention", "mlp"),
+    [
+        # A layer's own trial, then once a batch unsteered, then for each layer what comes after the change there.
+        ("post_ln", [2, 3, 4, 5], [3, 4, 5, 7]),
+        ("resid_pre", [3, 4, 5, 7], [3, 4, 5, 7]),
+        ("resid_post", [2, 3, 4, 5], [2, 3, 4, 5]),
+    ],
+)
+def test_what_comes_before_the_change_runs_once(
+    llama: object, site: str, attention: list[int], mlp: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By counting calls of every block's attention and MLP."""
     prompts, labels = [[5, 6, 7]] * 3, [(34, 35)] * 3
     model = current().group.rank.store["model"].model
-    counts = [0] * 4
-    handles = [
-        block.self_attn.register_forward_pre_hook(lambda *_, at=at: counts.__setitem__(at, counts[at] + 1))
-        for at, block in enumerate(model.model.layers)
-    ]
-    try:
-        found = {}
-        for resume in (True, False):
-            counts[:] = [0] * 4
-            found[resume] = swept(
-                current(), Sweep(prompts, labels, "post_ln", unit_directions(128, range(4)), ALPHAS, resume=resume)
-            )
-            # Trying whether it can be done costs a whole forward and one of the last block.
-            assert counts == ([3, 4, 5, 7] if resume else [5, 5, 5, 5])
-    finally:
-        for handle in handles:
-            handle.remove()
+    counts = {"self_attn": [0] * 4, "mlp": [0] * 4}
+    for at, block in enumerate(model.model.layers):
+        for name, of in counts.items():
+            module = getattr(block, name)
+
+            def counting(*given: Any, own: Any = module.forward, of: list[int] = of, at: int = at, **named: Any) -> Any:
+                of[at] += 1
+                return own(*given, **named)
+
+            monkeypatch.setattr(module, "forward", counting)
+    found = {}
+    for resume in (True, False):
+        for of in counts.values():
+            of[:] = [0] * 4
+        sweep = Sweep(prompts, labels, site, unit_directions(128, range(4)), ALPHAS, resume=resume)
+        found[resume] = swept(current(), sweep)
+        assert counts == ({"self_attn": attention, "mlp": mlp} if resume else dict.fromkeys(counts, [5] * 4))
     assert torch.equal(found[True].steered, found[False].steered)
 
 

@@ -1,14 +1,14 @@
-"""Running a model from a block in its middle on, with states that an earlier forward has kept.
+"""Running a model from a site in its middle on, with states that an earlier forward has kept.
 
-What is changed at layer l leaves the blocks before it as they were, so forwards that differ from l on alone need not run them
-again. Skipped blocks hand on the kept states; everything else (masks, rotary tables, the blocks from l on, the norm) is
-the model's own, so nothing of a family is written down here.
+What is changed at a site of layer l leaves everything before it as it was, so forwards that differ from there on alone need not
+run it again. Modules skipped hand on the kept states; everything else (masks, rotary tables, the blocks from l on, the norm)
+is the model's own, so nothing of a family is written down here.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,21 +19,23 @@ from .batch import read_forward
 from .load import Loaded
 from .sites import Key, Visit, Window
 
+Forward = Callable[..., Any]
 
-class BlockInputs:
-    """Keeps the input of chosen blocks; a visitor.
+
+class Kept:
+    """Keeps the states at chosen sites; a visitor.
 
     Attributes:
-        states: ``{layer: [batch, columns, d]}`` of the last forward.
+        states: ``{(site, layer): [batch, columns, d]}`` of the last forward.
     """
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        self.layers = list(layers)
-        self.states: dict[int, torch.Tensor] = {}
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self.keys = list(keys)
+        self.states: dict[Key, torch.Tensor] = {}
 
     def visits(self) -> Mapping[Key, Visit]:
-        """One look a block."""
-        return {("resid_pre", layer): self._keeper(layer) for layer in self.layers}
+        """One look a site."""
+        return {key: self._keeper(key) for key in self.keys}
 
     def prepare(self, window: Window) -> None:
         """Nothing to prepare."""
@@ -41,62 +43,104 @@ class BlockInputs:
     def finish(self, window: Window) -> None:
         """Nothing to finish."""
 
-    def _keeper(self, layer: int) -> Visit:
+    def _keeper(self, key: Key) -> Visit:
         def keep(states: torch.Tensor, window: Window) -> None:
-            self.states[layer] = states
+            self.states[key] = states
 
         return keep
 
 
-@contextlib.contextmanager
-def resuming(loaded: Loaded, layer: int, states: torch.Tensor) -> Iterator[None]:
-    """Forwards within the ``with`` block start at a layer.
+class Resumption:
+    """Forwards that start where a change at a site is made.
+
+    Before ``resid_post`` that is the whole block; before ``resid_pre`` the blocks that came; at the sites between, attention
+    too. (The MLP before ``mlp_out`` runs again: some families' have no module.)
 
     Args:
-        states: the layer's input, ``[batch, columns, d]``, for the sequences that will be run.
+        site: where changes will be made.
     """
-    with _replaced_forward(loaded, layer, lambda block: lambda *inputs, **named: states):
-        yield
+
+    def __init__(self, loaded: Loaded, site: str) -> None:
+        self.loaded, self.site = loaded, site
+        self.blocks = list(part(loaded.model, loaded.anatomy.blocks))
+        self._attention_gives_more = False
+
+    def keys(self, layer: int) -> list[Key]:
+        """What has to be kept to resume at a layer; nothing where nothing would be spared."""
+        if self.site == "resid_post":
+            return [("resid_post", layer)]
+        before: list[Key] = [("resid_pre", layer)] if layer else []  # block 0 gets its input from the embedding
+        return before if self.site == "resid_pre" else [*before, ("attn_out", layer)]
+
+    def works(self, rank: Rank, sequences: Sequence[Sequence[int]], layer: int) -> bool:
+        """Whether resuming at a layer gives what a whole forward does, to the bit; found out by trying. Collective.
+
+        Blocks that return more than a tensor, or see more than the one before, say no.
+        """
+        kept = Kept(self.keys(layer))
+        kinds: list[type] = []
+        noted = {block: _noting(block.forward, kinds) for block in self.blocks[: layer + 1]}
+        of_attention: list[type] = []
+        attention = self._attention(layer)
+        with _standing_in({**noted, attention: _noting(attention.forward, of_attention)}):
+            whole = read_forward(self.loaded, sequences, [kept])
+        if any(not issubclass(kind, torch.Tensor) for kind in kinds):
+            return False  # the model's structure, so the same on all ranks
+        self._attention_gives_more = any(issubclass(kind, tuple) for kind in of_attention)
+        with self.at(layer, kept):
+            resumed = read_forward(self.loaded, sequences)
+        same = torch.tensor([float(torch.equal(whole, resumed))], device=self.loaded.device)
+        return bool(rank.all_reduce(same, "min"))
+
+    @contextlib.contextmanager
+    def at(self, layer: int, kept: Kept, rows: int = 1) -> Iterator[None]:
+        """Forwards within the ``with`` block start at a layer; where nothing of it was kept they run everything.
+
+        Args:
+            kept: of a forward over the same sequences.
+            rows: how many times each sequence will be run, one after another.
+        """
+        states = {key: kept.states[key].repeat_interleave(rows, 0) for key in self.keys(layer) if key in kept.states}
+        stand_ins: dict[Any, Forward] = {}
+        for (site, _), handed_on in states.items():
+            if site == "attn_out":
+                given = (handed_on, None) if self._attention_gives_more else handed_on
+                stand_ins[self._attention(layer)] = _handing_on(given)
+            else:
+                through = layer + 1 if site == "resid_post" else layer
+                stand_ins |= {block: _handing_on(handed_on) for block in self.blocks[:through]}
+        with _standing_in(stand_ins):
+            yield
+
+    def _attention(self, layer: int) -> Any:
+        return part(self.blocks[layer], self.loaded.anatomy.sites["attn_out"].path)
+
+
+def _handing_on(given: Any) -> Forward:
+    return lambda *inputs, **named: given
+
+
+def _noting(forward: Forward, kinds: list[type]) -> Forward:
+    """A forward that notes what kind of thing it returns."""
+
+    def noting(*inputs: Any, **named: Any) -> Any:
+        output = forward(*inputs, **named)
+        kinds.append(type(output))
+        return output
+
+    return noting
 
 
 @contextlib.contextmanager
-def _replaced_forward(loaded: Loaded, before: int, make: Any) -> Iterator[None]:
-    blocks = list(part(loaded.model, loaded.anatomy.blocks))[:before]
-    theirs = [vars(block).get("forward") for block in blocks]  # a model attached from memory may bring its own
+def _standing_in(forwards: Mapping[Any, Forward]) -> Iterator[None]:
+    """Give modules other forwards for a while."""
+    theirs = {module: vars(module).get("forward") for module in forwards}  # a model attached from memory may bring its own
     try:
-        for block in blocks:
-            block.forward = make(block)  # the instance's hides the class's
+        for module, forward in forwards.items():
+            module.forward = forward  # the instance's hides the class's
         yield
     finally:
-        for block, own in zip(blocks, theirs, strict=True):
-            vars(block).pop("forward", None)
+        for module, own in theirs.items():
+            vars(module).pop("forward", None)
             if own is not None:
-                block.forward = own
-
-
-def can_resume(rank: Rank, loaded: Loaded, sequences: Sequence[Sequence[int]], layer: int) -> bool:
-    """Whether resuming at a layer gives what a whole forward does, to the bit; found out by trying. Collective.
-
-    Blocks that return more than a tensor, or see more than the one before, say no.
-    """
-    inputs = BlockInputs([layer])
-    kinds: list[type] = []
-
-    def noting(block: Any) -> Any:
-        own = block.forward
-
-        def forward(*given: Any, **named: Any) -> Any:
-            output = own(*given, **named)
-            kinds.append(type(output))
-            return output
-
-        return forward
-
-    with _replaced_forward(loaded, layer, noting):
-        whole = read_forward(loaded, sequences, [inputs])
-    if any(not issubclass(kind, torch.Tensor) for kind in kinds):
-        return False  # the model's structure, so the same on all ranks
-    with resuming(loaded, layer, inputs.states[layer]):
-        resumed = read_forward(loaded, sequences)
-    same = torch.tensor([float(torch.equal(whole, resumed))], device=loaded.device)
-    return bool(rank.all_reduce(same, "min"))
+                module.forward = own

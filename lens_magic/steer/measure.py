@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from ..model.batch import read_forward
 from ..model.load import Loaded
-from ..model.resume import BlockInputs, can_resume, resuming
+from ..model.resume import Kept, Resumption
 from ..ranks.rank import Rank
 from .intervene import Steering
 from .term import SteeringTerm
@@ -19,7 +18,7 @@ from .term import SteeringTerm
 _TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens in a forward: more keep no core or multiprocessor busier, and cost memory."""
 _KEPT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
-"""Of block inputs kept for a batch of prompts."""
+"""Of states kept for a batch of prompts, to resume from."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Sweep:
         directions: ``{layer: [direction, d]}``, float32 unit vectors; each layer is steered alone.
         alphas: all but 0, which steers nothing and is measured once.
         positions: as a steering term has them.
-        resume: start at the steered layer where the model allows it.
+        resume: start where the change is made, where the model allows it.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -56,7 +55,7 @@ class Propensities:
     Attributes:
         unsteered: ``[prompt]``.
         steered: ``[layer, direction, prompt, alpha]``.
-        resumed: blocks before the steered one were not run again.
+        resumed: what comes before the change was not run again.
     """
 
     unsteered: torch.Tensor
@@ -67,8 +66,8 @@ class Propensities:
 def measure(rank: Rank, sweep: Sweep) -> Propensities:
     """Propensity of every prompt, unsteered and under each direction and α at each layer alone. Collective.
 
-    For a batch of prompts the model runs once unsteered, keeping the inputs of the blocks to be steered; then, for each
-    layer, once over all α and directions from that block on. Emits ("evaluating", done, total) in prompts × layers.
+    For a batch of prompts the model runs once unsteered, keeping the states before each change; then, for each layer, once
+    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers.
 
     Raises:
         KeyboardInterrupt: on all ranks, the user having stopped it.
@@ -79,23 +78,27 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
     label_logits = _LabelLogits(rank, loaded, sweep.labels)
     layers = sorted(sweep.directions)
     rows = sweep.count * len(sweep.alphas)
+    resumption = Resumption(loaded, sweep.site)
+    keys = [key for layer in layers for key in resumption.keys(layer)] if sweep.resume else []
+    if keys and not resumption.works(rank, sweep.prompts[:1], layers[-1]):
+        keys = []
     measured = Propensities(
         torch.zeros(len(sweep.prompts), dtype=torch.float64),
         torch.zeros((len(layers), sweep.count, len(sweep.prompts), len(sweep.alphas)), dtype=torch.float64),
-        sweep.resume and layers[-1] > 0 and can_resume(rank, loaded, sweep.prompts[:1], layers[-1]),
+        bool(keys),
     )
     done = 0
-    for chosen in _batches(loaded, sweep, rows, layers if measured.resumed else []):
+    for chosen in _batches(loaded, sweep, rows, len(keys)):
         prompts = [sweep.prompts[prompt] for prompt in chosen]
-        inputs = BlockInputs([layer for layer in layers if layer > 0] if measured.resumed else [])
-        measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [inputs]), chosen)
+        kept = Kept(keys)
+        measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
         if not sweep.alphas:
             continue
         repeated = [prompt for prompt in chosen for _ in range(rows)]
         sequences = [sweep.prompts[prompt] for prompt in repeated]
         for place, layer in enumerate(layers):
             steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
-            with _from(loaded, layer, inputs, rows):
+            with resumption.at(layer, kept, rows):
                 found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
             by_row = found.reshape(len(chosen), sweep.count, len(sweep.alphas))
             measured.steered[place][:, chosen] = by_row.transpose(0, 1)
@@ -116,20 +119,10 @@ def _terms(sweep: Sweep, layer: int, prompts: int) -> list[SteeringTerm]:
     return terms
 
 
-@contextlib.contextmanager
-def _from(loaded: Loaded, layer: int, inputs: BlockInputs, rows: int) -> Iterator[None]:
-    """Start at a layer where its input was kept, each prompt's repeated for its rows; else run everything."""
-    if layer not in inputs.states:
-        yield
-        return
-    with resuming(loaded, layer, inputs.states[layer].repeat_interleave(rows, 0)):
-        yield
-
-
-def _batches(loaded: Loaded, sweep: Sweep, rows: int, kept_layers: Sequence[int]) -> Iterator[list[int]]:
+def _batches(loaded: Loaded, sweep: Sweep, rows: int, kept: int) -> Iterator[list[int]]:
     """Prompts that go together, of similar length, so that little is padding."""
     tokens = _TOKENS[loaded.device.type] // max(rows, 1)
-    bytes_a_token = max(1, len(kept_layers) * loaded.width * loaded.dtype.itemsize)
+    bytes_a_token = max(1, kept * loaded.width * loaded.dtype.itemsize)
     tokens = min(tokens, _KEPT_BYTES[loaded.device.type] // bytes_a_token)
     batch: list[int] = []
     for prompt in sorted(range(len(sweep.prompts)), key=lambda number: len(sweep.prompts[number])):
