@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .lens.run import LensRun, open_run
     from .lens.translators import TunedLens, load_tuned_lens
     from .runs import Interrupted
+    from .steer.ablation import SiteAblation, open_ablation
     from .steer.compare import SteeredText
     from .steer.report import SteerabilityReport, open_report
     from .steer.vector import SteeringVector
@@ -60,6 +61,8 @@ _HOMES = {
     "load_tuned_lens": "lens.translators",
     "train_tuned_lens": "tuning",
     "Interrupted": "runs",
+    "SiteAblation": "steer.ablation",
+    "open_ablation": "steer.ablation",
     "SteerabilityReport": "steer.report",
     "SteeredText": "steer.compare",
     "SteeringVector": "steer.vector",
@@ -74,6 +77,7 @@ __all__ = [
     "LensRun",
     "RankError",
     "RanksLost",
+    "SiteAblation",
     "SteerabilityReport",
     "SteeredText",
     "SteeringVector",
@@ -89,6 +93,7 @@ __all__ = [
     "load_ipython_extension",
     "load_tuned_lens",
     "load_vector",
+    "open_ablation",
     "open_report",
     "open_run",
     "panel",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import comparing, runs, vectors
 from .ranks.status import Status
 from .session import current
+from .view.progress import watched
 
 if TYPE_CHECKING:
     from .lens.basis import Basis
@@ -41,7 +42,8 @@ def load(
         LensError: no such model, pickled weights only, no tokenizer, an unsupported family, or a number of ranks it cannot
             be split into.
     """
-    current().load(model, dtype, revision, ranks, trust_remote_code)
+    with watched(loading=f"loading {model}") as told:
+        current().load(model, dtype, revision, ranks, trust_remote_code, told)
 
 
 def attach(model: Any, tokenizer: Any) -> None:
@@ -112,28 +114,30 @@ def run(
         LensError: no model is loaded, or an argument is out of range; nothing was run.
         Interrupted: a KeyboardInterrupt whose ``result`` is the partial run.
     """
-    return runs.run(
-        current(),
-        prompt,
-        max_new_tokens=max_new_tokens,
-        top_k=top_k,
-        layers=layers,
-        capture=capture,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        ignore_eos=ignore_eos,
-        prompt_tokens=prompt_tokens,
-        steer=steer,
-        force=force,
-        chat=chat,
-        capture_dtype=capture_dtype,
-        offload=offload,
-        stream_lens=stream_lens,
-        lens=lens,
-        norm=norm,
-        track=track,
-    )
+    with watched(max_new_tokens) as told:
+        return runs.run(
+            current(),
+            prompt,
+            max_new_tokens=max_new_tokens,
+            top_k=top_k,
+            layers=layers,
+            capture=capture,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            ignore_eos=ignore_eos,
+            prompt_tokens=prompt_tokens,
+            steer=steer,
+            force=force,
+            chat=chat,
+            capture_dtype=capture_dtype,
+            offload=offload,
+            stream_lens=stream_lens,
+            lens=lens,
+            norm=norm,
+            track=track,
+            on_event=told,
+        )
 
 
 def generate(
@@ -152,7 +156,8 @@ def generate(
         LensError: no model is loaded, or an argument is out of range.
         Interrupted: a KeyboardInterrupt whose ``result`` is the partial generation.
     """
-    return runs.generate(current(), prompt, max_new_tokens, temperature, top_p, seed, ignore_eos, steer, chat)
+    with watched(max_new_tokens) as told:
+        return runs.generate(current(), prompt, max_new_tokens, temperature, top_p, seed, ignore_eos, steer, chat, told)
 
 
 def compare(
@@ -177,7 +182,10 @@ def compare(
         LensError: no model is loaded, there is nothing to steer with, or an argument is out of range.
         Interrupted: a KeyboardInterrupt whose ``result`` is what there was by then.
     """
-    return comparing.compare(current(), prompt, steer, max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
+    with watched(max_new_tokens) as told:
+        return comparing.compare(
+            current(), prompt, steer, max_new_tokens, temperature, top_p, seed, ignore_eos, chat, on_event=told
+        )
 
 
 def diff(run: LensRun, steer: Any) -> LensDiff:
@@ -195,7 +203,8 @@ def diff(run: LensRun, steer: Any) -> LensDiff:
             steer with.
         KeyboardInterrupt: stopped by the user; nothing was kept.
     """
-    return comparing.diff(current(), run, steer)
+    with watched() as told:
+        return comparing.diff(current(), run, steer, told)
 
 
 def panel(vectors: Mapping[str, SteeringVector] | None = None) -> Any:
@@ -238,7 +247,8 @@ def train_vector(
             the two sides do not differ at a layer.
         KeyboardInterrupt: stopped by the user; nothing was kept.
     """
-    return vectors.train(current(), pairs, layers, site, position, method)
+    with watched() as told:
+        return vectors.train(current(), pairs, layers, site, position, method, on_event=told)
 
 
 def load_vector(path: Any) -> SteeringVector:
@@ -282,11 +292,13 @@ def evaluate(
 
     Raises:
         LensError: no model is loaded, the vector does not fit it, an argument is not understood, or no question is left.
-        KeyboardInterrupt: stopped by the user.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the report on the questions measured by then; a bare
+            KeyboardInterrupt where there was none.
     """
     from .steerability import evaluate
 
-    return evaluate(current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed)
+    with watched() as told:
+        return evaluate(current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed, told)
 
 
 def ablate_sites(
@@ -308,7 +320,9 @@ def ablate_sites(
 
     Raises:
         LensError: as these two.
+        Interrupted: a KeyboardInterrupt whose ``result`` has the sites evaluated by then.
     """
     from .steerability import ablate_sites
 
-    return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed)
+    with watched() as told:
+        return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed, told)

@@ -17,7 +17,7 @@ from .errors import LensError
 from .lens import kept
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
-from .view.progress import Progress
+from .view.progress import Bars
 
 
 @magics_class
@@ -101,9 +101,9 @@ def _command(line: str) -> Any:
 
 def _load(parsed: argparse.Namespace) -> None:
     begun = time.perf_counter()
-    with Progress(f"loading {parsed.model}", "blocks") as bar:
+    with Bars(loading=f"loading {parsed.model}") as bars:
         try:
-            sessions.current().load(parsed.model, **load_options(parsed), on_event=lambda event: bar.update(*event[1:]))
+            sessions.current().load(parsed.model, **load_options(parsed), on_event=bars)
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped loading {parsed.model}; {_what_is_loaded()}") from None
     _say_loaded(time.perf_counter() - begun)
@@ -111,9 +111,9 @@ def _load(parsed: argparse.Namespace) -> None:
 
 def _restart(parsed: argparse.Namespace) -> None:
     begun = time.perf_counter()
-    with Progress("restarting the ranks", "blocks") as bar:
+    with Bars(loading="restarting the ranks") as bars:
         try:
-            model = sessions.current().restart(on_event=lambda event: bar.update(*event[1:]))
+            model = sessions.current().restart(on_event=bars)
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped; {_what_is_loaded()}") from None
     if model is None:

@@ -296,13 +296,14 @@ class Session:
         return self.model
 
     def status(self) -> Status:
-        """Ranks, devices, memory, model."""
+        """Ranks, devices, memory, model, vectors."""
         from .ranks.memory import describe_rank
 
         ranks = self.group.call(describe_rank)
         model = self.model
         details = {} if model is None else {"dtype": model.dtype, "layers": model.layers, "context": model.context}
-        return Status(ranks, model.name if model else None, [], details)
+        kept = [f"{name} (layers {','.join(map(str, vector.layers))})" for name, vector in sorted(self.vectors.items())]
+        return Status(ranks, model.name if model else None, [], details, kept)
 
 
 _current: list[Session] = []

@@ -10,13 +10,11 @@ from IPython.display import display
 from . import options, runs
 from .model.tokens import TextStream, token_texts
 from .view import show
-from .view.progress import Progress
+from .view.progress import Bars
 
 if TYPE_CHECKING:
     from .lens.run import LensRun
     from .session import Model, Session
-
-_BARS = {"prefill": ("reading the prompt", "tokens"), "projecting": ("projecting", "positions")}
 
 
 class Answer:
@@ -24,7 +22,7 @@ class Answer:
 
     def __init__(self, model: Model) -> None:
         self._stream = TextStream(model.tokenizer, model.stop_ids)
-        self._bars: dict[str, Progress] = {}
+        self._bars = Bars()
         self._wrote = False
 
     def __enter__(self) -> Answer:
@@ -34,14 +32,13 @@ class Answer:
         """Take in an event of the ranks."""
         if event[0] == "token":
             self._say(self._stream.add(event[1]))
-        elif event[0] in _BARS:
-            self._bars.setdefault(event[0], Progress(*_BARS[event[0]])).update(event[1], event[2])
+        else:
+            self._bars(event)
 
     def __exit__(self, *exception: object) -> None:
         if self._wrote:
             print(flush=True)  # noqa: T201
-        for bar in self._bars.values():
-            bar.close()
+        self._bars.close()
 
     def _say(self, text: str) -> None:
         self._wrote = self._wrote or bool(text)

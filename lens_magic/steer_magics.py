@@ -16,7 +16,7 @@ from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Parser, add_generation_options
 from .errors import LensError
 from .magics import check_variable, one_line_interrupt
-from .view.progress import Progress
+from .view.progress import Bars
 from .view.steered import Streaming
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ def _train(words: list[str], variables: dict[str, Any]) -> SteeringVector:
     parsed = parser.read(words)
     name, out = vectors.check_name(parsed.name), check_variable(parsed.out)
     session = sessions.current()
-    with Progress(f"reading for {name}", "texts") as reading, Progress(f"learning {name}", "layers") as learning:
-        bars = {"reading": reading, "learning": learning}
+    with Bars(reading=f"reading for {name}", learning=f"learning {name}") as bars:
         try:
             vector = vectors.train(
                 session,
@@ -132,7 +131,7 @@ def _train(words: list[str], variables: dict[str, Any]) -> SteeringVector:
                 position=parsed.position,
                 method=parsed.method,
                 name=name,
-                on_event=lambda event: bars[event[0]].update(*event[1:]),
+                on_event=bars,
             )
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped training {name}; nothing was kept") from None
@@ -227,7 +226,8 @@ def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
 
     session = sessions.current()
     vector = vectors.find(session, parsed.name, variables)
-    with Progress(f"evaluating {vector.name}", "questions × orders × layers") as bar:
+    stopped = False
+    with Bars(evaluating=f"evaluating {vector.name}") as bars:
         try:
             report = steerability.evaluate(
                 session,
@@ -238,12 +238,18 @@ def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
                 site=parsed.site,
                 reuse_layer=parsed.reuse_layer,
                 random_directions=parsed.random,
-                on_event=lambda event: bar.update(*event[1:]),
+                on_event=bars,
             )
+        except runs.Interrupted as interrupted:
+            report, stopped = interrupted.result, True
         except KeyboardInterrupt:
-            raise one_line_interrupt(f"stopped evaluating {vector.name}; nothing was kept") from None
+            raise one_line_interrupt(f"stopped evaluating {vector.name}; no question was measured by then") from None
     if out is not None:
         variables[out] = report
+    if stopped:
+        display(report)
+        where = f"; what there is is in `{out}`" if out else ""
+        raise one_line_interrupt(f"stopped evaluating {vector.name} after {report.counts['test']} questions{where}")
     return report
 
 

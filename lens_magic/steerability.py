@@ -11,7 +11,7 @@ import torch
 
 from . import options, vectors
 from .errors import LensError
-from .runs import provenance
+from .runs import Interrupted, provenance
 from .session import Model, OnEvent, Session
 from .steer import data as items_of
 from .steer import labels
@@ -68,26 +68,36 @@ def evaluate(
         alphas=tuple(alpha for alpha in steps if alpha != 0),
         positions=positions,
     )
-    measured: Propensities = session.group.call(measure, sweep, on_event=on_event)[0]
+    group = session.group
+    with group.exclusive():  # an interrupt after the last question must not cost the user the report
+        measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
+        complete = measured.complete.reshape(-1, 2).all(1)  # [question]: in both orders
+        late = group.rank.stop_requested
+    if not complete.any():
+        raise KeyboardInterrupt("stopped before any question was measured")
     steered, unsteered = _arrange(measured, steps)
-    return SteerabilityReport(
+    report = SteerabilityReport(
         alphas=steps,
         layers=tuple(sorted(directions)),
-        propensities=steered,
-        unsteered=unsteered,
-        questions=tuple(question.text for question in held_out.questions),
+        propensities=steered[:, :, complete],
+        unsteered=unsteered[complete],
+        questions=tuple(question.text for question, done in zip(held_out.questions, complete, strict=True) if done),
         labels=_label_texts(prompts),
         vector=vector.name,
         site=site,
         norms={layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions},
         counts={
-            "test": len(held_out.questions),
+            "test": int(complete.sum()),
+            "unmeasured": int((~complete).sum()),
             "train": len(vector.training.digests),
             "excluded": len(given) - len(held_out),
             "rejected": sum(given.rejected.values()),
         },
         provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
     )
+    if late or not complete.all():
+        raise Interrupted(report)
+    return report
 
 
 def ablate_sites(
@@ -108,7 +118,8 @@ def ablate_sites(
     check_alphas(alphas)
     read = items_of.read(pairs), items_of.read(data, "questions")
     choices = [(site, position) for position in positions for site in options.parse_sites(sites)]
-    reports, without = {}, {}
+    reports: dict[tuple[str, str], SteerabilityReport] = {}
+    without: dict[tuple[str, str], tuple[int, ...]] = {}
     for number, (site, position) in enumerate(choices):
         relay = _relay(on_event, number, len(choices))
         name = f"{site} at {position}"
@@ -116,7 +127,13 @@ def ablate_sites(
             vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True)
         except LensError as error:
             raise LensError(f"{name}: {error}") from error
-        reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
+        try:
+            reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
+        except KeyboardInterrupt as stopped:
+            # A report on fewer questions stands in no line with the others.
+            if not reports:
+                raise
+            raise Interrupted(SiteAblation(reports, without)) from stopped
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
             without[site, position] = missing
     return SiteAblation(reports, without)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import LensError
 from .session import Model, OnEvent, current
+from .view.progress import watched
 
 if TYPE_CHECKING:
     from .lens.translators import TunedLens
@@ -41,7 +43,7 @@ def train_tuned_lens(
         learning_rate: at the first step.
         held_out: share of the texts that the lens is measured on instead (:attr:`TunedLens.divergences`).
         seed: of the texts' order.
-        on_event: progress, ("training", step, steps).
+        on_event: progress, ("training", step, steps); by default a bar.
 
     Raises:
         LensError: no model is loaded, there are no texts, or a number is out of range; nothing was run.
@@ -58,7 +60,8 @@ def train_tuned_lens(
     _check(steps, tokens_per_step, learning_rate, held_out)
     learn, measure = _pieces(model, texts, held_out, seed)
     training = Training(_batches(learn, steps, tokens_per_step, seed), _in_order(measure, tokens_per_step), learning_rate)
-    answers = session.group.call(train, training, on_event=on_event)
+    with watched() if on_event is None else nullcontext(on_event) as told:
+        answers = session.group.call(train, training, on_event=told)
     whole = {
         name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -346,6 +347,47 @@ def test_nothing_is_left_behind(checkpoints: Checkpoints, count: int) -> None:
     np.testing.assert_array_equal(again.propensities, before.propensities)
 
 
+@pytest.mark.ranks
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Stopped after the first batch's last layer but one, or at its last: the questions complete by then are a report."""
+    monkeypatch.setattr(steerability, "Sweep", functools.partial(Sweep, tokens=1))  # one prompt a batch
+    lens.load(str(checkpoints("llama-gqa")), ranks=count)
+    vector = vector_of(unit_directions(128, range(4)))
+    whole = lens.evaluate(vector, items(), alphas=(-1, 1))
+
+    def stopping_at(number: int) -> Any:
+        def stop(event: Any) -> None:
+            if event[1] == number:
+                current().group.interrupt()
+
+        with pytest.raises(lens.Interrupted) as stopped:
+            steerability.evaluate(current(), vector, items(), alphas=(-1, 1), on_event=stop)
+        return stopped.value.result
+
+    for number, complete in ((4 * 2, 1), (4 * 4 + 1, 2), (4 * 10, 5)):
+        report = stopping_at(number)
+        assert report.counts["test"] == len(report.questions) == complete
+        assert report.counts["unmeasured"] == 5 - complete
+        places = [whole.questions.index(question) for question in report.questions]
+        np.testing.assert_allclose(report.propensities, whole.propensities[:, :, places], atol=1e-5)
+        assert ("more to come" in report.title) == (complete < 5)
+    ablation = lens.ablate_sites(items(STEMS[:2]), items(), sites=("post_ln",), positions=("last",), alphas=(-1, 1))
+    events: list[Any] = []
+
+    def stop_late(event: Any) -> None:
+        events.append(event)
+        if event[1] > event[2] * 0.7:
+            current().group.interrupt()
+
+    with pytest.raises(lens.Interrupted) as stopped:
+        steerability.ablate_sites(
+            current(), items(STEMS[:2]), items(), None, ("post_ln", "resid_post"), ("last",), alphas=(-1, 1), on_event=stop_late
+        )
+    assert list(stopped.value.result.reports) == [("post_ln", "last")]
+    assert stopped.value.result.summary().equals(ablation.summary())
+
+
 def test_progress_counts_to_its_end(llama: object) -> None:
     events: list[Any] = []
     vector = vector_of(unit_directions(128, [0, 2]))
@@ -408,7 +450,7 @@ def test_alphas_that_are_not_understood(text: str) -> None:
 # -- ablation -------------------------------------------------------------------------------------------------------------
 
 
-def test_site_ablation_is_the_evaluations_together(llama: object) -> None:
+def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path) -> None:
     """Train on two questions, evaluate on the others; balanced over orders, labels differ by nothing where they enter."""
     events: list[Any] = []
     ablation = steerability.ablate_sites(
@@ -432,6 +474,13 @@ def test_site_ablation_is_the_evaluations_together(llama: object) -> None:
     assert "resid_pre" in ablation._repr_html_()
     figure = ablation.plot()
     assert [axes.get_title() for axes in figure.axes] == [f"read at position '{p}', 95 %" for p in ("label", "last")]
+    again = lens.open_ablation(ablation.save(tmp_path / "ablation.nc"))
+    assert again.without == ablation.without
+    assert again.summary().equals(table)
+    with pytest.raises(LensError, match=r"lens\.open_ablation reads it"):
+        lens.open_report(tmp_path / "ablation.nc")
+    with pytest.raises(LensError, match=r"lens\.open_report reads it"):
+        lens.open_ablation(next(iter(ablation.reports.values())).save(tmp_path / "one.nc"))
     with pytest.raises(LensError, match=r"post_ln at label: .* pairs are texts"):
         lens.ablate_sites([{"positive": "a lens", "negative": "a lamp"}], items(), sites=("post_ln",))
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import models
 import pytest
+import torch
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
+from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]
 
@@ -172,8 +174,17 @@ def test_status(loaded: Notebook) -> None:
     (rank,) = status.ranks
     assert rank["rank"] == 0
     assert rank["memory"] > 0
+    assert rank["free"] > 0
     assert "<table>" in status._repr_html_()
     assert "llama-gqa" in repr(status)
+    assert "nothing is steering" in repr(status)
+    current().vectors["<glad>"] = SteeringVector.of({1: torch.eye(128)[0], 3: torch.eye(128)[1]}, site="post_ln")
+    try:
+        status = loaded.run("%lens status")
+    finally:
+        current().vectors.clear()
+    assert "vectors: <glad> (layers 1,3)" in repr(status)
+    assert "&lt;glad&gt; (layers 1,3)" in status._repr_html_()
 
 
 def test_restart_loads_the_model_again(loaded: Notebook) -> None:

@@ -124,13 +124,13 @@ def _resident() -> int:
 
 
 def describe_rank(rank: Rank) -> dict[str, Any]:
-    """What ``%lens status`` says of a rank."""
+    """What ``%lens status`` says of a rank; bytes."""
     import sys
 
-    entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu", "memory": 0}
+    entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu"}
     if "torch" not in sys.modules:  # nothing was loaded yet; asking is no reason to load it
-        return {**entry, "memory": _resident()}
+        return {**entry, "memory": _resident(), "free": host_memory() // rank.local_size}
     from .collectives import device_for
 
     device = device_for(rank)
-    return {**entry, "device": str(device), "memory": used_memory(device)}
+    return {**entry, "device": str(device), "memory": used_memory(device), "free": free_memory(rank, device)}

@@ -11,36 +11,47 @@ _GB = 1 << 30
 
 @dataclass(frozen=True, repr=False)
 class Status:
-    """Ranks, devices, memory, model.
+    """Ranks, devices, memory, model, vectors.
 
     Attributes:
-        ranks: ``[{rank, pid, device, memory}, …]``; memory in bytes: allocated on a GPU; on a CPU the proportional set size.
+        ranks: ``[{rank, pid, device, memory, free}, …]``; ``memory`` in bytes: allocated on a GPU; on a CPU the proportional
+            set size. ``free``: what the rank can still take: its share of what its GPU or its host has left.
         model: the model's name, or None.
         steering: what is steering now (nothing, outside a steered generation).
         details: the model's dtype, layers and context.
+        vectors: the steering vectors that the session keeps, a line each.
     """
 
     ranks: list[dict[str, Any]]
     model: str | None
     steering: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    vectors: list[str] = field(default_factory=list)
 
     def _summary(self) -> str:
         if self.model is None:
             return "no model is loaded"
         return ", ".join([self.model, *(f"{name} {value}" for name, value in self.details.items())])
 
+    def _steering(self) -> list[str]:
+        steering = f"steering: {'; '.join(self.steering)}" if self.steering else "nothing is steering"
+        return [steering, *([f"vectors: {'; '.join(self.vectors)}"] if self.vectors else [])]
+
     def _rows(self) -> list[list[str]]:
-        header = ["rank", "pid", "device", "memory"]
-        return [header] + [[str(r["rank"]), str(r["pid"]), r["device"], f"{r['memory'] / _GB:.2f} GiB"] for r in self.ranks]
+        header = ["rank", "pid", "device", "memory", "free"]
+        return [header] + [
+            [str(r["rank"]), str(r["pid"]), r["device"], *(f"{r[name] / _GB:.2f} GiB" for name in ("memory", "free"))]
+            for r in self.ranks
+        ]
 
     def __repr__(self) -> str:
-        lines = [f"{a:>4}  {b:>8}  {c:8}  {d:>10}" for a, b, c, d in self._rows()]
-        return "\n".join([self._summary(), *lines])
+        lines = [f"{a:>4}  {b:>8}  {c:8}  {d:>10}  {e:>10}" for a, b, c, d, e in self._rows()]
+        return "\n".join([self._summary(), *lines, *self._steering()])
 
     def _repr_html_(self) -> str:
         header, *rows = self._rows()
         head = "".join(f'<th scope="col">{name}</th>' for name in header)
         body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         caption = f'<caption style="text-align:left;white-space:nowrap">{escape(self._summary())}</caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        below = "".join(f'<div style="font-size:0.9em">{escape(line)}</div>' for line in self._steering())
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"

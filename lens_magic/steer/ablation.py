@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import statistics
+from ..errors import LensError
+from . import report_files, statistics
 from .report import SteerabilityReport, formatted
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 Choice = tuple[str, str]
 """(site, training position)"""
+
+_BETWEEN = " at "
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,17 @@ class SiteAblation:
 
         return plot_sites(self)
 
+    def save(self, path: str | Path) -> Path:
+        """Write everything as NetCDF (``.nc``), losslessly, a group a site and position. :func:`open_ablation` reads it.
+
+        Raises:
+            LensError: the path does not end in ``.nc``, or its folder is not there.
+        """
+        named = {_BETWEEN.join(choice): report for choice, report in self.reports.items()}
+        return report_files.save(
+            named, Path(path), without=[[*choice, list(layers)] for choice, layers in self.without.items()]
+        )
+
     @property
     def title(self) -> str:
         """What was compared, in a line."""
@@ -67,3 +82,21 @@ class SiteAblation:
     def _repr_html_(self) -> str:
         table = formatted(self.summary()).to_html(border=0, escape=True)
         return f'<div style="font-size:0.9em"><p>{escape(self.title)}</p>{table}</div>'
+
+
+def open_ablation(path: str | Path) -> SiteAblation:
+    """Read what :meth:`SiteAblation.save` wrote.
+
+    Raises:
+        LensError: there is no such file, or it holds something else.
+    """
+    groups, also = report_files.read(Path(path))
+    if "without" not in also:
+        raise LensError(f"{path} holds a single report; lens.open_report reads it")
+    reports = {_choice(name): SteerabilityReport(**fields) for name, fields in groups.items()}
+    return SiteAblation(reports, {(site, position): tuple(layers) for site, position, layers in also["without"]})
+
+
+def _choice(group: str) -> Choice:
+    site, position = group.split(_BETWEEN)
+    return site, position

@@ -32,6 +32,7 @@ class Sweep:
         alphas: all but 0, which steers nothing and is measured once.
         positions: as a steering term has them.
         resume: start where the change is made, where the model allows it.
+        tokens: in a forward, about; by default as many as the device does well with.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -41,6 +42,7 @@ class Sweep:
     alphas: tuple[float, ...]
     positions: Any = "all"
     resume: bool = True
+    tokens: int | None = None
 
     @property
     def count(self) -> int:
@@ -56,21 +58,21 @@ class Propensities:
         unsteered: ``[prompt]``.
         steered: ``[layer, direction, prompt, alpha]``.
         resumed: what comes before the change was not run again.
+        complete: ``[prompt]``, which were measured at all layers; all, unless the user stopped it.
     """
 
     unsteered: torch.Tensor
     steered: torch.Tensor
     resumed: bool
+    complete: torch.Tensor
 
 
 def measure(rank: Rank, sweep: Sweep) -> Propensities:
     """Propensity of every prompt, unsteered and under each direction and α at each layer alone. Collective.
 
     For a batch of prompts the model runs once unsteered, keeping the states before each change; then, for each layer, once
-    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers.
-
-    Raises:
-        KeyboardInterrupt: on all ranks, the user having stopped it.
+    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers. Stopped by the user it
+    returns what is complete.
     """
     from ..lens.pipeline import model_of
 
@@ -86,17 +88,16 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
         torch.zeros(len(sweep.prompts), dtype=torch.float64),
         torch.zeros((len(layers), sweep.count, len(sweep.prompts), len(sweep.alphas)), dtype=torch.float64),
         bool(keys),
+        torch.zeros(len(sweep.prompts), dtype=torch.bool),
     )
-    done = 0
+    done, stopped = 0, False
     for chosen in _batches(loaded, sweep, rows, len(keys)):
         prompts = [sweep.prompts[prompt] for prompt in chosen]
         kept = Kept(keys)
         measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
-        if not sweep.alphas:
-            continue
         repeated = [prompt for prompt in chosen for _ in range(rows)]
         sequences = [sweep.prompts[prompt] for prompt in repeated]
-        for place, layer in enumerate(layers):
+        for place, layer in enumerate(layers if sweep.alphas else []):
             steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
             with resumption.at(layer, kept, rows):
                 found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
@@ -104,8 +105,12 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
             measured.steered[place][:, chosen] = by_row.transpose(0, 1)
             done += len(chosen)
             rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
-            if rank.agree_to_stop():
-                raise KeyboardInterrupt
+            stopped = rank.agree_to_stop()
+            if stopped and layer != layers[-1]:
+                return measured
+        measured.complete[chosen] = True
+        if stopped:
+            break
     return measured
 
 
@@ -121,7 +126,7 @@ def _terms(sweep: Sweep, layer: int, prompts: int) -> list[SteeringTerm]:
 
 def _batches(loaded: Loaded, sweep: Sweep, rows: int, kept: int) -> Iterator[list[int]]:
     """Prompts that go together, of similar length, so that little is padding."""
-    tokens = _TOKENS[loaded.device.type] // max(rows, 1)
+    tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(rows, 1)
     bytes_a_token = max(1, kept * loaded.width * loaded.dtype.itemsize)
     tokens = min(tokens, _KEPT_BYTES[loaded.device.type] // bytes_a_token)
     batch: list[int] = []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import LensError
 from . import report_files, statistics
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class SteerabilityReport:
         labels: how the label tokens read, by label.
         vector, site: what steered, and where.
         norms: length of the raw difference the direction was made of, by layer, for multipliers of it.
-        counts: ``test`` questions used, ``train`` items the vector was made of, ``excluded`` questions that are in both and
-            left out, ``rejected`` items that are no two-way questions.
+        counts: ``test`` questions used, ``unmeasured`` ones (the user stopped it), ``train`` items the vector was made of,
+            ``excluded`` questions that are in both and left out, ``rejected`` items that are no two-way questions.
         provenance: versions, model, seed, time.
     """
 
@@ -187,13 +188,15 @@ class SteerabilityReport:
         Raises:
             LensError: the path does not end in ``.nc``, or its folder is not there.
         """
-        return report_files.save(self, Path(path))
+        return report_files.save({"": self}, Path(path))
 
     @property
     def title(self) -> str:
         """What was evaluated on what, in a line."""
         counts = self.counts
         said = [f"{counts.get('test', len(self.questions))} test questions, A and B in both orders"]
+        if counts.get("unmeasured"):
+            said.append(f"stopped with {counts['unmeasured']} more to come, the longest")
         if "train" in counts:
             said.append(f"{counts['train']} training items")
         if "excluded" in counts:
@@ -260,4 +263,7 @@ def open_report(path: str | Path) -> SteerabilityReport:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    return SteerabilityReport(**report_files.read(Path(path)))
+    reports, _ = report_files.read(Path(path))
+    if "" not in reports:
+        raise LensError(f"{path} holds the reports of a site ablation; lens.open_ablation reads it")
+    return SteerabilityReport(**reports[""])

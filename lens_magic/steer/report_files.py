@@ -1,8 +1,9 @@
-"""A steerability report as an xarray Dataset, and as a NetCDF file."""
+"""Steerability reports as xarray Datasets, and as NetCDF files: one at the root of a file, or several in groups."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MATCHING = ("A", "B")
 _IN_ATTRIBUTES = ("labels", "vector", "site", "counts", "provenance")
+_OWN = ("lens_magic_report", "report")
 
 
 def to_dataset(report: SteerabilityReport) -> xr.Dataset:
@@ -39,49 +41,70 @@ def to_dataset(report: SteerabilityReport) -> xr.Dataset:
     return xr.Dataset(variables, coordinates, attrs={"vector": report.vector, "site": report.site})
 
 
-def save(report: SteerabilityReport, path: Path) -> Path:
-    """Write a report; the file appears whole or not at all."""
+def save(reports: Mapping[str, SteerabilityReport], path: Path, **also: Any) -> Path:
+    """Write reports; the file appears whole or not at all.
+
+    Args:
+        reports: by group; "" is the root.
+        also: what else to keep, as JSON.
+    """
     _check(path)
     if not path.parent.is_dir():
         raise LensError(f"{path}: there is no folder {path.parent}")
-    record = {name: getattr(report, name) for name in _IN_ATTRIBUTES}
-    record["norms"] = {str(layer): norm for layer, norm in report.norms.items()}
-    record["questions"] = list(report.questions)
-    dataset = to_dataset(report)
-    dataset.attrs = {"lens_magic_report": FORMAT, "report": json.dumps(record)}
     partial = path.with_name(path.name + ".partial")
     try:
-        dataset.to_netcdf(partial, engine="h5netcdf")
+        for number, (group, report) in enumerate(reports.items()):
+            dataset = _stored(report)
+            dataset.attrs |= {name: json.dumps(value) for name, value in also.items()}
+            dataset.to_netcdf(partial, mode="a" if number else "w", group=group or None, engine="h5netcdf")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     return path
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The fields of a saved report."""
+def _stored(report: SteerabilityReport) -> xr.Dataset:
+    record = {name: getattr(report, name) for name in _IN_ATTRIBUTES}
+    record["norms"] = {str(layer): norm for layer, norm in report.norms.items()}
+    record["questions"] = list(report.questions)
+    dataset = to_dataset(report)
+    dataset.attrs = {"lens_magic_report": FORMAT, "report": json.dumps(record)}
+    return dataset
+
+
+def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What :func:`save` wrote: the fields of each report by group, and what else was kept."""
     import xarray as xr
 
     _check(path)
     if not path.exists():
         raise LensError(f"there is no file {path}")
     try:
-        with xr.open_dataset(path, engine="h5netcdf") as opened:
-            dataset = opened.load()
-        if dataset.attrs.get("lens_magic_report") != FORMAT:
+        datasets = {name.strip("/"): dataset for name, dataset in xr.open_groups(path, engine="h5netcdf").items()}
+        stored = {name: dataset.load() for name, dataset in datasets.items() if dataset.attrs}
+        for dataset in datasets.values():
+            dataset.close()
+        if not stored or any(dataset.attrs.get("lens_magic_report") != FORMAT for dataset in stored.values()):
             raise LensError(f"{path} is not a steerability report, or one of another version of its format")
-        record = json.loads(dataset.attrs["report"])
-        return {
-            **{name: record[name] for name in _IN_ATTRIBUTES},
-            "norms": {int(layer): norm for layer, norm in record["norms"].items()},
-            "questions": tuple(record["questions"]),
-            "alphas": tuple(dataset["alpha"].values.tolist()),
-            "layers": tuple(dataset["layer"].values.tolist()),
-            "propensities": dataset["propensity"].values,
-            "unsteered": dataset["unsteered"].values,
+        also = {name: value for name, value in next(iter(stored.values())).attrs.items() if name not in _OWN}
+        return {name: _fields(dataset) for name, dataset in stored.items()}, {
+            name: json.loads(value) for name, value in also.items()
         }
     except (OSError, ValueError, KeyError) as error:
         raise LensError(f"{path} is not a saved report: {error}") from error
+
+
+def _fields(dataset: xr.Dataset) -> dict[str, Any]:
+    record = json.loads(dataset.attrs["report"])
+    return {
+        **{name: record[name] for name in _IN_ATTRIBUTES},
+        "norms": {int(layer): norm for layer, norm in record["norms"].items()},
+        "questions": tuple(record["questions"]),
+        "alphas": tuple(dataset["alpha"].values.tolist()),
+        "layers": tuple(dataset["layer"].values.tolist()),
+        "propensities": dataset["propensity"].values,
+        "unsteered": dataset["unsteered"].values,
+    }
 
 
 def _check(path: Path) -> None:

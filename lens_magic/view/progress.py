@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 from typing import Any
 
 _QUIET_S = 0.4  # what is done sooner needs no bar
+_BETWEEN_S = 0.1  # a notebook's element is a message each time
+
+STAGES = {
+    "loading": ("loading", "blocks"),
+    "prefill": ("reading the prompt", "tokens"),
+    "token": ("generating", "tokens"),
+    "projecting": ("projecting", "positions"),
+    "reading": ("reading", "texts"),
+    "learning": ("learning", "layers"),
+    "evaluating": ("evaluating", "questions × orders × layers"),
+    "training": ("training", "steps"),
+}
+"""What the ranks tell of: what is being done, and what is counted."""
+
+
+class Bars:
+    """A bar for the stage of the work that the ranks tell of now; an ``on_event``.
+
+    Args:
+        tokens: how many are to be generated; None where the text itself is to be seen.
+        labels: other words for a stage.
+    """
+
+    def __init__(self, tokens: int | None = None, **labels: str) -> None:
+        self._tokens, self._labels = tokens, labels
+        self._stage, self._bar = "", Progress("", "")
+        self._made = 0
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __call__(self, event: tuple[Any, ...]) -> None:
+        """Take in an event of the ranks."""
+        stage = event[0]
+        if stage not in STAGES or (stage == "token" and (self._tokens is None or event[2:] not in ((), (0,)))):
+            return  # of a batch, the first sequence's tokens stand for all
+        if stage != self._stage:
+            self._bar.close()
+            label, unit = STAGES[stage]
+            self._stage, self._bar = stage, Progress(self._labels.get(stage, label), unit)
+        if stage == "token":
+            self._made += 1
+        self._bar.update(*((self._made, self._tokens) if stage == "token" else event[1:3]))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+@contextmanager
+def watched(tokens: int | None = None, **labels: str) -> Iterator[Callable[[tuple[Any, ...]], None] | None]:
+    """:class:`Bars` where somebody can see them: in a notebook or a terminal, not in a log; else None."""
+    if not in_notebook() and not sys.stderr.isatty():
+        yield None
+        return
+    with Bars(tokens, **labels) as bars:
+        yield bars
 
 
 class Progress:
@@ -19,30 +82,38 @@ class Progress:
 
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
-        self._begun = time.monotonic()
+        self._begun = self._drawn = time.monotonic()
         self._shown: Any = None
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def update(self, done: int, total: int) -> None:
         """So many of so many are done."""
+        now = time.monotonic()
         if self._shown is None:
-            if time.monotonic() - self._begun < _QUIET_S or done >= total:
+            if now - self._begun < _QUIET_S or done >= total:
                 return
             self._shown = _NotebookBar() if in_notebook() else _TerminalBar(self._label, self._unit)
-        elapsed = time.monotonic() - self._begun
-        left = f", {elapsed / done * (total - done):.0f} s left" if done else ""
-        self._shown.draw(done, total, f"{self._label}: {done} of {total} {self._unit}{left}")
+        elif now - self._drawn < _BETWEEN_S:
+            return
+        self._drawn = now
+        self._shown.draw(
+            done, total, f"{self._label}: {done:,} of {total:,} {self._unit}{_pace(done, total, now - self._begun)}"
+        )
 
     def close(self) -> None:
         """Take the bar away."""
         if self._shown is not None:
             self._shown.clear()
             self._shown = None
+
+
+def _pace(done: int, total: int, elapsed: float) -> str:
+    """Rate and time left, for a reader."""
+    if not done:
+        return ""
+    rate, left = done / elapsed, elapsed / done * (total - done)
+    minutes, seconds = divmod(round(left), 60)
+    pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f", {pace} a second, {f'{minutes} min ' if minutes else ''}{seconds} s left"
 
 
 class _NotebookBar:
