@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from . import options, runs
 from .errors import LensError
+from .needs import Ask
 from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:
@@ -47,6 +48,11 @@ def compare(
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
     ids = tuple(runs.prompt_ids(model, prompt, chat))
     runs.check_length(len(ids), max_new_tokens, model.context)
+    asks = [Ask(max_new_tokens, len(ids), batch=2)]
+    if live is None:  # both texts are read again under both models
+        asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
+    for ask in asks:
+        runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
     stop_ids = () if ignore_eos else model.stop_ids
     sampling = Sampling(temperature, top_p, seed)
     group = session.group
@@ -125,6 +131,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         steering=tuple(term.for_sequences(1) for term in terms),
         look=replace(PLAIN, norm=run.options.get("norm", "own")),
     )
+    runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set())
     group = session.group
     with group.exclusive():
         answers = group.call(run_difference, request, on_event=on_event)

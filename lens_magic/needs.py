@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ class Ask:
         layers, sites: none for a model that is only loaded.
         capture_itemsize: bytes of a captured number; the model's where None.
         offload: captured states are kept in the host's memory.
+        forced: the new tokens are known, and read with the prompt in one forward.
     """
 
     tokens: int
@@ -57,6 +58,12 @@ class Ask:
     batch: int = 1
     capture_itemsize: int | None = None
     offload: bool = False
+    forced: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Tokens of each sequence that are read; the last generated one never is."""
+        return self.prompt + max(0, self.tokens - 1)
 
     @property
     def rows(self) -> int:
@@ -115,7 +122,6 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
     from .model.head import shard_bounds
 
     ranks = len(rooms)
-    columns = ask.prompt + max(0, ask.tokens - 1)
     asked = [(site, layer) for layer in ask.layers for site in ask.sites]
     kept = list(dict.fromkeys([*asked, ("resid_post", facts.layers - 1)])) if asked else []  # as Trajectories keeps them
     bounds = shard_bounds(facts.vocabulary, ranks)
@@ -129,9 +135,9 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
         found.append(
             Need(
                 weights=weights[rank],
-                cache=cache_bytes(facts, ranks, rank, columns, ask.batch),
+                cache=cache_bytes(facts, ranks, rank, ask.columns, ask.batch),
                 captures=captures + state * facts.itemsize,
-                forward=forward_bytes(facts, ranks, columns, ask.batch),
+                forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
                 projection=workspace_bytes(*work) if kept else 0,
                 on_host=captures if ask.offload and room.kind != "cpu" else 0,
             )
@@ -241,25 +247,29 @@ def fit(needs: Sequence[Need], rooms: Sequence[Room]) -> bool:
     return all(need.fits(room) for need, room in zip(needs, rooms, strict=True))
 
 
+SMALLER = frozenset({"tokens", "layers", "sites", "capture_itemsize", "offload", "batch"})
+"""What of a run a user may ask for in less."""
+
+
 def run_alternatives(
-    facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Callable[[Ask], list[Need]]
+    facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Callable[[Ask], list[Need]], smaller: Set[str] = SMALLER
 ) -> Iterator[tuple[Ask, str]]:
     """Smaller runs that would fit: changed in one respect each, with the words of the option."""
 
-    def fits(changed: Ask) -> bool:
-        return fit(needs_of(changed), rooms)
+    def fits(**changed: Any) -> bool:
+        return smaller >= changed.keys() and fit(needs_of(replace(ask, **changed)), rooms)
 
-    if tokens := _most(ask.tokens, lambda count: fits(replace(ask, tokens=count))):
+    if tokens := _most(ask.tokens, lambda count: fits(tokens=count)):
         yield replace(ask, tokens=tokens), f"{tokens:,} new tokens"
-    if ask.layers and (count := _most(len(ask.layers), lambda count: fits(replace(ask, layers=ask.layers[:count])))):
+    if ask.layers and (count := _most(len(ask.layers), lambda count: fits(layers=ask.layers[:count]))):
         yield replace(ask, layers=ask.layers[:count]), f"{count} of the {len(ask.layers)} layers"
-    if len(ask.sites) > 1 and (count := _most(len(ask.sites), lambda count: fits(replace(ask, sites=ask.sites[:count])))):
+    if len(ask.sites) > 1 and (count := _most(len(ask.sites), lambda count: fits(sites=ask.sites[:count]))):
         yield replace(ask, sites=ask.sites[:count]), f"{count} of the {len(ask.sites)} sites"
-    if facts.itemsize == 4 and ask.capture_itemsize is None and fits(smaller := replace(ask, capture_itemsize=2)):
-        yield smaller, "states kept in bfloat16"
-    if rooms[0].kind != "cpu" and not ask.offload and fits(smaller := replace(ask, offload=True)):
-        yield smaller, "states kept on the host (--offload)"
-    if ask.batch > 1 and (count := _most(ask.batch, lambda count: fits(replace(ask, batch=count)))):
+    if facts.itemsize == 4 and ask.capture_itemsize is None and fits(capture_itemsize=2):
+        yield replace(ask, capture_itemsize=2), "states kept in bfloat16"
+    if rooms[0].kind != "cpu" and not ask.offload and fits(offload=True):
+        yield replace(ask, offload=True), "states kept on the host (--offload)"
+    if ask.batch > 1 and (count := _most(ask.batch, lambda count: fits(batch=count))):
         yield replace(ask, batch=count), f"{count} of the {ask.batch} prompts at a time"
 
 
@@ -284,8 +294,11 @@ def size(count: int) -> str:
 # -- refusals -------------------------------------------------------------------------------------------------------------
 
 
-def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room]) -> None:
+def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] = SMALLER) -> None:
     """Refuse a run on a loaded model that cannot fit.
+
+    Args:
+        smaller: what of it may be proposed in less.
 
     Raises:
         LensError: with what it needs, what is free, and what would fit.
@@ -295,10 +308,12 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room]) -> None:
         return
     rank, need, room = _worst(needs, rooms)
     parts = ", ".join(f"{name} {size(getattr(need, name))}" for name in ("captures", "cache") if getattr(need, name))
-    smaller = [
-        words for _, words in run_alternatives(facts, ask, rooms, lambda one: run_needs(facts, one, rooms, [0] * len(rooms)))
-    ]
-    would = f"{' or '.join(smaller)} would fit" if smaller else "more ranks or more memory would do"
+
+    def needs_of(one: Ask) -> list[Need]:
+        return run_needs(facts, one, rooms, [0] * len(rooms))
+
+    fitting = [words for _, words in run_alternatives(facts, ask, rooms, needs_of, smaller)]
+    would = f"{' or '.join(fitting)} would fit" if fitting else "more ranks or more memory would do"
     raise LensError(
         f"this run needs {size(need.total)} on rank {rank} ({parts.replace('cache', 'keys and values')}) "
         f"and {size(room.free)} is free there; {would}"

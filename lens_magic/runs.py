@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,7 +14,7 @@ import numpy as np
 
 from . import __version__, options
 from .errors import LensError
-from .needs import Ask, facts_of, refuse_run, room_of_rank
+from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
 from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def run(
         look=look,
         stream=stream_lens,
     )
-    _refuse_what_cannot_fit(session, _ask(request))
+    refuse_what_cannot_fit(session, ask_of(request))
     group = session.group
     with group.exclusive():  # an interrupt after the last token must not cost the user the result
         group.rank.store["given_lens"] = given  # sent on by rank 0, a share to each rank, where they lack it
@@ -139,7 +139,7 @@ def run(
     return result
 
 
-def _ask(request: Request) -> Ask:
+def ask_of(request: Request) -> Ask:
     """What a request needs memory for."""
     plan = request.plan
     return Ask(
@@ -151,18 +151,23 @@ def _ask(request: Request) -> Ask:
         batch=len(request.prompts),
         capture_itemsize=plan.dtype.itemsize if plan.dtype is not None else None,
         offload=request.offload,
+        forced=request.forced is not None,
     )
 
 
-def _refuse_what_cannot_fit(session: Session, ask: Ask) -> None:
-    """Raise where the ranks lack the memory for a run; where its needs cannot be told, it is tried."""
+def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALLER) -> None:
+    """Raise where the ranks lack the memory for a run; where its needs cannot be told, it is tried.
+
+    Args:
+        smaller: what of it may be proposed in less.
+    """
     group = session.group
     loaded = group.rank.store.get("model")
     if loaded is None:
         return
     facts = facts_of(loaded.model.config, str(loaded.dtype).removeprefix("torch."))
     if facts is not None:
-        refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)))
+        refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)), smaller)
 
 
 def steering_terms(model: Model, steer: Any) -> tuple[SteeringTerm, ...]:
@@ -312,7 +317,7 @@ def generate(
     ids = _all_prompt_ids(model, [prompt] if isinstance(prompt, str) else list(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
-    _refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))
+    refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))
     made = session.group.call(
         run_plain,
         ids,

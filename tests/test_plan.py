@@ -25,6 +25,7 @@ from lens_magic.model.head import HeadShard
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
+from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]
 CPU = needs.Room("cpu", 1 << 40, 1 << 40)
@@ -177,6 +178,23 @@ def test_a_run_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch:
     monkeypatch.setenv("LENS_FREE_MEMORY", "1000")
     with pytest.raises(lens.LensError, match="keys and values"):
         lens.generate(models.PROMPT, 50)
+
+
+def test_comparing_what_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both texts are read under both models: four sequences. A difference is as large as its run."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    vector = SteeringVector.of({1: torch.ones(128)}, site="post_ln")
+    run = lens.run(models.PROMPT, 60, ignore_eos=True)
+    monkeypatch.setenv("LENS_FREE_MEMORY", "2000000")
+    with pytest.raises(lens.LensError, match=r"[\d.]+ MB is free there; [\d,]+ new tokens would fit$") as refused:
+        lens.compare(models.PROMPT, vector * 1.5, 400)
+    tokens = int(str(refused.value).split(" new tokens")[0].split()[-1])
+    assert len(lens.compare(models.PROMPT, vector * 1.5, tokens, ignore_eos=True).steered.output_ids) == tokens
+    monkeypatch.setenv("LENS_FREE_MEMORY", "200000")
+    with pytest.raises(lens.LensError, match="more ranks or more memory would do"):
+        lens.diff(run, vector * 1.5)
+    monkeypatch.delenv("LENS_FREE_MEMORY")
+    assert lens.diff(run, vector * 1.5).kl.shape[-1] == 60
 
 
 @pytest.mark.ranks
