@@ -280,6 +280,14 @@ class TestTwoRuns:
         assert html.count("static view") == 2
         assert len(html.encode()) < 150_000
 
+    def test_their_tables_say_which_is_which(self) -> None:
+        one = fake_run(3, 2)
+        names = ("unsteered", "mood <b>")
+        html = show(one, compare=one, names=names)._repr_mimebundle_()[0]["text/html"]
+        assert html.index("<b>unsteered</b>") < html.index("<b>mood &lt;b&gt;</b>")
+        page = page_html(one, compare=one, names=names)
+        assert "<b>unsteered</b>" in page.partition("<noscript>")[2]
+
 
 class TestLiveView:
     def view(self, **options: object) -> tuple[LiveView, list[dict[str, object]]]:

@@ -40,9 +40,11 @@ class Explorer(anywidget.AnyWidget):
     live: Any = traitlets.Bool(False).tag(sync=True)
     selected: Any = traitlets.Dict().tag(sync=True)
     fallback: Any = traitlets.Unicode().tag(sync=True)
+    _names: tuple[str, str] | None = None
 
     def __init__(self, run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, **kwargs: Any) -> None:
         self._runs: list[Run] = [run] if compare is None else [run, compare]
+        self._names = names if compare is not None else None
         packs = [pack(one) for one in self._runs]
         for packed, name in zip(packs, names or (), strict=False):
             packed.header["name"] = name
@@ -94,11 +96,11 @@ class Explorer(anywidget.AnyWidget):
             data, metadata = bundled
             text = "\n\n".join(table_text(run) for run in self._runs)
             display({**data, "text/plain": text}, metadata=metadata, raw=True)
-            display({"text/html": fallback_html(self._runs, self.fallback)}, raw=True)
+            display({"text/html": fallback_html(self._runs, self.fallback, self._names)}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundled = super()._repr_mimebundle_(**kwargs)
         if bundled is None:
             return None
         data, metadata = bundled
-        return {**data, "text/html": tables_html(self._runs)}, metadata
+        return {**data, "text/html": tables_html(self._runs, names=self._names)}, metadata

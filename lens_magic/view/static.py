@@ -62,22 +62,23 @@ def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
     What does not fit is left out and named: layers evenly down to 24 with the first and the last kept, then sites
     but the last, then positions from the end.
     """
-    return _Table(run).html(max_bytes)
+    return _Table(run, run.model).html(max_bytes)
 
 
-def tables_html(runs: Sequence[Run], max_bytes: int = MAX_BYTES) -> str:
-    """`table_html` of each run, together at most `max_bytes` bytes."""
-    return "".join(table_html(run, max_bytes // len(runs)) for run in runs)
+def tables_html(runs: Sequence[Run], max_bytes: int = MAX_BYTES, names: Sequence[str] | None = None) -> str:
+    """`table_html` of each run, together at most `max_bytes` bytes; `names` are what they are called."""
+    called = names or [run.model for run in runs]
+    return "".join(_Table(run, name).html(max_bytes // len(runs)) for run, name in zip(runs, called, strict=True))
 
 
-def fallback_html(runs: Sequence[Run], name: str) -> str:
+def fallback_html(runs: Sequence[Run], widget: str, names: Sequence[str] | None = None) -> str:
     """`tables_html` to stand behind a widget: hidden by the live widget of that name, and by nothing else.
 
     It waits a moment before it appears, so as not to flash while the widget loads, and takes the place of JupyterLab's
     "model not found" right above it.
     """
-    tables = tables_html(runs, MAX_BYTES - 1000)
-    return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(name)}">{tables}</div>'
+    tables = tables_html(runs, MAX_BYTES - 1000, names)
+    return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(widget)}">{tables}</div>'
 
 
 class StaticTable:
@@ -97,6 +98,7 @@ class StaticTable:
 @dataclass(frozen=True)
 class _Table:
     run: Run
+    name: str
 
     @cached_property
     def packed(self) -> Packed:
@@ -113,7 +115,7 @@ class _Table:
     def html(self, max_bytes: int) -> str:
         header = self.packed.header
         positions, sites = header["positions"], header["sites"]
-        name = escape(_cut(visible(self.run.model, keep=" "), 100))
+        name = escape(_cut(visible(self.name, keep=" "), 100))
         if not (positions and sites and header["layers"] and header["k"]):
             return f'<div class="lens-static"><p><b>{name}</b>: no positions, so there is nothing to show.</p></div>'
         layers = _spread(len(header["layers"]), MAX_LAYERS)
@@ -219,7 +221,8 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
     Its Content-Security-Policy allows no network at all and only this page's own script, by hash. Token text is
     inside JSON with every `<` escaped, so no token can end the element it stands in.
     """
-    packs = [pack(one) for one in (run, compare) if one is not None]
+    runs = [one for one in (run, compare) if one is not None]
+    packs = [pack(one) for one in runs]
     for packed, name in zip(packs, names or (), strict=False):
         packed.header["name"] = name
     data = json.dumps([_encoded(packed) for packed in packs], ensure_ascii=False, separators=(",", ":"))
@@ -230,7 +233,7 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
         "base-uri 'none'; form-action 'none'"
     )
     title = f"{escape(run.model)} – logit lens"
-    passages = "\n".join(_passage(one) for one in (run, compare) if one is not None)
+    passages = "\n".join(_passage(one) for one in runs)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -245,7 +248,7 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
 <body>
 {passages}
 <main id="lens"></main>
-<noscript>{tables_html([one for one in (run, compare) if one is not None])}</noscript>
+<noscript>{tables_html(runs, names=names if compare is not None else None)}</noscript>
 <script type="application/json" id="lens-data">{_inert(data)}</script>
 <script type="module">{script}</script>
 </body>
