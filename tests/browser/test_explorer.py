@@ -365,6 +365,55 @@ def test_cells_are_copied(page: Page, run: FakeRun) -> None:
     assert copied(page) == "\n".join("\t".join(shown(run, data[layer, p]) for layer in (1, 2)) for p in (1, 2))
 
 
+def test_a_table_is_copied_with_its_numbers(page: Page, run: FakeRun) -> None:
+    """Tab-separated, from the menu: a selection with its headers, a single cell as its candidates."""
+    data = run.dataset.sel(site="resid_post")
+
+    def taken() -> list[list[str]]:
+        page.evaluate("() => (navigator.clipboard.writeText = async (text) => void (window.written = text))")
+        page.get_by_label("Copy and save").click()
+        page.get_by_text("Copy as table").click()
+        assert page.locator(".lens-said").inner_text() == "copied"
+        assert page.evaluate("() => document.activeElement.tagName") == "SUMMARY"
+        return [line.split("\t") for line in str(page.evaluate("() => window.written")).split("\n")]
+
+    page.locator("[role=row][aria-rowindex='3'] [role=gridcell][aria-colindex='3']").click()
+    head, *candidates = taken()
+    assert head == ["token", "id", "prob", "prob_topk", "logit"]
+    for place, (token, index, prob, share, logit) in enumerate(candidates):
+        assert int(index) == data.token_id.values[1, 1, place]
+        assert token == shown(run, int(index))
+        for text, name in ((prob, "prob"), (share, "prob_topk"), (logit, "logit")):
+            assert float(text) == pytest.approx(float(data[name].values[1, 1, place]), rel=0.02, abs=0.002)
+    page.get_by_role("grid").focus()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    head, *rows = taken()
+    assert len(head) == 5
+    assert [len(row) for row in rows] == [5, 5]
+    for position, row in zip((1, 2), rows, strict=True):
+        for layer, token, value in zip((1, 2), row[1::2], row[2::2], strict=True):
+            assert token == shown(run, data.token_id.values[layer, position, 0])
+            assert number(value) == pytest.approx(float(data.prob.values[layer, position, 0]), abs=0.0051)
+
+
+def test_with_ctrl_a_click_adds_a_site(page: Page) -> None:
+    def heads() -> list[str]:
+        return page.locator("[role=columnheader]").all_inner_texts()
+
+    site = page.get_by_role("radiogroup", name="Site")
+    alone = len(heads())
+    site.get_by_role("radio", name="mlp_out").click(modifiers=["Control"])
+    settle(page)
+    assert len(heads()) == 2 * alone - 1
+    site.get_by_role("radio", name="resid_post").click(modifiers=["Control"])  # and takes one away
+    settle(page)
+    assert len(heads()) == alone
+    site.get_by_role("radio", name="mlp_out").click(modifiers=["Control"])  # but not the last
+    settle(page)
+    assert len(heads()) == alone
+
+
 def test_saved_as_a_picture(visit: Visit, tmp_path: Path) -> None:
     run = fake_run(12, 5, hostile=True)
     page = visit.open(page_html(run), tmp_path / "run.html")

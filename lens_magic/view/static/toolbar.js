@@ -83,6 +83,7 @@ export class Toolbar {
     for (const [what, [text, hint]] of Object.entries(EXPORTS)) {
       const item = button(text, hint, () => {
         el.open = false;
+        summary.focus(); // what had it is gone
         this.on.onExport(what);
       }, "lens-menu-item");
       item.removeAttribute("aria-label");
