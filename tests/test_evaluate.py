@@ -185,7 +185,7 @@ def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, co
         np.testing.assert_allclose(report.propensities[0, :, :, matching, [0, 2]].transpose(1, 2, 0), steered[:, 0], atol=CLOSE)
         np.testing.assert_array_equal(report.propensities[:, :, :, matching, 1] - report.unsteered[:, matching], 0)
     assert report.labels == {"A": "A", "B": "B"}
-    assert report.counts == {"test": 5, "train": 0, "excluded": 0, "rejected": 0}
+    assert report.counts == {"test": 5, "unmeasured": 0, "train": 0, "excluded": 0, "rejected": 0}
     assert report.norms == pytest.approx({1: 3.0, 3: 5.0})
     assert report.provenance["ranks"] == count
 
@@ -221,7 +221,7 @@ def test_training_questions_are_left_out(llama: object) -> None:
     rejected = {**items()[0], "answer_matching_behavior": " (C)"}
     for data in (items(), again):
         report = lens.evaluate(vector, [*data, rejected], alphas=(-1, 1))
-        assert report.counts == {"test": 3, "train": 2, "excluded": 2, "rejected": 1}
+        assert report.counts == {"test": 3, "unmeasured": 0, "train": 2, "excluded": 2, "rejected": 1}
         assert all(any(stem[0] in text for stem in STEMS[2:]) for text in report.questions)
     assert "3 test questions" in repr(report)
     assert "2 training items; 2 in both and left out; 1 rejected" in repr(report)

@@ -1,4 +1,4 @@
-"""Running a model from a site in its middle on, with states that an earlier forward has kept.
+"""Running no more of a model than is asked for: from a site in its middle on, and at its end for the last token alone.
 
 What is changed at a site of layer l leaves everything before it as it was, so forwards that differ from there on alone need not
 run it again. Modules skipped hand on the kept states; everything else (masks, rotary tables, the blocks from l on, the norm)
@@ -114,6 +114,29 @@ class Resumption:
 
     def _attention(self, layer: int) -> Any:
         return part(self.blocks[layer], self.loaded.anatomy.sites["attn_out"].path)
+
+
+@contextlib.contextmanager
+def last_token_alone(loaded: Loaded) -> Iterator[None]:
+    """Forwards within the ``with`` block run the last block's MLP for each sequence's last token alone.
+
+    For those whose last token alone is read: nothing looks at another's state after it. (Before it, attention does.)
+    """
+    block = list(part(loaded.model, loaded.anatomy.blocks))[-1]
+    mlp = part(block, loaded.anatomy.sites["post_ln"].path)
+    own = mlp.forward
+
+    def forward(states: torch.Tensor, *more: Any, **named: Any) -> Any:
+        if states.ndim != 3:  # a family that puts all sequences' tokens into one row
+            return own(states, *more, **named)
+        output = own(states[:, -1:], *more, **named)
+        first, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        whole = first.new_zeros((*states.shape[:-1], first.shape[-1]))
+        whole[:, -1:] = first
+        return whole if rest is None else (whole, *rest)
+
+    with _standing_in({mlp: forward}):
+        yield
 
 
 def _handing_on(given: Any) -> Forward:

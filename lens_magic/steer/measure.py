@@ -10,7 +10,7 @@ import torch
 
 from ..model.batch import read_forward
 from ..model.load import Loaded
-from ..model.resume import Kept, Resumption
+from ..model.resume import Kept, Resumption, last_token_alone
 from ..ranks.rank import Rank
 from .intervene import Steering
 from .term import SteeringTerm
@@ -94,12 +94,13 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
     for chosen in _batches(loaded, sweep, rows, len(keys)):
         prompts = [sweep.prompts[prompt] for prompt in chosen]
         kept = Kept(keys)
-        measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
+        with last_token_alone(loaded):
+            measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
         repeated = [prompt for prompt in chosen for _ in range(rows)]
         sequences = [sweep.prompts[prompt] for prompt in repeated]
         for place, layer in enumerate(layers if sweep.alphas else []):
             steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
-            with resumption.at(layer, kept, rows):
+            with last_token_alone(loaded), resumption.at(layer, kept, rows):
                 found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
             by_row = found.reshape(len(chosen), sweep.count, len(sweep.alphas))
             measured.steered[place][:, chosen] = by_row.transpose(0, 1)
