@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from itertools import pairwise
@@ -50,6 +51,57 @@ def until_stopped(rank: Any) -> int:
 
 def threads(rank: Any) -> int:
     return torch.get_num_threads()
+
+
+def sizes(rank: Any, counts: list[int]) -> list[bool]:
+    """Sums, gathers and broadcasts of so many numbers, ours and torch.distributed's: whether each is what it should be."""
+    import torch.distributed as dist
+
+    from lens_magic.ranks import collectives
+
+    collectives.connect(rank)
+    found = []
+    for count in counts:
+        mine = torch.arange(count, dtype=torch.float32) * (rank.rank + 1)
+        total = torch.arange(count, dtype=torch.float32) * sum(range(1, rank.size + 1))
+        everyone = torch.stack([torch.arange(count, dtype=torch.float32) * (other + 1) for other in range(rank.size)])
+        found += [torch.equal(rank.all_reduce(mine.clone()), total), torch.equal(rank.all_gather(mine), everyone)]
+        if rank.size > 1:
+            theirs, told = mine.clone(), mine.clone()
+            dist.all_reduce(theirs)
+            dist.broadcast(told, src=1)
+            dist.barrier()
+            found += [torch.equal(theirs, total), torch.equal(told, everyone[1])]
+    return found
+
+
+def in_a_hurry(rank: Any, rounds: int, seed: int) -> int:
+    """Many exchanges one after another, each rank late at random: how many were wrong."""
+    from lens_magic.ranks import collectives
+
+    collectives.connect(rank)
+    late, same = random.Random(seed + rank.rank), random.Random(seed)
+    wrong = 0
+    for number in range(rounds):
+        if late.random() < 0.05:
+            time.sleep(late.random() * 0.003)
+        count = same.choice((0, 1, 7, 256, 5000))
+        values = torch.full((count,), float(number + rank.rank))
+        expected = float(number * rank.size + sum(range(rank.size)))
+        wrong += int((rank.all_reduce(values) != expected).sum())
+    return wrong
+
+
+def fail_while_others_sum(rank: Any, who: int) -> None:
+    """One rank fails while the others wait for its part of a sum."""
+    from lens_magic.ranks import collectives
+
+    collectives.connect(rank)
+    rank.all_reduce(torch.ones(3))
+    if rank.rank == who:
+        time.sleep(0.05)
+        raise ValueError(f"planned on {who}")
+    rank.all_reduce(torch.ones(3))
 
 
 def reductions(rank: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import torch
 
 from lens_magic.errors import LensError, RankError, RanksLost
 from lens_magic.ranks import collectives
+from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
 
@@ -66,6 +67,30 @@ def test_collectives(group: Group) -> None:
         assert got["strided"] == [[float(group.size)] * 2] * 4
         assert got["gathered"] == [[[10.0 * other + place for place in range(3)]] for other in range(group.size)]
         assert got["integers"] == [[other] for other in range(group.size)]
+
+
+def test_collectives_of_every_size(group: Group) -> None:
+    """What fits on the ranks' shared board, what just does not, and nothing at all."""
+    fits = CAPACITY // 4
+    for found in group.call(probes.sizes, [0, 1, 1000, fits, fits + 1, 3 * fits]):
+        assert all(found), found
+
+
+def test_a_rank_that_is_late_spoils_nothing(group: Group) -> None:
+    assert group.call(probes.in_a_hurry, 2000, 7) == [0] * group.size
+
+
+def test_a_rank_that_fails_releases_those_that_wait_for_its_part(group: Group) -> None:
+    for who in range(group.size):
+        with pytest.raises((RankError, ValueError), match=f"planned on {who}"):
+            group.call(probes.fail_while_others_sum, who)
+        assert all(all(found) for found in group.call(probes.sizes, [5, 1000]))
+    assert group.call(probes.in_a_hurry, 200, 8) == [0] * group.size
+
+
+def test_the_board_leaves_no_file(group: Group) -> None:
+    group.call(probes.sizes, [3])
+    assert not list(runtime_folder().glob("board-*"))
 
 
 def test_a_failure_names_its_rank_and_the_group_goes_on(group: Group) -> None:

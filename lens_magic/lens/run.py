@@ -72,17 +72,15 @@ class LensRun:
 
     @property
     def drawn(self) -> LensRun:
-        """This run as views read it: with one numbering for tokens and directions, and followed tokens the same everywhere."""
+        """This run as views read it: with one numbering for tokens and directions."""
         variables, options, texts = dict(self.variables), dict(self.options), dict(self.token_texts)
-        if "tracked_id" in variables and not isinstance(options.get("track"), list):
-            for name in ("tracked_id", *TRACKED):  # other tokens at each position; a view shows one list
-                del variables[name]
         if self.labels:
             after = max(texts, default=-1) + 1
             texts |= {after + index: label for index, label in self.labels.items()}
             for name in {"token_id", "tracked_id"} & variables.keys():
                 variables[name] = np.where(variables[name] >= 0, variables[name] + after, -1)
-            options["track"] = [after + index for index in options.get("track", []) if "tracked_id" in variables]
+            if isinstance(options.get("track"), list):
+                options["track"] = [after + index for index in options["track"]]
         return replace(self, variables=variables, options=options, token_texts=texts, labels={})
 
     @property

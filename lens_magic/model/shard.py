@@ -18,6 +18,7 @@ from ..ranks.memory import mapped_ranges
 from ..ranks.rank import Rank
 from .adjust import ADJUSTMENTS
 from .anatomy import Anatomy, part, replace_part
+from .linear import lighten
 
 _DONTNEED = 4  # madvise(2)
 
@@ -30,6 +31,7 @@ def shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype) -> None:
     if anatomy.autotp:
         _split_by_autotp(rank, model, anatomy, dtype)
     blocks = part(model, anatomy.blocks)
+    lighten(rank, blocks)
     for done, block in enumerate(blocks if anatomy.adjust else (), start=1):
         for name in anatomy.adjust:
             ADJUSTMENTS[name](rank, block)

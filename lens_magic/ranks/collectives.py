@@ -1,9 +1,9 @@
 """``torch.distributed`` over MPI: the backend ranks without a GPU of their own use.
 
 DeepSpeed's layers and the lens call ``torch.distributed``; on GPUs that is NCCL. Here its few operations are mapped to
-MPI, which on shared processors is over ten times as fast as gloo (docs/ranks.md has the numbers) and, unlike it, turns a
-dead rank into an exception within milliseconds. CUDA tensors are staged through host memory, so that several ranks
-can share one GPU, which NCCL refuses.
+shared memory where they are small and all ranks are on one host (:mod:`.board`), else to MPI. On shared processors both are
+over ten times as fast as gloo (docs/ranks.md has the numbers), and a dead rank is an exception within milliseconds. CUDA
+tensors are staged through host memory, so that several ranks can share one GPU, which NCCL refuses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from .board import CAPACITY, Board
 from .environment import runtime_folder
 
 if TYPE_CHECKING:
@@ -58,50 +60,66 @@ def _host(tensor: torch.Tensor) -> torch.Tensor:
 class MPIProcessGroup(dist.ProcessGroup):
     """The part of ``ProcessGroup`` that tensor-parallel inference uses, over one MPI communicator."""
 
-    def __init__(self, communicator: Any, wait_for: Callable[[Any], None]) -> None:
+    def __init__(self, communicator: Any, wait_for: Callable[[Any], None], board: Board | None = None) -> None:
         super().__init__(communicator.rank, communicator.size)  # type: ignore[call-arg]
         from mpi4py import MPI
 
         self._mpi = MPI
         self._communicator = communicator
         self._wait_for = wait_for
+        self._board = board
         self._operations = {
-            dist.ReduceOp.SUM: MPI.SUM,
-            dist.ReduceOp.MAX: MPI.MAX,
-            dist.ReduceOp.MIN: MPI.MIN,
-            dist.ReduceOp.PRODUCT: MPI.PROD,
+            dist.ReduceOp.SUM: (MPI.SUM, np.add),
+            dist.ReduceOp.MAX: (MPI.MAX, np.maximum),
+            dist.ReduceOp.MIN: (MPI.MIN, np.minimum),
+            dist.ReduceOp.PRODUCT: (MPI.PROD, np.multiply),
         }
 
-    def use(self, communicator: Any) -> None:
-        """Go on over another communicator of the same ranks (after the first was given up)."""
-        self._communicator = communicator
+    def use(self, communicator: Any, board: Board | None) -> None:
+        """Go on over another communicator and board of the same ranks (after the first were given up)."""
+        self._communicator, self._board = communicator, board
+
+    def _board_for(self, values: torch.Tensor) -> Board | None:
+        return self._board if values.nbytes <= CAPACITY else None
 
     def getBackendName(self) -> str:  # noqa: N802 - torch's name
         """The name it is registered under."""
         return BACKEND
 
+    def reduce_in_place(self, tensor: torch.Tensor, operation: Any) -> None:
+        """Reduce one tensor over all ranks."""
+        values = _host(tensor)
+        over_mpi, here = self._operations[operation]
+        if board := self._board_for(values):
+            board.reduce(values.numpy(), here)
+        else:
+            self._wait_for(self._communicator.Iallreduce(self._mpi.IN_PLACE, values.numpy(), over_mpi))
+        if values.data_ptr() != tensor.data_ptr():
+            tensor.copy_(values)
+
     def allreduce(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]
         """Reduce in place."""
-        operation = self._operations[opts.reduceOp.op if hasattr(opts.reduceOp, "op") else opts.reduceOp]
         for tensor in tensors:
-            values = _host(tensor)
-            self._wait_for(self._communicator.Iallreduce(self._mpi.IN_PLACE, values.numpy(), operation))
-            if values.data_ptr() != tensor.data_ptr():
-                tensor.copy_(values)
+            self.reduce_in_place(tensor, opts.reduceOp.op if hasattr(opts.reduceOp, "op") else opts.reduceOp)
         return _Done(tensors)
 
     def broadcast(self, tensors: Any, opts: Any = None) -> Any:  # type: ignore[override]
         """Overwrite with the root rank's values."""
         for tensor in tensors:
             values = _host(tensor)
-            self._wait_for(self._communicator.Ibcast(values.numpy(), root=opts.rootRank))
+            if board := self._board_for(values):
+                board.broadcast(values.numpy(), opts.rootRank)
+            else:
+                self._wait_for(self._communicator.Ibcast(values.numpy(), root=opts.rootRank))
             if values.data_ptr() != tensor.data_ptr():
                 tensor.copy_(values)
         return _Done(tensors)
 
-    def _gather(self, tensor: torch.Tensor) -> torch.Tensor:
+    def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[size, *shape]`` in host memory."""
         values = _host(tensor)
+        if board := self._board_for(values):
+            return torch.from_numpy(board.gather(values.numpy()))
         gathered = values.new_empty((self._communicator.size, *values.shape))
         self._wait_for(self._communicator.Iallgather(values.numpy(), gathered.numpy()))
         return gathered
@@ -109,7 +127,7 @@ class MPIProcessGroup(dist.ProcessGroup):
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
         """Collect every rank's tensors."""
         for into, tensor in zip(outputs, inputs, strict=True):
-            for place, part in zip(into, self._gather(tensor), strict=True):
+            for place, part in zip(into, self.gathered(tensor), strict=True):
                 place.copy_(part)
         return _Done(outputs)
 
@@ -131,7 +149,7 @@ def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProces
         return MPIProcessGroup(MPI.COMM_SELF, rank.wait_for)
     if size != rank.size:
         raise NotImplementedError(f"a process group of {size} of the {rank.size} ranks")
-    group = MPIProcessGroup(rank.communicator, rank.wait_for)
+    group = MPIProcessGroup(rank.communicator, rank.wait_for, rank.board)
     rank.process_groups.append(group)
     return group
 
@@ -162,7 +180,7 @@ def connect(rank: Rank) -> None:
         # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
     backend = backend_for(rank)
-
+    rank.share_memory()
     _connected[:] = [rank]
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])

@@ -49,11 +49,11 @@ class SiteAblation:
             table[column] = statistics.holm(uncorrected.to_numpy())
         return table
 
-    def plot(self) -> Figure:
-        """Mean slope by layer with 95 % intervals, a line a site, a panel a training position."""
+    def plot(self, dark: bool = False) -> Figure:
+        """Mean slope by layer with 95 % intervals, a line a site, a panel a training position; ``dark`` for a dark page."""
         from ..view.steerability import plot_sites
 
-        return plot_sites(self)
+        return plot_sites(self, dark)
 
     def save(self, path: str | Path) -> Path:
         """Write everything as NetCDF (``.nc``), losslessly, a group a site and position. :func:`open_ablation` reads it.

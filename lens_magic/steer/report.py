@@ -169,18 +169,19 @@ class SteerabilityReport:
         table["question"] = table["prompt"].map(dict(enumerate(self.questions)))
         return table
 
-    def plot(self, layer: int | None = None) -> Figure:
+    def plot(self, layer: int | None = None, dark: bool = False) -> Figure:
         """Propensity against α with a band, slope by layer with intervals, distribution of slopes; all beside random.
 
         Args:
             layer: of the first and last; by default the layer of the steepest mean slope.
+            dark: for a dark page.
 
         Raises:
             LensError: a layer that was not evaluated.
         """
         from ..view.steerability import plot
 
-        return plot(self, layer)
+        return plot(self, layer, dark)
 
     def save(self, path: str | Path) -> Path:
         """Write everything as NetCDF (``.nc``), losslessly. :func:`open_report` reads it.

@@ -12,7 +12,8 @@ Codings, the aim being 1,500 positions × 80 layers × 3 sites × 5 candidates i
   logit_j − logit_0 = ln(p_j / p_0). `prob_topk` follows from `prob` in the same way, and neither is sent.
 - `target_prob`, `entropy`, `kl_final`, `target_rank`: two bytes each; one in a large run, where the probability of a
   target that is not among the candidates is within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
-- `tracked_prob`, `tracked_rank`: two bytes (ranks: four where needed) for each tracked token, where the run has any.
+- `tracked_prob`, `tracked_rank`: two bytes (ranks: four where needed) for each tracked token, where the run has any. Tokens
+  tracked at their own positions alone (`track=True`) stay behind in a large run, whose size they would double.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class Packed:
 
     `header` is JSON: `schema`, `model`, `interrupted`, `sites`, `layers`, `positions`, `k`, `tokens` (display text of
     each distinct token), `raw` (its own text, only where it is not the display text with spaces for `space`),
-    `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`),
-    `encoding`.
+    `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those
+    tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final` (where the run has it) [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise)
-    [site, layer, position, tracked]; `ids` [distinct token], the vocabulary indices. All little-endian.
+    [site, layer, position, tracked]; `tracked` [position, tracked], whose they are where each position has its own
+    (rows of `tokens`; their number where there is none); `ids` [distinct token], the vocabulary indices. All little-endian.
     """
 
     header: dict[str, Any]
@@ -86,10 +88,11 @@ def pack(run: Run) -> Packed:
     positions = [int(p) for p in data["position"].values]
     candidates = data["token_id"].values
     inputs, targets = path(run.prompt_ids, run.output_ids, positions)
-    tracked = _tracked(data)
-    ids, rows = _distinct(candidates, inputs, targets, tracked)
     k = int(candidates.shape[3])
     large = candidates[..., 0].size * (4 * k + 8) > LARGE_BYTES if k else False
+    tracked, own = _tracked(data, large)
+    followed = tracked.size or own.shape[1]
+    ids, rows = _distinct(candidates, inputs, targets, tracked, own)
 
     first = data["logit"].values[..., 0] if k else np.zeros(candidates.shape[:3], np.float32)
     coded: dict[str, codes.Coded] = {
@@ -105,9 +108,11 @@ def pack(run: Run) -> Packed:
     }
     if "kl_final" in data:
         coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
-    if tracked.size:
+    if followed:
         coded["tracked_prob"] = codes.neglog(data["tracked_prob"].values)
         coded["tracked_rank"] = codes.ranks(data["tracked_rank"].values, large=False)
+    if own.size:
+        coded["tracked"] = codes.plain(np.where(own < 0, len(ids), rows(own)), "uint32")
 
     shown, raw = token_table(run.token_texts, ids)
     header = {
@@ -124,6 +129,7 @@ def pack(run: Run) -> Packed:
         "inputs": rows(inputs).tolist(),
         "targets": rows(targets).tolist(),
         "tracked": rows(tracked).tolist(),
+        "followed": followed,
         "encoding": {name: encoding for name, (_, encoding) in coded.items()},
     }
     return Packed(header, {name: np.ascontiguousarray(buffer) for name, (buffer, _) in coded.items()})
@@ -139,7 +145,7 @@ def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
     found = {
         name: codes.decoded_ranks(buffer, encoding[name]) if name.endswith("_rank") else codes.decoded(buffer, encoding[name])
         for name, buffer in buffers.items()
-        if name not in ("ids", "token")
+        if name not in ("ids", "token", "tracked")
     }
     prob = found["prob"]
     nats = buffers["prob"] * np.float64(encoding["prob"]["step"])
@@ -172,12 +178,17 @@ def token_table(texts: Mapping[int, str], ids: Sequence[int] | NDArray[Any]) -> 
     return shown, {str(i): t for i, (t, s) in enumerate(zip(own, shown, strict=True)) if s.replace(SPACE, " ") != t}
 
 
-def _tracked(data: xr.Dataset) -> NDArray[np.int64]:
-    """Vocabulary indices of tokens followed through every cell; none where the run followed none."""
-    wanted = ("site", "layer", "position", "tracked")
-    if "tracked_prob" not in data or "tracked_rank" not in data or data["tracked_prob"].dims != wanted:
-        return np.zeros(0, np.int64)
-    return np.asarray(data["tracked"].values, dtype=np.int64)
+def _tracked(data: xr.Dataset, large: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Vocabulary indices of tokens tracked: the same at every position, ``[tracked]``, or its own, ``[position, tracked]``.
+
+    The other of the two is empty; both where the run tracked none.
+    """
+    common, own = np.zeros(0, np.int64), np.zeros((data.sizes["position"], 0), np.int64)
+    if "tracked_prob" in data and "tracked" in data.coords:
+        common = np.asarray(data["tracked"].values, dtype=np.int64)
+    elif "tracked_prob" in data and not large:
+        own = np.asarray(data["tracked_id"].values, dtype=np.int64)
+    return common, own
 
 
 def _distinct(*arrays: NDArray[Any]) -> tuple[NDArray[np.int64], Callable[[NDArray[Any]], NDArray[np.int64]]]:

@@ -222,5 +222,6 @@ class LiveView(Explorer):
             "inputs": [],
             "targets": [],
             "tracked": [],
+            "followed": 0,
             "encoding": ENCODING,
         }

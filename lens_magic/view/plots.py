@@ -102,13 +102,13 @@ def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
 def trajectories(
     run: LensRun, look: Look, position: int | None = None, tokens: Sequence[int] | None = None, site: str | None = None
 ) -> Figure:
-    """Probability and rank of tokens across layers at one position: followed tokens, else those that lead in any layer.
+    """Probability and rank of tokens across layers at one position: tracked tokens, else those that lead in any layer.
 
     A token that was not followed is known where it is a candidate or the next token, and its line is broken elsewhere.
     """
     s, row = _site(run, site), _row(run, run.positions[-1] if position is None else position)
     leaders = list(dict.fromkeys(run.variables["token_id"][s][::-1, row, 0].tolist()))
-    chosen = list(run.options.get("track") or leaders) if tokens is None else list(tokens)
+    chosen = _tracked(run, row) or leaders if tokens is None else list(tokens)
     figure, (left, right) = panels([4.2, 4.2], 3.0)
     for number, token in enumerate(chosen[: len(look.lines)]):
         prob, rank = _followed(run, s, row, int(token))
@@ -163,15 +163,17 @@ def _write(axes: Any, image: Any, ids: np.ndarray, run: LensRun) -> None:
         axes.text(column, row, label(_text(run, int(token)), 9), ha="center", va="center", fontsize=7, color=ink)
 
 
+def _tracked(run: LensRun, row: int) -> list[int]:
+    """The tokens that were tracked at a position."""
+    ids = run.variables.get("tracked_id")
+    return [] if ids is None else [index for index in ids[row].tolist() if index >= 0]
+
+
 def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, np.ndarray]:
     """A token's probability and rank at every layer; NaN where the run does not know them."""
-    track = list(run.options.get("track") or [])
-    if token in track and "tracked_prob" in run.variables:
-        place = track.index(token)
-        return (
-            run.variables["tracked_prob"][s][:, row, place].astype(float),
-            run.variables["tracked_rank"][s][:, row, place].astype(float),
-        )
+    if token in (track := _tracked(run, row)):
+        prob, rank = (run.variables[name][s][:, row, track.index(token)] for name in ("tracked_prob", "tracked_rank"))
+        return prob.astype(float), rank.astype(float)
     here = run.variables["token_id"][s][:, row] == token  # [layer, k]
     known = here.any(-1)
     prob = np.where(known, np.where(here, run.variables["prob"][s][:, row], 0).sum(-1), np.nan)

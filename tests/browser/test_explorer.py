@@ -380,11 +380,11 @@ def test_a_table_is_copied_with_its_numbers(page: Page, run: FakeRun) -> None:
     page.locator("[role=row][aria-rowindex='3'] [role=gridcell][aria-colindex='3']").click()
     head, *candidates = taken()
     assert head == ["token", "id", "prob", "prob_topk", "logit"]
-    for place, (token, index, prob, share, logit) in enumerate(candidates):
-        assert int(index) == data.token_id.values[1, 1, place]
+    for at, (token, index, prob, share, logit) in enumerate(candidates):
+        assert int(index) == data.token_id.values[1, 1, at]
         assert token == shown(run, int(index))
         for text, name in ((prob, "prob"), (share, "prob_topk"), (logit, "logit")):
-            assert float(text) == pytest.approx(float(data[name].values[1, 1, place]), rel=0.02, abs=0.002)
+            assert float(text) == pytest.approx(float(data[name].values[1, 1, at]), rel=0.02, abs=0.002)
     page.get_by_role("grid").focus()
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowDown")

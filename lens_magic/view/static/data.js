@@ -4,7 +4,7 @@
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number}} Encoding
  * @typedef {{schema: number, model: string, name?: string, interrupted: boolean, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
- *   inputs: number[], targets: number[], tracked: number[], encoding: Record<string, Encoding>}} Header
+ *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
  * @typedef {ArrayBuffer | ArrayBufferView} Bytes
  * @typedef {{header: Header, buffers: Record<string, Bytes>}} Packed
  * @typedef {{positions: number[], inputs: number[], targets: number[], tokens: string[], raw: Record<string, string>}} Rows
@@ -179,11 +179,20 @@ export class LensData {
     if (token === this.header.targets[position] && this.targetRank(cell) >= 0) {
       return { prob: this.targetProb(cell, position), rank: this.targetRank(cell), among: false };
     }
-    const t = this.header.tracked.indexOf(token);
+    const t = this.trackedAt(position, token);
     if (t < 0) return null;
-    const i = cell * this.header.tracked.length + t;
+    const i = cell * this.header.followed + t;
     const rank = this.arrays.tracked_rank[i];
     return { prob: this.decode.tracked_prob(this.arrays.tracked_prob[i]), rank: rank === this.missing.tracked_rank ? -1 : rank, among: false };
+  }
+
+  /** Which of a position's tracked tokens a token is; −1 where it is none. @param {number} position @param {number} token */
+  trackedAt(position, token) {
+    const { tracked, followed } = this.header;
+    const own = this.arrays.tracked;
+    if (!own) return tracked.indexOf(token);
+    for (let t = 0; t < followed; t++) if (own[position * followed + t] === token) return t;
+    return -1;
   }
 
   /** @param {number} cell @param {number} position @returns {Candidate[]} all k, the likeliest first */
@@ -240,7 +249,7 @@ export class LensData {
 
   /** Numbers a position has in one array's (site, layer). @param {string} name */
   perPosition(name) {
-    if (name.startsWith("tracked")) return this.header.tracked.length;
+    if (name.startsWith("tracked_")) return this.header.followed;
     return name === "token" || name === "prob" ? this.k : 1;
   }
 
