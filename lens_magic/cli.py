@@ -69,6 +69,7 @@ def _parser() -> Parser:
     plan.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     plan.add_argument("--batch", type=int, default=1, metavar="B", help="prompts side by side (1)")
     plan.add_argument("--offload", action="store_true", help="captured states on the host")
+    plan.add_argument("--tuned-lens", action="store_true", help="seen through a tuned lens")
     plan.add_argument("--free", metavar="BYTES", help="free on each rank, as 80GB or 512MiB (what this machine has)")
     plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: of which kind the ranks are (this machine's)")
     plan.add_argument("--json", action="store_true", help="every figure, in bytes")
@@ -117,18 +118,21 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     from . import runs, vectors
     from .headless import check_outputs, open_session, write
+    from .view.progress import watched
     from .view.terminal import table_text
 
     outputs = [Path(path) for path in parsed.out]
     check_outputs(outputs)
     session = open_session(parsed.ranks)
     try:
-        session.load(parsed.model, **load_options(parsed))
-        steer = vectors.terms_of(session, parsed.steer)
-        try:
-            run, stopped = runs.run(session, parsed.prompt, steer=steer, **run_options(parsed)), False
-        except runs.Interrupted as interrupted:
-            run, stopped = interrupted.result, True
+        with watched(parsed.max_new_tokens, loading=f"loading {parsed.model}") as told:
+            session.load(parsed.model, **load_options(parsed), on_event=told)
+            steer = vectors.terms_of(session, parsed.steer)
+            try:
+                run = runs.run(session, parsed.prompt, steer=steer, **run_options(parsed), on_event=told)
+                stopped = False
+            except runs.Interrupted as interrupted:
+                run, stopped = interrupted.result, True
         for path in outputs:
             write(run, path)
         print(table_text(run))
@@ -141,7 +145,6 @@ def _plan(parsed: argparse.Namespace) -> int:
     import json
 
     from . import plan
-    from .needs import pretend
     from .options import check_ranks
 
     ranks = check_ranks(parsed.ranks)
@@ -160,7 +163,8 @@ def _plan(parsed: argparse.Namespace) -> int:
         top_k=parsed.top_k,
         whole_prompt=parsed.whole_prompt,
         offload=parsed.offload,
-        rooms=pretend(ranks, parsed.free, parsed.device) if parsed.free else None,
+        tuned=parsed.tuned_lens,
+        rooms=plan.pretend(ranks, parsed.free, parsed.device) if parsed.free else None,
     )
     print(json.dumps(made.to_json(), indent=1) if parsed.json else plan.table(made))
     return 0 if made.fits else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -48,6 +47,8 @@ class Ask:
         capture_itemsize: bytes of a captured number; the model's where None.
         offload: captured states are kept in the host's memory.
         forced: the new tokens are known, and read with the prompt in one forward.
+        tuned: looked at through a tuned lens, whose translators go where their states are.
+        directions: of a basis, which is split as the vocabulary is; 0 for none.
     """
 
     tokens: int
@@ -59,6 +60,8 @@ class Ask:
     capture_itemsize: int | None = None
     offload: bool = False
     forced: bool = False
+    tuned: bool = False
+    directions: int = 0
 
     @property
     def columns(self) -> int:
@@ -81,6 +84,7 @@ class Need:
         captures: captured states (on the host where they are offloaded).
         forward: the model's activations in the prefill, roughly.
         projection: workspace of the projection. It and ``forward`` are not needed at once.
+        lens: this rank's translators of a tuned lens, or rows of a basis.
         on_host: of ``captures``, what is in the host's memory besides a GPU's.
     """
 
@@ -89,12 +93,13 @@ class Need:
     captures: int = 0
     forward: int = 0
     projection: int = 0
+    lens: int = 0
     on_host: int = 0
 
     @property
     def total(self) -> int:
         """Bytes on the rank's device at most."""
-        return self.weights + self.cache + self.captures - self.on_host + max(self.forward, self.projection)
+        return self.weights + self.cache + self.captures - self.on_host + self.lens + max(self.forward, self.projection)
 
     def fits(self, room: Room) -> bool:
         """Whether the device and the host have so much."""
@@ -139,10 +144,23 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
                 captures=captures + state * facts.itemsize,
                 forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
                 projection=workspace_bytes(*work) if kept else 0,
+                lens=_lens_bytes(facts, ask, kept[rank::ranks], ranks),
                 on_host=captures if ask.offload and room.kind != "cpu" else 0,
             )
         )
     return found
+
+
+def _lens_bytes(facts: Facts, ask: Ask, keys: Sequence[tuple[str, int]], ranks: int) -> int:
+    """What of a tuned lens or a basis goes to a rank that keeps states of these (site, layer)s, in float32."""
+    from .lens.translators import translator_of
+
+    if ask.directions:
+        return -(-ask.directions // ranks) * facts.width * 4
+    if not ask.tuned:
+        return 0
+    translators = {translator_of(site, layer, facts.layers) for site, layer in keys} - {None}
+    return len(translators) * (facts.width + 1) * facts.width * 4
 
 
 def weight_bytes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) -> list[int]:
@@ -199,44 +217,21 @@ def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
     return found
 
 
-def pretend(ranks: int, free: str, device: str | None = None) -> list[Room]:
-    """Ranks that have so much free: bytes, or a number with kB, MB, GB, KiB, MiB or GiB.
-
-    Raises:
-        LensError: it is no such number.
-    """
-    powers = {
-        "": 1,
-        "b": 1,
-        "kb": 10**3,
-        "mb": 10**6,
-        "gb": 10**9,
-        "tb": 10**12,
-        "kib": 1 << 10,
-        "mib": 1 << 20,
-        "gib": 1 << 30,
-    }
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", free.strip().lower())
-    if match is None or match[2] not in powers:
-        raise LensError(f"--free {free!r} is not a size; 80GB or 512MiB would do")
-    count = int(float(match[1]) * powers[match[2]])
-    here = rooms_here(ranks)
-    kind = device or here[0].kind
-    return [Room(f"cuda:{rank}" if kind == "cuda" else "cpu", count, here[rank].host) for rank in range(ranks)]
-
-
 def room_of_rank(rank: Rank, run: bool = False) -> Room:
     """What this rank has free.
 
     Args:
-        run: for the next captured run, which drops the last one's states, so that they count as free.
+        run: for the next captured run, which drops the last one's states and lens, so that they count as free.
     """
+    from .lens.projector import bytes_held
     from .ranks.collectives import device_for
     from .ranks.memory import free_memory, host_memory, own_bytes
 
     device = device_for(rank)
     kept = rank.store.get("trajectories") if run else None
     dropped = kept[1].nbytes if kept is not None and kept[1].buffer.device.type == device.type else 0
+    if run and "lens" in rank.store:
+        dropped += bytes_held(rank.store["lens"][1])
     loaded = rank.store.get("model")
     own = own_bytes(loaded.model.parameters()) if loaded is not None else 0
     return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size, own)
@@ -307,17 +302,15 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] 
     if fit(needs, rooms):
         return
     rank, need, room = _worst(needs, rooms)
-    parts = ", ".join(f"{name} {size(getattr(need, name))}" for name in ("captures", "cache") if getattr(need, name))
+    named = {"captures": need.captures, "keys and values": need.cache, "lens": need.lens}
+    parts = ", ".join(f"{name} {size(count)}" for name, count in named.items() if count)
 
     def needs_of(one: Ask) -> list[Need]:
         return run_needs(facts, one, rooms, [0] * len(rooms))
 
     fitting = [words for _, words in run_alternatives(facts, ask, rooms, needs_of, smaller)]
     would = f"{' or '.join(fitting)} would fit" if fitting else "more ranks or more memory would do"
-    raise LensError(
-        f"this run needs {size(need.total)} on rank {rank} ({parts.replace('cache', 'keys and values')}) "
-        f"and {size(room.free)} is free there; {would}"
-    )
+    raise LensError(f"this run needs {size(need.total)} on rank {rank} ({parts}) and {size(room.free)} is free there; {would}")
 
 
 def _worst(needs: Sequence[Need], rooms: Sequence[Room]) -> tuple[int, Need, Room]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,7 @@ def make(
     top_k: int = 5,
     whole_prompt: bool = False,
     offload: bool = False,
+    tuned: bool = False,
     rooms: Sequence[Room] | None = None,
 ) -> Plan:
     """Plan a model and a run from its configuration; nothing is loaded, and weights need not even be there.
@@ -101,7 +103,8 @@ def make(
         )
     if not 1 <= top_k <= facts.vocabulary:
         raise LensError(f"top-k {top_k} is out of range; 1 to {facts.vocabulary} (the vocabulary) would do")
-    ask = Ask(tokens, prompt, whole_prompt, parse_layers(layers, facts.layers), parse_sites(sites), batch, offload=offload)
+    seen = parse_layers(layers, facts.layers), parse_sites(sites)
+    ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
     mapped = footprint.stored_dtypes(folder) <= {chosen} if any(folder.glob("*.safetensors")) else chosen == own
     weights = footprint.weights(footprint.skeleton(config, chosen), ranks)
@@ -117,6 +120,32 @@ def make(
     would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, needs_of))
     shared = weights[0].whole if mapped and rooms[0].kind == "cpu" else 0
     return Plan(name, facts, ask, rooms, needs, shared, loading_bytes(weights, mapped), notes, would)
+
+
+def pretend(ranks: int, free: str, device: str | None = None) -> list[Room]:
+    """Ranks that have so much free: bytes, or a number with kB, MB, GB, KiB, MiB or GiB.
+
+    Raises:
+        LensError: it is no such number.
+    """
+    powers = {
+        "": 1,
+        "b": 1,
+        "kb": 10**3,
+        "mb": 10**6,
+        "gb": 10**9,
+        "tb": 10**12,
+        "kib": 1 << 10,
+        "mib": 1 << 20,
+        "gib": 1 << 30,
+    }
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", free.strip().lower())
+    if match is None or match[2] not in powers:
+        raise LensError(f"--free {free!r} is not a size; 80GB or 512MiB would do")
+    count = int(float(match[1]) * powers[match[2]])
+    here = rooms_here(ranks)
+    kind = device or here[0].kind
+    return [Room(f"cuda:{rank}" if kind == "cuda" else "cpu", count, here[rank].host) for rank in range(ranks)]
 
 
 def _notes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool, dtype: str) -> list[str]:
@@ -159,11 +188,13 @@ def table(plan: Plan) -> str:
         f"{plan.model}, {plan.facts.dtype}, {len(plan.rooms)} rank{'s' if len(plan.rooms) > 1 else ''}: {_asked(plan.ask)}",
         "",
     ]
-    columns = ("rank", "weights", "KV cache", "captures", "forward", "projection", "in all", "free", "")
+    lens = ("tuned lens",) if plan.ask.tuned else ()
+    columns = ("rank", "weights", "KV cache", "captures", *lens, "forward", "projection", "in all", "free", "")
     rows: list[tuple[str, ...]] = [columns]
     for first, last, need, room in _alike(plan.needs, plan.rooms):
         name = str(first) if first == last else f"{first}–{last}"
-        parts = (need.weights, need.cache, need.captures, need.forward, need.projection, need.total, room.free)
+        own = (need.weights, need.cache, need.captures, *([need.lens] if lens else []))
+        parts = (*own, need.forward, need.projection, need.total, room.free)
         rows.append((name, *map(size, parts), "fits" if need.fits(room) else "too large"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     lines += ["  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]

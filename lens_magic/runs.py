@@ -152,6 +152,8 @@ def ask_of(request: Request) -> Ask:
         capture_itemsize=plan.dtype.itemsize if plan.dtype is not None else None,
         offload=request.offload,
         forced=request.forced is not None,
+        tuned=request.look.kind == "tuned",
+        directions=request.look.directions,
     )
 
 

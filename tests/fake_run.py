@@ -136,3 +136,21 @@ def track(run: FakeRun, tokens: Sequence[int], seed: int = 1) -> FakeRun:
         tracked_rank=(cell, np.stack(ranks, -1).astype(np.int32)), tracked_prob=(cell, np.stack(probs, -1).astype(np.float32))
     ).assign_coords(tracked=list(tokens))
     return run
+
+
+def follow(run: FakeRun, most: int = 3, seed: int = 2) -> FakeRun:
+    """The run with figures of each position's own tokens: at most so many of those first in a layer of the last site."""
+    rng = np.random.default_rng(seed)
+    leaders = run.dataset.token_id.values[-1, :, :, 0]  # [layer, position]
+    ids = np.full((leaders.shape[1], most), -1, np.int32)
+    for position, column in enumerate(leaders.T):
+        own = list(dict.fromkeys(column[::-1].tolist()))[:most]
+        ids[position, : len(own)] = own
+    shape = (*run.dataset.token_id.shape[:3], most)
+    missing = np.broadcast_to(ids < 0, shape)
+    cell = ("site", "layer", "position", "tracked")
+    run.dataset = run.dataset.assign(
+        tracked_rank=(cell, np.where(missing, -1, rng.integers(5, 70_000, shape)).astype(np.int32)),
+        tracked_prob=(cell, np.where(missing, np.nan, rng.uniform(0, 1e-3, shape)).astype(np.float32)),
+    ).assign_coords(tracked_id=(("position", "tracked"), ids))
+    return run

@@ -18,6 +18,13 @@ def parameters(rank: Any) -> dict[str, int]:
     return {"total": total}
 
 
+def lens(rank: Any) -> int:
+    """Bytes of a tuned lens or basis this rank holds."""
+    from lens_magic.lens.projector import bytes_held
+
+    return bytes_held(rank.store["lens"][1])
+
+
 def cache(rank: Any, prompts: list[list[int]], tokens: int) -> int:
     """Bytes of keys and values this rank held in a generation."""
     from lens_magic.model import generate

@@ -104,6 +104,17 @@ def fail_while_others_sum(rank: Any, who: int) -> None:
     rank.all_reduce(torch.ones(3))
 
 
+def has_board(rank: Any) -> bool:
+    return rank.board is not None
+
+
+def tell_and_sum(rank: Any) -> None:
+    """Sums that rank 0 announces."""
+    if rank.rank == 0:
+        rank.emit(("summing",))
+    rank.all_reduce(torch.ones(3))
+
+
 def reductions(rank: Any) -> dict[str, Any]:
     """Every collective the package uses, in the types it uses them with."""
     from lens_magic.ranks import collectives

@@ -15,7 +15,7 @@ MOST_LINES = 400
 
 ALLOWED = {
     "mpi4py": ("ranks/",),
-    "deepspeed": ("model/shard.py", "ranks/"),
+    "deepspeed": ("model/shard.py", "model/linear.py", "ranks/"),
     "IPython": ("magics.py", "steer_magics.py", "showing.py", "view/", "kernel.py"),
     "ipykernel": ("kernel.py",),
     "ipywidgets": ("magics.py", "view/", "kernel.py"),

@@ -125,6 +125,25 @@ def test_propensities_equal_plain_transformers(plain: tuple[PreTrainedModel, Any
         assert np.abs(steered - unsteered[:, None]).max() > 0.05  # it did steer
 
 
+FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "phi3", "gpt2", "mixtral", "qwen3-moe")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_propensities_of_other_families(checkpoints: Checkpoints, name: str) -> None:
+    """What is skipped hangs on how a family's blocks call their parts: tuples, tokens in one row, parallel residuals."""
+    folder = checkpoints(name)
+    model, tokenizer = models.load_plain(folder)
+    lens.load(str(folder), ranks=1)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS[:2]]
+    labels = [(34, 35), (35, 34)]
+    directions = unit_directions(model.config.hidden_size, range(model.config.num_hidden_layers), count=1)
+    for site in ref.SITES:
+        measured = swept(current(), Sweep(prompts, labels, site, directions, (-2.0, 3.0)))
+        unsteered, steered_ones = expected(model, prompts, labels, site, directions, (-2.0, 3.0))
+        np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
+        np.testing.assert_allclose(measured.steered, steered_ones, atol=CLOSE)
+
+
 # -- evaluate -------------------------------------------------------------------------------------------------------------
 
 STEMS = (

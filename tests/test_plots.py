@@ -82,6 +82,18 @@ def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
     assert not any("math" in word for word in words(svg_of(left.figure)))
 
 
+def test_trajectories_of_each_positions_own_tokens(run: Any) -> None:
+    own = lens.run(models.PROMPT, 6, ignore_eos=True, track=True)
+    for position in (0, 4):
+        left, right = own.plot("trajectories", position=position, site="attn_out").axes
+        places = np.flatnonzero(own.variables["tracked_id"][position] >= 0)[: len(left.lines)]
+        assert len(left.lines) == min(6, (own.variables["tracked_id"][position] >= 0).sum())
+        for place, prob, rank in zip(places, left.lines, right.lines, strict=True):
+            np.testing.assert_allclose(prob.get_ydata(), own.variables["tracked_prob"][0][:, position, place])
+            np.testing.assert_allclose(rank.get_ydata(), own.variables["tracked_rank"][0][:, position, place])
+    assert own.view().header["followed"] == own.variables["tracked_id"].shape[1]
+
+
 def test_what_a_figure_cannot_show(run: Any) -> None:
     for kind, options, words_of in [
         ("pie", {}, "there is no figure 'pie'; heatmap, token, trajectories, entropy are there"),

@@ -88,11 +88,6 @@ def test_a_rank_that_fails_releases_those_that_wait_for_its_part(group: Group) -
     assert group.call(probes.in_a_hurry, 200, 8) == [0] * group.size
 
 
-def test_the_board_leaves_no_file(group: Group) -> None:
-    group.call(probes.sizes, [3])
-    assert not list(runtime_folder().glob("board-*"))
-
-
 def test_a_failure_names_its_rank_and_the_group_goes_on(group: Group) -> None:
     last = group.size - 1
     with pytest.raises((RankError, ValueError), match=f"planned on {last}") as caught:

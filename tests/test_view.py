@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import HOSTILE, FakeRun, fake_run, track
+from fake_run import HOSTILE, FakeRun, fake_run, follow, track
 
 from lens_magic.view import Explorer, LiveView, bundle, page_html, show, table_html
 from lens_magic.view.codes import PROB_STEP
@@ -79,6 +79,21 @@ class TestPack:
         np.testing.assert_allclose(back["tracked_prob"], data.tracked_prob, rtol=PROB_STEP)
         assert np.array_equal(back["tracked_rank"], data.tracked_rank)
         assert packed.buffers["ids"][packed.header["tracked"]].tolist() == [2, 11, 30]
+
+    def test_each_positions_own_tokens_come_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = follow(fake_run(9, 5), most=6)
+        data, packed = run.to_xarray(), pack(run)
+        back = unpack(packed)
+        there = data.tracked_rank.values >= 0
+        assert not there.all()  # or nothing is missing anywhere, and that was not tried
+        np.testing.assert_allclose(back["tracked_prob"][there], data.tracked_prob.values[there], rtol=PROB_STEP)
+        assert np.array_equal(back["tracked_rank"], data.tracked_rank)
+        ids = np.append(packed.buffers["ids"].astype(np.int64), -1)
+        assert np.array_equal(ids[packed.buffers["tracked"]], data.tracked_id)
+        assert packed.header["tracked"] == []
+        assert packed.header["followed"] == 6
+        monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0)
+        assert {"tracked", "tracked_prob", "tracked_rank"}.isdisjoint(pack(run).buffers)
 
     def test_runs_of_older_files_have_no_kl(self) -> None:
         run = fake_run(3, 2)

@@ -143,6 +143,13 @@ def projector_for(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajecto
     return Projector(loaded, look, rank.store["lens"][1])
 
 
+def bytes_held(held: Any) -> int:
+    """Of what a rank holds of a lens: translators by index, or rows of a basis."""
+    if isinstance(held, HeadShard):
+        return int(held.weight.nbytes)
+    return sum(int(tensor.nbytes) for translator in held.values() for tensor in translator)
+
+
 def _hand_out(rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories: Trajectories) -> dict[int, Any]:
     """The translators of this rank's states, by index."""
     wanted: dict[int, set[int]] = {}

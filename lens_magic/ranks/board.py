@@ -10,6 +10,7 @@ import mmap
 import os
 import platform
 import secrets
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ class Board:
     Every rank works out results from the same numbers in the same order, so they are the same to the bit.
 
     Args:
-        memory: shared by all ranks, :func:`size_for` bytes, zero at first.
+        memory: shared by all ranks, zeros at first: a cache line and twice :data:`CAPACITY` for each rank.
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, size: int, aborted: threading.Event) -> None:
@@ -53,23 +54,21 @@ class Board:
     @classmethod
     def open(cls, rank: Rank) -> Board | None:
         """The board of a group, None where its ranks share no memory. Collective."""
-        # Other processors may show another rank the count before what it counts.
-        if rank.local_size != rank.size or platform.machine() not in ("x86_64", "AMD64"):
+        # Other processors than x86-64 may show another rank the count before what it counts.
+        if rank.local_size != rank.size or (sys.platform, platform.machine()) != ("linux", "x86_64"):
             return None
         size = rank.size * (_LINE * 8 + 2 * CAPACITY)
-        path = str(runtime_folder() / f"board-{secrets.token_hex(8)}") if rank.rank == 0 else ""
-        if rank.rank == 0:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            os.ftruncate(descriptor, size)
-        path = rank.communicator.bcast(path, root=0)
-        if rank.rank != 0:
-            descriptor = os.open(path, os.O_RDWR)
+        made = _make_file(size) if rank.rank == 0 else None
+        path = rank.communicator.bcast(made[0] if made else None, root=0)
+        if path is None:
+            return None
+        descriptor = made[1] if made else os.open(path, os.O_RDWR)
         try:
             memory = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
         rank.wait_for(rank.communicator.Ibarrier())
-        if rank.rank == 0:
+        if made:
             Path(path).unlink()
         return cls(memory, rank.rank, rank.size, rank.aborted)
 
@@ -118,3 +117,16 @@ class Board:
                     time.sleep(_NAP_S)
                 else:
                     os.sched_yield()  # lets another of this core's ranks run, or costs a microsecond
+
+
+def _make_file(size: int) -> tuple[str, int] | None:
+    """A file of zeros in memory: its path, and a descriptor of it. None where there is no room for it."""
+    path = str(runtime_folder() / f"board-{secrets.token_hex(8)}")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)  # or the first write where nothing is left would kill the process
+    except OSError:
+        os.close(descriptor)
+        Path(path).unlink()
+        return None
+    return path, descriptor

@@ -124,7 +124,7 @@ def _apply(
         projection = (h @ direction)[..., None]
         change = torch.addcmul(change, masked, projection, value=-1) if term.operator == "set" else -masked * projection
     if term.clip is not None:
-        limit = term.clip * h.norm(dim=-1, keepdim=True)
+        limit = term.clip * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
         change = torch.clamp(change, -limit, limit)
     steered = torch.addcmul(h, change, direction)
     if term.keep_norm:

@@ -64,6 +64,25 @@ test("tracked tokens are known in every cell, others only where they are candida
   });
 });
 
+test("each position's own tracked tokens are known there, in every cell", () => {
+  const { packed, truth } = fixture.followed;
+  const data = read(packed);
+  const each = packed.header.followed;
+  let elsewhere = 0;
+  cells(data, (cell, i, p) => {
+    for (let t = 0; t < each; t++) {
+      const id = truth.tracked_id[p * each + t];
+      const token = data.arrays.ids.indexOf(id);
+      if (id < 0 || data.candidateOf(cell, token) >= 0 || token === data.header.targets[p]) continue;
+      const standing = data.standing(cell, p, token);
+      assert.equal(standing.rank, truth.tracked_rank[i * each + t]);
+      close(standing.prob, truth.tracked_prob[i * each + t], 1e-5, "prob");
+      elsewhere++;
+    }
+  });
+  assert.ok(elsewhere);
+});
+
 test("an answer settles at the first layer from which it stays first", () => {
   const { packed, truth } = fixture.small;
   const data = read(packed);

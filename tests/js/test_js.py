@@ -18,7 +18,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fake_run import FakeRun, fake_run, track  # noqa: E402
+from fake_run import FakeRun, fake_run, follow, track  # noqa: E402
 
 from lens_magic.view import LiveView, bundle  # noqa: E402
 from lens_magic.view.data import pack, path  # noqa: E402
@@ -59,6 +59,9 @@ def truth(run: FakeRun) -> dict[str, Any]:
     ranks = data.target_rank.values
     found: dict[str, Any] = {name: data[name].values.ravel().tolist() for name in names}
     inputs, targets = path(run.prompt_ids, run.output_ids, data.position.values.tolist())
+    if "tracked_id" in data.coords:
+        found["tracked_id"] = data.tracked_id.values.ravel().tolist()
+        found["tracked_prob"] = np.nan_to_num(data.tracked_prob.values, nan=-1).ravel().tolist()  # JSON has no NaN
     found["inputs"], found["targets"] = inputs.tolist(), targets.tolist()
     if "resid_post" in data.site.values:
         stream = ranks[data.site.values.tolist().index("resid_post")]
@@ -98,6 +101,7 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "small": small,
         "hostile": fake_run(40, 4, hostile=True),
         "tracked": track(fake_run(5, 6), [1, 7]),
+        "followed": follow(fake_run(7, 6)),
         "large": fake_run(300, 8, vocabulary=3000),
     }
     fixture: dict[str, Any] = {}
