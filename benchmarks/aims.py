@@ -28,7 +28,7 @@ def table(results: Results) -> str:
 
 def _time(results: Results) -> Iterator[Line]:
     found = groups(results.get("speed", []))
-    for (model, _, ranks, tokens), group in sorted(found.items()):
+    for (model, _, ranks, tokens), group in found.items():
         if tokens != max((key[3] for key in found if key[2] == ranks), default=0):
             continue
         where = f"{model}, {ranks} rank{'s' * (ranks > 1)}, T = {tokens}"
@@ -43,7 +43,7 @@ def _time(results: Results) -> Iterator[Line]:
 
 def _memory(results: Results) -> Iterator[Line]:
     found = groups(results.get("memory", []))
-    for (model, _, ranks, tokens), group in sorted(found.items()):
+    for (model, _, ranks, tokens), group in found.items():
         if tokens != max(key[3] for key in found if key[0] == model and key[2] == ranks):
             continue
         where = f"{model}, {ranks} rank{'s' * (ranks > 1)}, T = {tokens}"
@@ -51,7 +51,7 @@ def _memory(results: Results) -> Iterator[Line]:
 
 
 def _overhead(results: Results) -> Iterator[Line]:
-    for (model, dtype, ranks, tokens), group in sorted(groups(results.get("overhead", [])).items()):
+    for (model, dtype, ranks, tokens), group in groups(results.get("overhead", [])).items():
         where = f"{model}, {dtype}, {ranks} rank{'s' * (ranks > 1)}, T = {tokens}"
         yield f"tokens/s, looking ÷ not looking; {where}", _over(group, BARE, OURS, generating), 0.97
         yield f"tokens/s, looking ÷ transformers; {where}", _over(group, "generate", OURS, generating), 1

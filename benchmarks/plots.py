@@ -87,7 +87,10 @@ def _line(axes: Any, points: Sequence[tuple[float, list[float]]], method: str) -
 def _against_tokens(cells: list[Cell], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
-    counts = sorted({cell.ranks for cell in cells if cell.model == "demo"})
+    lengths = {(cell.ranks, cell.tokens) for cell in cells if cell.model == "demo"}
+    everywhere = sorted({ranks for ranks, _ in lengths})
+    # One length alone is no line; its ratio is still a point of the last panel.
+    counts = [ranks for ranks in everywhere if sum(one == ranks for one, _ in lengths) > 1] or everywhere
     figure, panels = plt.subplots(1, len(counts) + 1, figsize=(3.3 * (len(counts) + 1), 3.4), layout="constrained")
     for axes, ranks in zip(panels, counts, strict=False):
         for method in LABELS:
@@ -100,7 +103,10 @@ def _against_tokens(cells: list[Cell], path: Path) -> Path:
             ylabel="seconds",
             title=f"demo, {_ranks(ranks)}",
         )
-    for ranks in counts:
+        ticks = sorted(tokens for one, tokens in lengths if one == ranks)
+        axes.set_xticks(ticks, [f"{tokens:,}" for tokens in ticks])
+        axes.xaxis.minorticks_off()
+    for ranks in everywhere:
         found = groups(c for c in cells if (c.model, c.ranks) == ("demo", ranks))
         points = [(key[3], ratios(group.get("published"), group.get(OURS), wall)) for key, group in found.items()]
         _line(panels[-1], points, _ranks(ranks))
@@ -148,8 +154,9 @@ def _memory(cells: list[Cell], path: Path) -> Path:
 def _scaling(cells: list[Cell], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
+    lengths = ", ".join(str(tokens) for tokens in sorted({c.tokens for c in cells if c.model == "demo"}))
     panels: list[tuple[str, str, Callable[[Cell], int | None]]] = [
-        ("ranks", "demo, T = 100", lambda c: c.ranks if c.model == "demo" else None),
+        ("ranks", f"demo, T = {lengths}", lambda c: c.ranks if c.model == "demo" else None),
         ("layers", "width 256, T = 20", lambda c: _number(c.model, "layers")),
         ("vocabulary", "8 layers, T = 20", lambda c: _number(c.model, "vocabulary")),
     ]

@@ -35,9 +35,15 @@ Group = dict[str, Cell]
 def groups(cells: Iterable[Cell]) -> dict[tuple[str, str, int, int], Group]:
     """Cells measured side by side, by (model, dtype, ranks, tokens)."""
     found: dict[tuple[str, str, int, int], Group] = {}
-    for cell in cells:
+    for cell in sorted(cells, key=_natural):
         found.setdefault(cell.key[:4], {})[cell.method] = cell
     return found
+
+
+def _natural(cell: Cell) -> tuple[Any, ...]:
+    """Where a reader expects a cell: 4 layers before 16."""
+    name, _, number = cell.model.rpartition("-")
+    return (name, int(number)) if number.isdigit() else (cell.model, 0), cell.dtype, cell.ranks, cell.tokens
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
@@ -89,7 +95,7 @@ def _short(cell: Cell) -> str:
 def against_published(cells: Sequence[Cell]) -> str:
     """The paper's Table 1."""
     rows = []
-    for (model, dtype, ranks, tokens), group in sorted(groups(cells).items()):
+    for (model, dtype, ranks, tokens), group in groups(cells).items():
         theirs, ours = group.get("published"), group.get(OURS)
         if theirs is None or ours is None or not theirs.samples:
             continue
@@ -111,7 +117,7 @@ def against_published(cells: Sequence[Cell]) -> str:
 def every_method(cells: Sequence[Cell]) -> str:
     """All methods at every place, with the ratio to ours that does the same work."""
     rows = []
-    for (model, dtype, ranks, tokens), group in sorted(groups(cells).items()):
+    for (model, dtype, ranks, tokens), group in groups(cells).items():
         for method, cell in group.items():
             if not cell.samples:
                 continue
@@ -142,7 +148,7 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
         read: bytes a token has to read, of (model, dtype, tokens).
     """
     rows = []
-    for (model, dtype, ranks, tokens), group in sorted(groups(cells).items()):
+    for (model, dtype, ranks, tokens), group in groups(cells).items():
         if not (OURS in group and group[OURS].samples):
             continue
 
@@ -179,7 +185,7 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
 def memory(cells: Sequence[Cell]) -> str:
     """Peak bytes beyond the loaded model, a rank."""
     rows = []
-    for (model, dtype, ranks, tokens), group in sorted(groups(cells).items()):
+    for (model, dtype, ranks, tokens), group in groups(cells).items():
         for method, cell in group.items():
             if not cell.samples:
                 continue
