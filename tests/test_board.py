@@ -14,6 +14,7 @@ from lens_magic.errors import RankError, RanksLost
 from lens_magic.ranks import board, collectives
 from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
+from lens_magic.session import current
 
 pytestmark = pytest.mark.ranks
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture(params=["board", "mpi"])
 def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     """Two ranks with a board; or without, as where there is no room for its memory."""
+    current().close()  # torch.distributed of this process belongs to one group at a time
     if request.param == "mpi":
         monkeypatch.setattr(board, "_make_file", lambda size: None)
     made = Group(2)

@@ -314,7 +314,8 @@ def test_what_comes_before_the_change_runs_once(
         sweep = Sweep(prompts, labels, site, unit_directions(128, range(4)), ALPHAS, resume=resume)
         found[resume] = swept(current(), sweep)
         assert counts == ({"self_attn": attention, "mlp": mlp} if resume else dict.fromkeys(counts, [5] * 4))
-    assert torch.equal(found[True].steered, found[False].steered)
+    # Not to the bit: products of other sizes add up in another order.
+    torch.testing.assert_close(found[True].steered, found[False].steered, atol=1e-5, rtol=0)
 
 
 def test_a_family_whose_blocks_return_more_is_run_whole(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -549,7 +550,7 @@ def test_the_demo_models_persona_is_steered_in_its_middle() -> None:
     vector = lens.train_vector(DEMO_DATA / "persona-pairs.jsonl", layers=[3], site="resid_post", position="mean")
     report = lens.evaluate(vector, DEMO_DATA / "persona-heldout.jsonl", alphas=(-1.5, 1.5), random_directions=2)
     row = report.summary().loc[3]
-    assert report.counts == {"test": 48, "train": len(vector.training.digests), "excluded": 0, "rejected": 0}
+    assert report.counts == {"test": 48, "unmeasured": 0, "train": len(vector.training.digests), "excluded": 0, "rejected": 0}
     assert row["p_value"] < 0.01
     assert row["p_against_random"] < 0.01
     assert row["mean_slope"] > 3 * abs(row["random_steepest"])

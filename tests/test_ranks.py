@@ -22,12 +22,14 @@ from lens_magic.ranks import collectives
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
+from lens_magic.session import current
 
 pytestmark = pytest.mark.ranks
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"{size}-ranks")
 def group(request: pytest.FixtureRequest) -> Iterator[Group]:
+    current().close()  # torch.distributed of this process belongs to one group at a time
     made = Group(request.param)
     yield made
     made.close()
@@ -200,6 +202,7 @@ def test_a_signal_to_the_process_group_stops_the_call_and_nothing_else() -> None
 import os, signal, threading
 import probes
 from lens_magic.ranks.group import Group
+from lens_magic.session import current
 group = Group(2)
 threading.Timer(0.5, lambda: os.killpg(os.getpgrp(), signal.SIGINT)).start()
 group.call(probes.until_stopped)
