@@ -59,9 +59,8 @@ class LensMagics(Magics):
         if parsed.save is not None:
             run.save(parsed.save)
         if stopped:
-            where = f"; what there is is in `{parsed.out}`" if parsed.out else ""
             done = len(run.output_ids)
-            raise one_line_interrupt(f"stopped after {done} token{'s' if done != 1 else ''}{where}")
+            raise stopped_with(f"stopped after {done} token{'s' if done != 1 else ''}", parsed.out)
         return None
 
 
@@ -81,6 +80,11 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
     error = KeyboardInterrupt(message)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]  # type: ignore[attr-defined]
     return error
+
+
+def stopped_with(words: str, out: str | None) -> KeyboardInterrupt:
+    """The same after a partial result was shown, which is also in the variable that ``--out`` names, if any."""
+    return one_line_interrupt(f"{words}; what there is is in `{out}`" if out else words)
 
 
 def _check_target(path: str) -> None:

@@ -15,7 +15,7 @@ from . import comparing, runs, vectors
 from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Parser, add_generation_options
 from .errors import LensError
-from .magics import check_variable, one_line_interrupt
+from .magics import check_variable, one_line_interrupt, stopped_with
 from .view.progress import Bars
 from .view.steered import Streaming
 
@@ -71,8 +71,7 @@ class SteerMagics(Magics):
             return compared
         display(compared)
         if stopped:
-            where = f"; what there is is in `{parsed.out}`" if parsed.out else ""
-            raise one_line_interrupt(f"stopped after {len(compared.steered.output_ids)} tokens{where}")
+            raise stopped_with(f"stopped after {len(compared.steered.output_ids)} tokens", parsed.out)
         return None
 
 
@@ -248,8 +247,7 @@ def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
         variables[out] = report
     if stopped:
         display(report)
-        where = f"; what there is is in `{out}`" if out else ""
-        raise one_line_interrupt(f"stopped evaluating {vector.name} after {report.counts['test']} questions{where}")
+        raise stopped_with(f"stopped evaluating {vector.name} after {report.counts['test']} questions", out)
     return report
 
 

@@ -91,27 +91,27 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
         torch.zeros(len(sweep.prompts), dtype=torch.bool),
     )
     done, stopped = 0, False
-    for chosen in _batches(loaded, sweep, rows, len(keys)):
-        prompts = [sweep.prompts[prompt] for prompt in chosen]
-        kept = Kept(keys)
-        with last_token_alone(loaded):
+    with last_token_alone(loaded):
+        for chosen in _batches(loaded, sweep, rows, len(keys)):
+            prompts = [sweep.prompts[prompt] for prompt in chosen]
+            kept = Kept(keys)
             measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
-        repeated = [prompt for prompt in chosen for _ in range(rows)]
-        sequences = [sweep.prompts[prompt] for prompt in repeated]
-        for place, layer in enumerate(layers if sweep.alphas else []):
-            steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
-            with last_token_alone(loaded), resumption.at(layer, kept, rows):
-                found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
-            by_row = found.reshape(len(chosen), sweep.count, len(sweep.alphas))
-            measured.steered[place][:, chosen] = by_row.transpose(0, 1)
-            done += len(chosen)
-            rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
-            stopped = rank.agree_to_stop()
-            if stopped and layer != layers[-1]:
-                return measured
-        measured.complete[chosen] = True
-        if stopped:
-            break
+            repeated = [prompt for prompt in chosen for _ in range(rows)]
+            sequences = [sweep.prompts[prompt] for prompt in repeated]
+            for place, layer in enumerate(layers if sweep.alphas else []):
+                steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
+                with resumption.at(layer, kept, rows):
+                    found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
+                by_row = found.reshape(len(chosen), sweep.count, len(sweep.alphas))
+                measured.steered[place][:, chosen] = by_row.transpose(0, 1)
+                done += len(chosen)
+                rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
+                stopped = rank.agree_to_stop()
+                if stopped:
+                    break
+            measured.complete[chosen] = not stopped or layer == layers[-1]
+            if stopped:
+                break
     return measured
 
 
