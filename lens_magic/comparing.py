@@ -51,12 +51,12 @@ def compare(
     asks = [Ask(max_new_tokens, len(ids), batch=2)]
     if live is None:  # both texts are read again under both models
         asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
-    for ask in asks:
-        runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
     stop_ids = () if ignore_eos else model.stop_ids
     sampling = Sampling(temperature, top_p, seed)
     group = session.group
-    with group.exclusive():  # an interrupt after the last token must not cost the user the result
+    with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
+        for ask in asks:
+            runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
         group.rank.store[LIVE] = live
         try:
             answer = group.call(
@@ -131,9 +131,9 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         steering=tuple(term.for_sequences(1) for term in terms),
         look=replace(PLAIN, norm=run.options.get("norm", "own")),
     )
-    runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set())
     group = session.group
     with group.exclusive():
+        runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set())
         answers = group.call(run_difference, request, on_event=on_event)
         if answers[0]["kl"] is None:
             raise KeyboardInterrupt("stopped comparing; nothing was kept")

@@ -122,9 +122,9 @@ def run(
         look=look,
         stream=stream_lens,
     )
-    refuse_what_cannot_fit(session, ask_of(request))
     group = session.group
-    with group.exclusive():  # an interrupt after the last token must not cost the user the result
+    with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
+        refuse_what_cannot_fit(session, ask_of(request))
         group.rank.store["given_lens"] = given  # sent on by rank 0, a share to each rank, where they lack it
         answers = group.call(run_lens, request, on_event=on_event)
         more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
@@ -319,21 +319,19 @@ def generate(
     ids = _all_prompt_ids(model, [prompt] if isinstance(prompt, str) else list(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
-    refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))
-    made = session.group.call(
-        run_plain,
-        ids,
-        max_new_tokens,
-        Sampling(temperature, top_p, seed),
-        () if ignore_eos else model.stop_ids,
-        steering_terms(model, steer),
-        on_event=on_event,
-    )[0]
+    terms = steering_terms(model, steer)
+    group = session.group
+    with group.exclusive():  # as in run
+        refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))
+        sampling = Sampling(temperature, top_p, seed)
+        stop_ids = () if ignore_eos else model.stop_ids
+        made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
+        late = group.rank.stop_requested
     texts = [decode(model.tokenizer, output, model.stop_ids) for output in made.outputs]
     timings = timings_of(made)
     results = [GeneratedText(text, output, timings, made.interrupted) for text, output in zip(texts, made.outputs, strict=True)]
     result = results[0] if isinstance(prompt, str) else results
-    if made.interrupted:
+    if made.interrupted or late:
         raise Interrupted(result)
     return result
 

@@ -16,6 +16,7 @@ from lens_magic import runs
 from lens_magic.model.choose import nucleus
 from lens_magic.runs import Interrupted
 from lens_magic.session import current
+from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]
 
@@ -76,6 +77,22 @@ def test_an_interrupt_keeps_what_was_made(session: object) -> None:
     assert part.output_ids == whole.output_ids[: len(part.output_ids)]
     assert part.positions == list(range(len(part.output_ids)))
     assert (part.variables["token_id"] == whole.variables["token_id"][:, :, : len(part.output_ids)]).all()
+
+
+@pytest.mark.parametrize("ask", [lens.run, lens.generate, lens.compare])
+def test_an_interrupt_before_the_first_token_is_not_lost(
+    session: object, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., object]
+) -> None:
+    """While the memory is asked for, the ranks have something to do already, but nothing to stop yet."""
+    width = current().require_model().width
+    vector = SteeringVector.of({1: torch.ones(width)}, site="resid_post", name="v")
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "refuse_run", lambda *facts: current().group.interrupt())
+        with pytest.raises(Interrupted) as caught:
+            ask(models.PROMPT, max_new_tokens=20, ignore_eos=True, steer=[vector])
+    part = caught.value.result
+    assert len(getattr(part, "steered", part).output_ids) < 3
+    assert len(lens.generate(models.PROMPT, 2, ignore_eos=True).output_ids) < 3
 
 
 def test_an_interrupt_in_the_projection_keeps_the_positions_done(

@@ -82,6 +82,19 @@ def test_stop_and_errors_are_said_in_the_panel(panel: Panel) -> None:
     assert "ablate removes the whole projection" in panel.message.value
 
 
+@pytest.mark.ranks
+def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
+    def press(change: dict[str, Any]) -> None:
+        if not change["new"]:
+            panel.stop.click()
+
+    panel.stop.observe(press, "disabled")
+    panel.start.click()
+    panel.queued.pop()()
+    assert panel.message.value == "stopped"
+    assert len(panel.result.steered.output_ids) < 3
+
+
 def test_outside_a_kernel_it_says_so() -> None:
     with pytest.raises(LensError, match="needs a Jupyter kernel"):
         main_thread_queue()

@@ -126,8 +126,7 @@ class Panel(widgets.HBox):
 
     def run(self) -> None:
         """Generate with what is chosen, in the thread that calls; what goes wrong is said in the panel."""
-        self._pending, self._running = False, True
-        self.start.disabled, self.stop.disabled = True, False
+        self._pending, self.start.disabled = True, True
         self._say("")
         try:
             model = self._session.require_model()
@@ -138,15 +137,17 @@ class Panel(widgets.HBox):
                     self.output.value = growing.html()
                 self.heard(event)
 
-            self.output.value = growing.html()
-            self.result = comparing.compare(
-                self._session,
-                self.prompt.value,
-                [self.term()],
-                max_new_tokens=self.tokens.value,
-                live=lambda: [float(self.alpha.value)],
-                on_event=hear,
-            )
+            with self._session.group.exclusive():  # a Stop from here on is kept until the generation sees it
+                self._pending, self._running, self.stop.disabled = False, True, False
+                self.output.value = growing.html()
+                self.result = comparing.compare(
+                    self._session,
+                    self.prompt.value,
+                    [self.term()],
+                    max_new_tokens=self.tokens.value,
+                    live=lambda: [float(self.alpha.value)],
+                    on_event=hear,
+                )
         except runs.Interrupted as interrupted:
             self.result = interrupted.result
             self._say("stopped")
@@ -157,7 +158,7 @@ class Panel(widgets.HBox):
         else:
             self._say("")
         finally:
-            self._running = False
+            self._pending = self._running = False
             self.start.disabled, self.stop.disabled = False, True
         if self.result is not None:
             self.output.value = as_html(self.result)
