@@ -113,7 +113,10 @@ class Runner:
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _memory_row(self, results: Results, row: Row, cells: dict[str, Cell]) -> None:
-        """Each method in a fresh process with nothing else in it; what is resident after a short run is where it starts."""
+        """Each method in a fresh process with nothing else in it; what is resident once it has run is where it starts.
+
+        It has run at full length, so that the libraries' code counts for nothing, and then shortly, so that nothing is kept.
+        """
         self.close()
         for method, cell in cells.items():
             if len(cell.samples) >= cell.wanted or not self._may(cell):
@@ -125,8 +128,9 @@ class Runner:
             process = self._bench_process(method, memory.ENVIRONMENT)
             try:
                 self._try(cell, lambda m=method, p=process: p.ask(self._load(row, m), self.left_s))
-                warm = self._try(cell, lambda m=method, p=process: p.ask(_memory(m, WARM_TOKENS), self.left_s))
-                resident: list[int] | None = None  # with the model warm and nothing kept of a long run
+                for tokens in (row.tokens, WARM_TOKENS):
+                    warm = self._try(cell, lambda m=method, t=tokens, p=process: p.ask(_memory(m, t), self.left_s))
+                resident: list[int] | None = None
                 for number in range(len(cell.samples), cell.wanted):
                     told = None
                     if warm is not None and self._may(cell):

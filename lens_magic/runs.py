@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -378,6 +379,7 @@ def timings_of(made: Generation) -> dict[str, float]:
     return {"prefill_s": made.prefill_s, "decode_s": made.decode_s, "tokens_per_s": rate, **streaming}
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("torch", "transformers", "deepspeed"):
