@@ -1,4 +1,4 @@
-"""What looking costs generation, on one rank and in one run: tokens a second of four ways in turn.
+"""What looking and steering cost generation, on one rank and in one run: tokens a second of each way, in turn.
 
 python -m benchmarks.looking [--model demo] [--tokens 300] [--rounds 7] [--threads 1]
 """
@@ -14,6 +14,8 @@ import torch
 
 import lens_magic as lens
 from lens_magic.session import current
+from lens_magic.steer.term import SteeringTerm
+from lens_magic.steer.vector import SteeringVector
 
 PROMPT = "Where is the oldest technical university located in America?"
 
@@ -46,10 +48,20 @@ def main() -> None:
     def run(stream: bool) -> float:
         return float(lens.run(PROMPT, options.tokens, ignore_eos=True, stream_lens=stream).timings["tokens_per_s"])
 
+    def generate(*steer: SteeringTerm) -> float:
+        return float(lens.generate(PROMPT, options.tokens, ignore_eos=True, steer=steer).timings["tokens_per_s"])
+
+    layers, width = current().require_model().layers, current().require_model().width
+    directions = {layer: torch.randn(width, generator=torch.Generator().manual_seed(layer)) for layer in range(layers)}
+    vector, one = SteeringVector.of(directions, site="post_ln", name="random"), [layers // 2]
     ways: dict[str, Callable[[], float]] = {
-        "not looking": lambda: float(lens.generate(PROMPT, options.tokens, ignore_eos=True).timings["tokens_per_s"]),
+        "not looking": generate,
         "looking": lambda: run(False),
         "looking, rows live": lambda: run(True),
+        "steered, one layer": lambda: generate(vector.steer(0.01, layers=one)),
+        "  α decaying, clipped": lambda: generate(vector.steer(0.01, layers=one, decay=16, clip=0.5)),
+        "steered, every layer": lambda: generate(vector.steer(0.01)),
+        "  α decaying, clipped ": lambda: generate(vector.steer(0.01, decay=16, clip=0.5)),
         "transformers' generate": transformers,
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
@@ -65,7 +77,7 @@ def main() -> None:
         }
         spread = f"({min(rates):.0f} – {max(rates):.0f})"
         ratios = ", ".join(f"{ratio:.3f} × {other}" for other, ratio in against.items())
-        print(f"{way:24} {statistics.median(rates):6.1f} tokens/s {spread:12}  {ratios}")
+        print(f"{way:26} {statistics.median(rates):6.1f} tokens/s {spread:12}  {ratios}")
 
 
 if __name__ == "__main__":

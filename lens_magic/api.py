@@ -98,7 +98,7 @@ def run(
         chat: put the prompt into the model's chat template.
         capture_dtype: keep the states as "float32", "bfloat16" or "float16" instead of the model's own type.
         offload: keep the states in the host's memory, copied there while the next token is computed.
-        stream_lens: project while generating, in at most a twelfth of its time, instead of afterwards alone.
+        stream_lens: project while generating, in at most a sixteenth of its time, instead of afterwards alone.
         lens: a :class:`TunedLens` or :class:`Basis` to look through, or a path of one; by default the logit lens. Translators
             exist for the residual stream (``resid_pre``, ``resid_post``); other sites are shown as without.
         norm: "own": every state under the final norm. "frozen": divided by the scale that the norm takes of the *last* layer's

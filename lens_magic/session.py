@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 OnEvent = Callable[[tuple[Any, ...]], None]
-"""Progress: ("loading", done, total), ("token", id), ("projecting", done, total)."""
+"""Progress: ("loading", done, total), ("token", id), ("projecting", done, total); a total of 0 is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,8 @@ class Session:
                 that cannot be started.
             KeyboardInterrupt: stopped by the user.
         """
+        if on_event is not None:  # before the libraries are imported, which in a fresh kernel takes longest
+            on_event(("loading", 0, 0))
         from .model import checkpoint as checkpoints
         from .model import load as loading
         from .model.tokens import load_tokenizer

@@ -175,7 +175,7 @@ def test_status(loaded: Notebook) -> None:
     assert rank["rank"] == 0
     assert rank["memory"] > 0
     assert rank["free"] > 0
-    assert "<table>" in status._repr_html_()
+    assert "</table>" in status._repr_html_()
     assert "llama-gqa" in repr(status)
     assert "nothing is steering" in repr(status)
     current().vectors["<glad>"] = SteeringVector.of({1: torch.eye(128)[0], 3: torch.eye(128)[1]}, site="post_ln")

@@ -66,6 +66,20 @@ def test_a_stage_at_a_time(drawn: Drawn) -> None:
     ]
 
 
+def test_what_cannot_be_counted_yet_is_shown_at_once(drawn: Drawn) -> None:
+    with Bars(loading="loading demo") as bars:
+        bars(("loading", 0, 0))
+        assert drawn.said == ["loading demo …"]
+        for done in range(1, 4):
+            bars(("loading", done, 8))
+    assert drawn.said[1:] == [
+        "loading demo: 1 of 8 blocks",
+        "loading demo: 2 of 8 blocks, 2 a second, 3 s left",
+        "loading demo: 3 of 8 blocks, 1.5 a second, 3 s left",
+    ]
+    assert drawn.open == 0
+
+
 def test_what_is_over_soon_needs_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Drawn()
     monkeypatch.setattr(progress, "in_notebook", lambda: True)

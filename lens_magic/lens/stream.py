@@ -13,7 +13,7 @@ import numpy as np
 
 from ..ranks.rank import Rank
 
-SHARE = 0.08
+SHARE = 0.06
 """Of the time since the first token, how much may have gone into projecting."""
 
 _PAUSE_S = 0.2  # rows are looked at by a person: no need to show each by itself

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from html import escape
 from typing import Any
+
+from ..tables import as_html
 
 _GB = 1 << 30
 
@@ -50,8 +51,4 @@ class Status:
 
     def _repr_html_(self) -> str:
         header, *rows = self._rows()
-        head = "".join(f'<th scope="col">{name}</th>' for name in header)
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        caption = f'<caption style="text-align:left;white-space:nowrap">{escape(self._summary())}</caption>'
-        below = "".join(f'<div style="font-size:0.9em">{escape(line)}</div>' for line in self._steering())
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
+        return as_html(self._summary(), header, rows, below=self._steering())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LensError
+from ..tables import frame_as_html
 from . import report_files, statistics
 from .report import SteerabilityReport, formatted
 
@@ -80,8 +80,7 @@ class SiteAblation:
         return f"{self.title}\n{formatted(self.summary()).to_string()}"
 
     def _repr_html_(self) -> str:
-        table = formatted(self.summary()).to_html(border=0, escape=True)
-        return f'<div style="font-size:0.9em"><p>{escape(self.title)}</p>{table}</div>'
+        return frame_as_html(self.title, formatted(self.summary()))
 
 
 def open_ablation(path: str | Path) -> SiteAblation:

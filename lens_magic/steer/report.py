@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import LensError
+from ..tables import frame_as_html
 from . import report_files, statistics
 
 if TYPE_CHECKING:
@@ -211,8 +211,7 @@ class SteerabilityReport:
         return f"{self.title}\n{formatted(self.summary()).to_string()}"
 
     def _repr_html_(self) -> str:
-        table = formatted(self.summary()).to_html(border=0, escape=True)
-        return f'<div style="font-size:0.9em"><p>{escape(self.title)}</p>{table}</div>'
+        return frame_as_html(self.title, formatted(self.summary()))
 
 
 _COLUMNS = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from html import escape
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import torch
 
 from .. import options
 from ..errors import LensError
+from ..tables import as_html
 from .data import left_out
 from .term import MadeFor, SteeringTerm, parse_positions, parse_span, tabulate
 
@@ -294,17 +294,14 @@ class SteeringVector:
 
     def _repr_html_(self) -> str:
         header, *rows = self._rows()
-        titles = (
+        tips = (
             "block, 0 is the first",
             "length of the raw difference, in units of the hidden states",
             "cosine between the directions of two halves of the items",
             "held-out separation of all positive from all negative states along the direction; 0.5 is chance",
             "share of held-out pairs that the direction puts in the right order; 0.5 is chance",
         )
-        head = "".join(f'<th scope="col" title="{tip}">{cell}</th>' for cell, tip in zip(header, titles, strict=True))
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        caption = f'<caption style="text-align:left">{escape(self.summary())}</caption>'
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return as_html(self.summary(), header, rows, tips)
 
 
 def _rebuilt(held: dict[str, Any]) -> SteeringVector:

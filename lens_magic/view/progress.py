@@ -82,22 +82,30 @@ class Progress:
 
     def __init__(self, label: str, unit: str) -> None:
         self._label, self._unit = label, unit
-        self._begun = self._drawn = time.monotonic()
+        self._begun: float | None = time.monotonic()
+        self._drawn = 0.0
         self._shown: Any = None
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many are done."""
+        """So many of so many are done; of 0 where nothing can be counted yet, which shows at once."""
         now = time.monotonic()
-        if self._shown is None:
-            if now - self._begun < _QUIET_S or done >= total:
-                return
-            self._shown = _NotebookBar() if in_notebook() else _TerminalBar(self._label, self._unit)
-        elif now - self._drawn < _BETWEEN_S:
+        if total == 0:
+            self._begun = None
+            self._draw(0, 0, f"{self._label} …")
             return
-        self._drawn = now
-        self._shown.draw(
-            done, total, f"{self._label}: {done:,} of {total:,} {self._unit}{_pace(done, total, now - self._begun)}"
-        )
+        if self._begun is None:  # what is counted begins only now
+            self._begun = now
+        if self._shown is None and (now - self._begun < _QUIET_S or done >= total):
+            return
+        if now - self._drawn >= _BETWEEN_S:
+            pace = _pace(done, total, now - self._begun)
+            self._draw(done, total, f"{self._label}: {done:,} of {total:,} {self._unit}{pace}")
+            self._drawn = now
+
+    def _draw(self, done: int, total: int, text: str) -> None:
+        if self._shown is None:
+            self._shown = _NotebookBar() if in_notebook() else _TerminalBar(self._label, self._unit)
+        self._shown.draw(done, total, text)
 
     def close(self) -> None:
         """Take the bar away."""
@@ -108,7 +116,7 @@ class Progress:
 
 def _pace(done: int, total: int, elapsed: float) -> str:
     """Rate and time left, for a reader."""
-    if not done:
+    if not done or not elapsed:
         return ""
     rate, left = done / elapsed, elapsed / done * (total - done)
     minutes, seconds = divmod(round(left), 60)
@@ -118,17 +126,22 @@ def _pace(done: int, total: int, elapsed: float) -> str:
 
 class _NotebookBar:
     def __init__(self) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
-        self._html = HTML
-        self._handle = display(HTML(""), display_id=True)
+        self._handle = display(self._as_data("", ""), display_id=True, raw=True)
 
     def draw(self, done: int, total: int, text: str) -> None:
-        bar = f'<progress value="{done}" max="{total}" aria-label="{escape(text)}"></progress>'
-        self._handle.update(self._html(f'<div style="font-size:0.9em">{bar} {escape(text)}</div>'))
+        far = f'value="{done}" max="{total}" ' if total else ""
+        bar = f'<progress {far}aria-label="{escape(text)}"></progress>'
+        html = f'<div style="font-size:0.9em">{bar} {escape(text)}</div>'
+        self._handle.update(self._as_data(html, text), raw=True)
 
     def clear(self) -> None:
-        self._handle.update(self._html(""))
+        self._handle.update(self._as_data("", ""), raw=True)
+
+    @staticmethod
+    def _as_data(html: str, text: str) -> dict[str, str]:
+        return {"text/html": html, "text/plain": text}  # an object for IPython would leave its name in saved notebooks
 
 
 class _TerminalBar:
@@ -138,7 +151,7 @@ class _TerminalBar:
         self._bar = tqdm(desc=label, unit=f" {unit}", leave=False)
 
     def draw(self, done: int, total: int, text: str) -> None:
-        self._bar.total = total
+        self._bar.total = total or None
         self._bar.update(done - self._bar.n)
 
     def clear(self) -> None:

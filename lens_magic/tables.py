@@ -1,0 +1,37 @@
+"""Small tables as a notebook shows them; what a value's ``_repr_html_`` is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def as_html(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    tips: Sequence[str] = (),
+    below: Sequence[str] = (),
+) -> str:
+    """A titled table; all of it is text. Its lines do not break: where there is no room it is scrolled.
+
+    Args:
+        tips: what each column means, shown where the pointer rests on its head.
+        below: lines under the table.
+    """
+    titles = [f' title="{escape(tip)}"' for tip in tips] or [""] * len(header)
+    head = "".join(f'<th scope="col"{tip}>{escape(name)}</th>' for name, tip in zip(header, titles, strict=True))
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f'<table style="white-space:nowrap"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    lines = "".join(f"<div>{escape(line)}</div>" for line in below)
+    return f'<div style="font-size:0.9em"><div>{escape(title)}</div><div style="overflow-x:auto">{table}</div>{lines}</div>'
+
+
+def frame_as_html(title: str, frame: pd.DataFrame) -> str:
+    """The same of a frame of texts, with its index in front."""
+    flat = frame.reset_index()
+    return as_html(title, [str(name) for name in flat.columns], [list(map(str, row)) for row in flat.itertuples(index=False)])
