@@ -333,8 +333,9 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
         LensError: with what it needs, what is free, and what would fit.
     """
     from .model import footprint
+    from .model.checkpoint import read_config
 
-    config = footprint.read_config(checkpoint.folder, checkpoint.trust_remote_code)
+    config = read_config(checkpoint.folder)
     stored = footprint.stored_dtypes(checkpoint.folder)
 
     def needs_of(dtype: str, ranks: int) -> list[Need]:

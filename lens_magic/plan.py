@@ -85,12 +85,12 @@ def make(
         LensError: no such model, or something asked for that it cannot have.
     """
     from .model import footprint
-    from .model.checkpoint import DTYPES
+    from .model.checkpoint import DTYPES, read_config
 
     if dtype not in (None, *DTYPES):
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = footprint.config_only(name)
-    config = footprint.read_config(folder)
+    config = read_config(folder)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     chosen = own if dtype in (None, "auto") else str(dtype)
     facts = footprint.Facts.of(config, chosen)

@@ -176,6 +176,7 @@ class Session:
         from .model import checkpoint as checkpoints
         from .model import load as loading
         from .model.tokens import load_tokenizer
+        from .ranks import collectives
 
         wanted = options.check_ranks(ranks) if ranks is not None else self._usual_ranks()
         checkpoint = checkpoints.find(name, wanted, dtype, revision, trust_remote_code)
@@ -183,6 +184,7 @@ class Session:
         stop_ids = checkpoints.stop_ids(checkpoint.folder, tokenizer)
         self._require_room(checkpoint, wanted)
         group = self._group_of(wanted)
+        collectives.require_free(group.rank)
         facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
         self.model = Model(
             name=name,

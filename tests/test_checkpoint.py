@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 import lens_magic as lens
 from lens_magic.model.checkpoint import find
+from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
 
@@ -53,6 +55,8 @@ def test_no_config(folder: Path) -> None:
 def test_a_broken_config(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     refused(folder, "not valid JSON")
+    (folder / "config.json").write_text("[]")
+    refused(folder, "holds no settings, but a list")
 
 
 def test_pickled_weights_only(folder: Path) -> None:
@@ -115,3 +119,19 @@ def test_a_refused_model_leaves_the_loaded_one(checkpoints: Checkpoints, folder:
         lens.load(str(folder))
     assert lens.status().model == str(checkpoints("qwen3-gqa"))
     assert len(lens.generate("To be", 2, ignore_eos=True).output_ids) == 2
+
+
+@pytest.mark.ranks
+def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpoints) -> None:
+    model = str(checkpoints("llama-gqa"))
+    current().close()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(lens.LensError, match="in use in this process already"):
+            lens.load(model, ranks=2)
+        current().close()
+        assert dist.is_initialized(), "it is the user's"
+    finally:
+        dist.destroy_process_group()
+    lens.load(model, ranks=2)
+    assert len(lens.generate("A lens", 2, ignore_eos=True).output_ids) == 2

@@ -21,6 +21,7 @@ from lens_magic.lens import decode
 from lens_magic.lens.capture import Plan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model import footprint
+from lens_magic.model.checkpoint import read_config
 from lens_magic.model.head import HeadShard
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
@@ -45,7 +46,7 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(count: int, check
         lens.load(str(folder), ranks=count)
         group = current().group
         made = plan.make(str(folder), count, tokens, prompt=5, batch=2, layers="1-", rooms=[CPU] * count)
-        weights = footprint.weights(footprint.skeleton(footprint.read_config(folder), made.facts.dtype), count)
+        weights = footprint.weights(footprint.skeleton(read_config(folder), made.facts.dtype), count)
         assert [one.total for one in weights] == [held["total"] for held in group.call(plan_probes.parameters)], name
         assert [need.cache for need in made.needs] == group.call(plan_probes.cache, prompts, tokens), name
 

@@ -63,11 +63,8 @@ def find(
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = _folder(name, revision)
-    stated = _read_config(folder)
-    model_type = str(stated.get("model_type"))
-    anatomy_of(model_type)  # before its configuration is asked for: transformers may not know the family either
-    whole_config = _complete(folder, model_type, stated)
-    anatomy = anatomy_of(model_type, whole_config)
+    stated, whole_config = _stated(folder), read_config(folder)
+    anatomy = anatomy_of(whole_config.model_type, whole_config)
     config = whole_config.get_text_config()  # models that also see or hear keep the language model's settings one level down
     _require_tokenizer(folder)
     files = _weight_files(folder)
@@ -78,7 +75,7 @@ def find(
     return Checkpoint(
         name=name,
         folder=folder,
-        model_type=model_type,
+        model_type=whole_config.model_type,
         dtype=_own_dtype(stated) if dtype == "auto" else dtype,
         fingerprint=fingerprint(folder, files),
         context=int(config.max_position_embeddings),
@@ -118,26 +115,38 @@ def _download(name: str, revision: str | None) -> Path:
         raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {reason}") from error
 
 
-def _read_config(folder: Path) -> Mapping[str, Any]:
+def _stated(folder: Path) -> Mapping[str, Any]:
+    """The configuration as the file has it."""
     file = folder / "config.json"
     if not file.is_file():
         raise LensError(f"{folder} has no config.json, so it is not a model folder")
     try:
-        config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LensError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise LensError(f"{file} holds no settings, but a {type(config).__name__}")
     return config
 
 
-def _complete(folder: Path, model_type: str, stated: Mapping[str, Any]) -> Any:
-    """The configuration with the family's defaults for what the file leaves out, under the names all families share."""
+def read_config(folder: Path) -> Any:
+    """The configuration with the family's defaults for what the file leaves out, under the names all families share.
+
+    Raises:
+        LensError: there is none, it is not understood, or the family is not supported.
+    """
     from transformers import CONFIG_MAPPING
 
+    stated = _stated(folder)
+    model_type = str(stated.get("model_type"))
+    anatomy_of(model_type)  # before its configuration is asked for: transformers may not know the family either
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(stated))
+        config = CONFIG_MAPPING[model_type].from_dict(dict(stated))
     except Exception as error:  # what is wrong with a setting is told by errors without a common base
         reason = " ".join(str(error).split())
         raise LensError(f"{folder / 'config.json'} is not a configuration of a {model_type!r} model: {reason}") from error
+    anatomy_of(model_type, config)
+    return config
 
 
 def _own_dtype(stated: Mapping[str, Any]) -> str:
@@ -195,7 +204,7 @@ def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """A checkpoint's end tokens. Of its ``generation_config`` nothing else is taken."""
     generation = folder / "generation_config.json"
     stated = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
-    config = _read_config(folder)
+    config = _stated(folder)
     of_model = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     return end_tokens(stated.get("eos_token_id"), of_model, tokenizer)
 

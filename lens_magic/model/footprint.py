@@ -106,24 +106,6 @@ def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
     return (grains // ranks + (rank < grains % ranks)) * GRAIN + (rest if rank == ranks - 1 else 0)
 
 
-def read_config(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The transformers configuration in a folder.
-
-    Raises:
-        LensError: there is none that transformers understands, or the family is not supported.
-    """
-    from transformers import AutoConfig
-
-    if not (folder / "config.json").is_file():
-        raise LensError(f"{folder} has no config.json, so it is not a model folder")
-    try:
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LensError(f"{folder / 'config.json'} is not understood: {str(error).strip().splitlines()[0]}") from error
-    anatomy_of(config.model_type, config)
-    return config
-
-
 def stored_dtypes(folder: Path) -> set[str]:
     """Types of the numbers in a folder's safetensors files, from their tables ("float32", …); empty without weights."""
     from .checkpoint import _read_header

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..errors import LensError
 from .board import CAPACITY, Board
 from .environment import runtime_folder
 
@@ -168,6 +169,19 @@ def device_for(rank: Rank) -> torch.device:
     return torch.device("cpu")
 
 
+def require_free(rank: Rank) -> None:
+    """Before the ranks are asked to connect: ``torch.distributed`` serves one group of a process at a time.
+
+    Raises:
+        LensError: this process uses it for something else.
+    """
+    if rank.size > 1 and dist.is_initialized() and _connected != [rank]:
+        raise LensError(
+            f"torch.distributed is in use in this process already, by code of yours or by other ranks, and {rank.size} ranks "
+            "need it; torch.distributed.destroy_process_group() ends that"
+        )
+
+
 def connect(rank: Rank) -> None:
     """Initialise ``torch.distributed`` and DeepSpeed over the group's ranks, once; collective. One rank needs neither."""
     if rank.size == 1 or dist.is_initialized():
@@ -194,9 +208,12 @@ def connect(rank: Rank) -> None:
 
 
 def disconnect() -> None:
-    """Forget ``torch.distributed`` and DeepSpeed's notion of it, so that the next group can connect."""
+    """Forget ``torch.distributed`` and DeepSpeed's notion of it, so that the next group can connect; what is not ours stays."""
     import sys
 
+    if not _connected:
+        return
+    _connected.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
     if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):
