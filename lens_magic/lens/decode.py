@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -67,8 +66,9 @@ def project(
     positions_at_once = _positions_at_once(total, len(plan.keys), cells_at_once)
     if look.track_first:  # which tokens lead in any layer is known when all layers are: their logits are kept till then
         positions_at_once = max(1, min(positions_at_once, cells_at_once // (len(plan.keys) + 1)))
-    done: list[dict[str, np.ndarray]] = []
-    interrupted = False
+    candidates, followed = min(k, projector.size), len(look.track) or look.track_first
+    whole = _room(len(plan.keys), total if rank.rank == 0 else 0, candidates, followed)
+    done, interrupted = 0, False
     with torch.inference_mode():
         for begin in range(0, total, positions_at_once):
             end = min(total, begin + positions_at_once)
@@ -79,15 +79,17 @@ def project(
                 interrupted = True
                 rank.acknowledge_stop()
                 break
-            done.append(figures)
+            for name, values in figures.items():  # at once: joined at the end, all would be there twice
+                whole[name][:, begin:end] = values
+            done = end
             if not aside:
                 rank.emit(("projecting", end, total))
     if rank.rank != 0:
         return None, interrupted
     shape = (len(plan.layers), len(plan.sites))
-    joined = _join(done, len(plan.keys), k, len(look.track) or look.track_first)
     # [layer · site, position(, k)] → [site, layer, position(, k)]
-    return trimmed({name: np.swapaxes(v.reshape(*shape, *v.shape[1:]), 0, 1) for name, v in joined.items()}), interrupted
+    ordered = {name: np.swapaxes(v.reshape(*shape, *v.shape[1:])[:, :, :done], 0, 1) for name, v in whole.items()}
+    return trimmed(ordered), interrupted
 
 
 def block_bytes(device: str, free: int) -> int:
@@ -303,11 +305,11 @@ def _in_order(parts: list[tuple[list[Key], dict[str, np.ndarray]]], keys: list[K
     return {name: values[places] for name, values in joined.items()}
 
 
-def _join(done: list[dict[str, np.ndarray]], keys: int, k: int, tracked: int) -> dict[str, Any]:
-    """Blocks of positions, joined along the position axis; of the right shape also when there is none."""
-    if done:
-        return {name: np.concatenate([part[name] for part in done], axis=1) for name in done[0]}
-    cells = {name: ((keys, 0, k) if per_candidate else (keys, 0), dtype) for name, (per_candidate, dtype) in VARIABLES.items()}
-    if tracked:
-        cells |= {name: ((keys, 0, tracked), dtype) for name, dtype in {"tracked_id": np.int32, **TRACKED}.items()}
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in cells.items()}
+def _room(keys: int, positions: int, k: int, tracked: int) -> dict[str, np.ndarray]:
+    """Empty variables, ``[keys, positions(, k)]``."""
+    room = {
+        name: np.empty((keys, positions, k) if per_candidate else (keys, positions), dtype)
+        for name, (per_candidate, dtype) in VARIABLES.items()
+    }
+    followed = {"tracked_id": np.int32, **TRACKED} if tracked else {}
+    return room | {name: np.empty((keys, positions, tracked), dtype) for name, dtype in followed.items()}
