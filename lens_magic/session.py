@@ -171,8 +171,6 @@ class Session:
                 that cannot be started.
             KeyboardInterrupt: stopped by the user.
         """
-        if on_event is not None:  # before the libraries are imported, which in a fresh kernel takes longest
-            on_event(("loading", 0, 0))
         from .model import checkpoint as checkpoints
         from .model import load as loading
         from .model.tokens import load_tokenizer
@@ -183,6 +181,8 @@ class Session:
         tokenizer = load_tokenizer(str(checkpoint.folder), trust_remote_code)
         stop_ids = checkpoints.stop_ids(checkpoint.folder, tokenizer)
         self._require_room(checkpoint, wanted)
+        if on_event is not None:  # in a fresh kernel the ranks start and import first, which takes longest
+            on_event(("loading", 0, 0))
         group = self._group_of(wanted)
         collectives.require_free(group.rank)
         facts = group.call(loading.load, checkpoint, on_event=on_event)[0]

@@ -50,6 +50,7 @@ class Chooser:
         self._sizes = [end - begin for begin, end in zip(loaded.bounds, loaded.bounds[1:], strict=False)]
         # Each sequence draws as it would alone; on the host, so that the numbers do not depend on the device.
         self._random = [torch.Generator().manual_seed(sampling.seed) for _ in range(batch)]
+        self._places = torch.arange(loaded.head.rows, dtype=torch.int32, device=loaded.device) + loaded.head.offset
         self._draws = torch.zeros(batch, dtype=torch.float64, device=loaded.device)
         self._news = torch.zeros(1 + told, dtype=torch.float64, device=loaded.device)  # stop, and what rank 0 tells
         self._sent: list[float] = [0.0] * (1 + told)
@@ -88,8 +89,7 @@ class Chooser:
         best = logits.amax(-1, keepdim=True)
         # The first of equals, which argmax does not promise. Nothing equals NaN, and no place is then found.
         nowhere = self.vocabulary
-        places = torch.arange(logits.shape[1], device=logits.device) + self.head.offset
-        first = torch.where((logits == best) & best.isfinite(), places, nowhere).amin(-1)  # [batch]
+        first = torch.where((logits == best) & best.isfinite(), self._places, nowhere).amin(-1)  # [batch]
         if self.rank.size == 1:
             return torch.cat([first.double(), self._news])
         mine = torch.cat([best[:, 0].double(), first.double(), self._news])
