@@ -59,9 +59,9 @@ def main() -> None:
         "looking": lambda: run(False),
         "looking, rows live": lambda: run(True),
         "steered, one layer": lambda: generate(vector.steer(0.01, layers=one)),
-        "  α decaying, clipped": lambda: generate(vector.steer(0.01, layers=one, decay=16, clip=0.5)),
+        "one layer, decaying, clipped": lambda: generate(vector.steer(0.01, layers=one, decay=16, clip=0.5)),
         "steered, every layer": lambda: generate(vector.steer(0.01)),
-        "  α decaying, clipped ": lambda: generate(vector.steer(0.01, decay=16, clip=0.5)),
+        "every layer, decaying, clipped": lambda: generate(vector.steer(0.01, decay=16, clip=0.5)),
         "transformers' generate": transformers,
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
@@ -77,7 +77,7 @@ def main() -> None:
         }
         spread = f"({min(rates):.0f} – {max(rates):.0f})"
         ratios = ", ".join(f"{ratio:.3f} × {other}" for other, ratio in against.items())
-        print(f"{way:26} {statistics.median(rates):6.1f} tokens/s {spread:12}  {ratios}")
+        print(f"{way:30} {statistics.median(rates):6.1f} tokens/s {spread:12}  {ratios}")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,6 @@ def test_a_signal_to_the_process_group_stops_the_call_and_nothing_else() -> None
 import os, signal, threading
 import probes
 from lens_magic.ranks.group import Group
-from lens_magic.session import current
 group = Group(2)
 threading.Timer(0.5, lambda: os.killpg(os.getpgrp(), signal.SIGINT)).start()
 group.call(probes.until_stopped)
