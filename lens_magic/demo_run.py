@@ -47,7 +47,11 @@ def execute(out: Path) -> None:
     take = f"{_RUN}.save({str(saved)!r}); {_RUN}.to_html({str(page)!r}); None"
     notebook.cells.append(nbformat.v4.new_code_cell(take))
     client = nbclient.NotebookClient(
-        notebook, kernel_name="lens", timeout=_TIMEOUT_S, resources={"metadata": {"path": str(out.resolve())}}
+        notebook,
+        kernel_name="lens",
+        timeout=_TIMEOUT_S,
+        coalesce_streams=True,  # else every token of an answer is an output, and has a line, of its own
+        resources={"metadata": {"path": str(out.resolve())}},
     )
     try:
         client.execute()
