@@ -14,7 +14,7 @@ import torch
 
 import lens_magic as lens
 from lens_magic.errors import LensError
-from lens_magic.model.batch import read_forward
+from lens_magic.model.batch import Batch, read_batch, read_forward, rows_of
 from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
@@ -85,6 +85,72 @@ def test_one_forward_over_a_batch(ranks: int, checkpoints: Checkpoints) -> None:
     logits = torch.cat(current().group.call(forward_ends, sequences), -1)
     expected = torch.stack([ref.output_logits(model, ids)[-1] for ids in sequences])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+BEGINNING = [20, 41, 7, 133, 98]
+FORKING = [
+    [*BEGINNING, 250, 3, 77],
+    [*BEGINNING, 250, 11, 160, 91, 14],
+    [91, 14, 222, 30],  # with nothing to share
+    BEGINNING,  # what others go on from
+    [*BEGINNING, 3],
+    [*BEGINNING, 3],  # twice the same
+]
+
+
+def forked_ends(rank: object, rows: list[list[int]]) -> torch.Tensor:
+    loaded = rank.store["model"]  # type: ignore[attr-defined]
+    batch = Batch.forked([[FORKING[number] for number in row] for row in rows], loaded.device)
+    return loaded.head.logits(read_batch(loaded, batch))
+
+
+def rows_chosen(rank: object, sequences: list[list[int]]) -> list[list[int]]:
+    return rows_of(rank.store["model"], sequences)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_sequences_that_share_a_row_give_what_each_gives_alone(name: str) -> None:
+    """In every family: a mask of ours reaches all of its layers, and places are counted along each sequence."""
+    model = models.create(name)
+    config = model.config.get_text_config()
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = 64
+    lens.attach(model, models.tokenizer_of(280))
+    rows = [[1, 0, 4], [2], [3, 5]]
+    logits = current().group.call(forked_ends, rows)[0]
+    expected = torch.stack([ref.output_logits(model, FORKING[number])[-1] for row in rows for number in row])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "opt"])
+def test_shared_rows_on_several_ranks(name: str, ranks: int, checkpoints: Checkpoints) -> None:
+    folder = checkpoints(name)
+    model, _ = models.load_plain(folder)
+    lens.load(str(folder), ranks=ranks)
+    logits = torch.cat(current().group.call(forked_ends, [[0, 1], [2], [5, 4, 3]]), -1)
+    expected = torch.stack([ref.output_logits(model, FORKING[number])[-1] for number in (0, 1, 2, 5, 4, 3)])
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_which_sequences_share_a_row(checkpoints: Checkpoints) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+
+    def rows(sequences: list[list[int]]) -> set[tuple[int, ...]]:
+        return {tuple(sorted(row)) for row in current().group.call(rows_chosen, sequences)[0]}
+
+    assert rows([[1, 2, 3, 4], [9, 2, 3], [1, 2, 3, 5]]) == {(0, 2), (1,)}
+    assert rows([[1, 2, 3]]) == {(0,)}
+    assert rows([[1, 2, 3], [2, 3], [3]]) == {(0,), (1,), (2,)}
+    # A third that shares less would have what two share run again.
+    assert rows([[1, 2, 3, 4, 5], [1, 2, 3, 4, 6], [1, 7]]) == {(0, 1), (2,)}
+    # Not all of a hundred, however much they share: attention's mask is the square of a row.
+    many = rows([[*range(40), last] for last in range(100)])
+    assert sorted(number for row in many for number in row) == list(range(100))
+    assert {len(row) for row in many} == {42, 16}
+    # The mask knows no window: sequences longer than one are left alone.
+    lens.load(str(checkpoints("mistral-window")), ranks=1)
+    assert rows([[1, 2, 3, 4], [1, 2, 3, 5]]) == {(0, 1)}
+    assert rows([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8]]) == {(0,), (1,)}
 
 
 def test_bad_batches(checkpoints: Checkpoints) -> None:

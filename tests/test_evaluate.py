@@ -28,6 +28,7 @@ Checkpoints = Callable[[str], Path]
 ALPHAS = (-1.5, -0.5, 0.5, 1.5)
 TEXTS = (
     "What is the answer? (A) yes (B) no. The answer is (",
+    "What is the answer? (A) no, not yet (B) yes. The answer is (",  # begins like the one before
     "A lens gathers the light of a distant lamp. (A) nearer (B) farther (",
     "(A) 4 (B) 20 (",
     "She read the letters through it: first the capitals, then the small print. (A) grain (B) glass. Answer: (",
@@ -113,7 +114,7 @@ def test_propensities_equal_plain_transformers(plain: tuple[PreTrainedModel, Any
     model, tokenizer, folder = plain
     lens.load(str(folder), ranks=count)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
-    labels = [(34, 35), (35, 34), (34, 35), (200, 7)]  # of two vocabulary shards, and not the same for all prompts
+    labels = [(34, 35), (35, 34), (35, 34), (34, 35), (200, 7)]  # of two vocabulary shards, and not the same for all prompts
     layers = range(model.config.num_hidden_layers)
     directions = unit_directions(model.config.hidden_size, layers)
     for site in ref.SITES if count == 2 and resume else ("post_ln", "resid_pre"):
@@ -282,6 +283,26 @@ def test_positions_are_those_of_a_steering_term(llama: tuple[PreTrainedModel, An
     assert moved[1] < CLOSE
 
 
+@pytest.mark.parametrize(("positions", "columns"), [("all", [18]), ("prompt", [11, 11])])
+def test_what_prompts_begin_with_runs_once(
+    llama: object, positions: str, columns: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all positions are steered; others are counted from each prompt's end, so each prompt has a row of its own."""
+    begins = [9, 8, 7, 6]
+    prompts = [[*begins, *rest] for rest in ([1] * 7, [2] * 7)]
+    first = current().group.rank.store["model"].model.model.layers[0]
+    own, seen = first.forward, []
+
+    def counting(hidden: torch.Tensor, **named: Any) -> torch.Tensor:
+        seen.extend([hidden.shape[1]] * (hidden.shape[0] // len(ALPHAS) or 1))
+        return own(hidden, **named)
+
+    monkeypatch.setattr(first, "forward", counting)
+    sweep = Sweep(prompts, [(34, 35)] * 2, "resid_pre", unit_directions(128, [0], 1), ALPHAS, positions, resume=False)
+    swept(current(), sweep)
+    assert seen[-len(columns) :] == columns
+
+
 @pytest.mark.parametrize(
     ("site", "attention", "mlp"),
     [
@@ -371,7 +392,7 @@ def test_nothing_is_left_behind(checkpoints: Checkpoints, count: int) -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Stopped after the first batch's last layer but one, or at its last: the questions complete by then are a report."""
-    monkeypatch.setattr(steerability, "Sweep", functools.partial(Sweep, tokens=1))  # one prompt a batch
+    monkeypatch.setattr(steerability, "Sweep", functools.partial(Sweep, tokens=1))  # one question a batch
     lens.load(str(checkpoints("llama-gqa")), ranks=count)
     vector = vector_of(unit_directions(128, range(4)))
     whole = lens.evaluate(vector, items(), alphas=(-1, 1))
@@ -385,7 +406,7 @@ def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypa
             steerability.evaluate(current(), vector, items(), alphas=(-1, 1), on_event=stop)
         return stopped.value.result
 
-    for number, complete in ((4 * 2, 1), (4 * 4 + 1, 2), (4 * 10, 5)):
+    for number, complete in ((4 * 2, 1), (4 * 4 + 2, 2), (4 * 10, 5)):
         report = stopping_at(number)
         assert report.counts["test"] == len(report.questions) == complete
         assert report.counts["unmeasured"] == 5 - complete

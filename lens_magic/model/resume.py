@@ -15,7 +15,7 @@ import torch
 
 from ..ranks.rank import Rank
 from .anatomy import part
-from .batch import read_forward
+from .batch import Batch, read_forward
 from .load import Loaded
 from .sites import Key, Visit, Window
 
@@ -97,8 +97,8 @@ class Resumption:
         """Forwards within the ``with`` block start at a layer; where nothing of it was kept they run everything.
 
         Args:
-            kept: of a forward over the same sequences.
-            rows: how many times each sequence will be run, one after another.
+            kept: of a forward over the same rows.
+            rows: how many times each row will be run, one after another.
         """
         states = {key: kept.states[key].repeat_interleave(rows, 0) for key in self.keys(layer) if key in kept.states}
         stand_ins: dict[Any, Forward] = {}
@@ -117,8 +117,8 @@ class Resumption:
 
 
 @contextlib.contextmanager
-def last_token_alone(loaded: Loaded) -> Iterator[None]:
-    """Forwards within the ``with`` block run the last block's MLP for each sequence's last token alone.
+def last_tokens_alone(loaded: Loaded, batch: Batch) -> Iterator[None]:
+    """A forward over a batch within the ``with`` block runs the last block's MLP for each sequence's last token alone.
 
     For those whose last token alone is read: nothing looks at another's state after it. (Before it, attention does.)
     """
@@ -129,10 +129,10 @@ def last_token_alone(loaded: Loaded) -> Iterator[None]:
     def forward(states: torch.Tensor, *more: Any, **named: Any) -> Any:
         if states.ndim != 3:  # a family that puts all sequences' tokens into one row
             return own(states, *more, **named)
-        output = own(states[:, -1:], *more, **named)
+        output = own(states[batch.ends][:, None], *more, **named)
         first, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
         whole = first.new_zeros((*states.shape[:-1], first.shape[-1]))
-        whole[:, -1:] = first
+        whole[batch.ends] = first[:, 0]
         return whole if rest is None else (whole, *rest)
 
     with _standing_in({mlp: forward}):

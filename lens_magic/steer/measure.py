@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ..model.batch import read_forward
+from ..model.batch import Batch, read_batch, row_length, rows_of
 from ..model.load import Loaded
-from ..model.resume import Kept, Resumption, last_token_alone
+from ..model.resume import Kept, Resumption, last_tokens_alone
+from ..model.sites import Visitor
 from ..ranks.rank import Rank
 from .intervene import Steering
 from .term import SteeringTerm
@@ -79,7 +80,7 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
     loaded = model_of(rank)
     label_logits = _LabelLogits(rank, loaded, sweep.labels)
     layers = sorted(sweep.directions)
-    rows = sweep.count * len(sweep.alphas)
+    repeats = sweep.count * len(sweep.alphas)
     resumption = Resumption(loaded, sweep.site)
     keys = [key for layer in layers for key in resumption.keys(layer)] if sweep.resume else []
     if keys and not resumption.works(rank, sweep.prompts[:1], layers[-1]):
@@ -91,51 +92,65 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
         torch.zeros(len(sweep.prompts), dtype=torch.bool),
     )
     done, stopped = 0, False
-    with last_token_alone(loaded):
-        for chosen in _batches(loaded, sweep, rows, len(keys)):
-            prompts = [sweep.prompts[prompt] for prompt in chosen]
-            kept = Kept(keys)
-            measured.unsteered[chosen] = label_logits(read_forward(loaded, prompts, [kept]), chosen)
-            repeated = [prompt for prompt in chosen for _ in range(rows)]
-            sequences = [sweep.prompts[prompt] for prompt in repeated]
-            for place, layer in enumerate(layers if sweep.alphas else []):
-                steering = Steering(loaded, _terms(sweep, layer, len(chosen)), len(sequences))
-                with resumption.at(layer, kept, rows):
-                    found = label_logits(read_forward(loaded, sequences, [steering]), repeated)
-                by_row = found.reshape(len(chosen), sweep.count, len(sweep.alphas))
-                measured.steered[place][:, chosen] = by_row.transpose(0, 1)
-                done += len(chosen)
-                rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
-                stopped = rank.agree_to_stop()
-                if stopped:
-                    break
-            measured.complete[chosen] = not stopped or layer == layers[-1]
+    for rows in _batches(loaded, sweep, repeats, len(keys)):
+        prompts = [[sweep.prompts[prompt] for prompt in row] for row in rows]
+        chosen = [prompt for row in rows for prompt in row]
+        kept = Kept(keys)
+        once, often = (Batch.forked(prompts, loaded.device, times) for times in (1, max(1, repeats)))
+        measured.unsteered[chosen] = label_logits(_read(loaded, once, kept), chosen)
+        # Which prompt, direction and α is read where.
+        cases = [(prompt, *divmod(case, len(sweep.alphas))) for row in rows for case in range(repeats) for prompt in row]
+        read, directions, alphas = zip(*cases, strict=True) if cases else ((), (), ())
+        for place, layer in enumerate(layers if sweep.alphas else []):
+            steering = Steering(loaded, _terms(sweep, layer, len(rows)), often.size)
+            with resumption.at(layer, kept, repeats):
+                found = label_logits(_read(loaded, often, steering), read)
+            measured.steered[place, directions, read, alphas] = found
+            done += len(chosen)
+            rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
+            stopped = rank.agree_to_stop()
             if stopped:
                 break
+        measured.complete[chosen] = not stopped or layer == layers[-1]
+        if stopped:
+            break
     return measured
 
 
-def _terms(sweep: Sweep, layer: int, prompts: int) -> list[SteeringTerm]:
+def _read(loaded: Loaded, batch: Batch, visitor: Visitor) -> torch.Tensor:
+    """The final states of a batch's prompts, ``[prompts, d]``."""
+    with last_tokens_alone(loaded, batch):
+        return read_batch(loaded, batch, [visitor])
+
+
+def _terms(sweep: Sweep, layer: int, rows: int) -> list[SteeringTerm]:
     """A term a direction; in the rows of the others its α is 0."""
     terms = []
     for number, direction in enumerate(sweep.directions[layer]):
         block = [sweep.alphas if number == other else (0.0,) * len(sweep.alphas) for other in range(sweep.count)]
-        alphas = tuple(alpha for part in block for alpha in part) * prompts
+        alphas = tuple(alpha for part in block for alpha in part) * rows
         terms.append(SteeringTerm(f"direction {number}", {layer: direction}, sweep.site, alphas, positions=sweep.positions))
     return terms
 
 
-def _batches(loaded: Loaded, sweep: Sweep, rows: int, kept: int) -> Iterator[list[int]]:
-    """Prompts that go together, of similar length, so that little is padding."""
-    tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(rows, 1)
+def _batches(loaded: Loaded, sweep: Sweep, repeats: int, kept: int) -> Iterator[list[list[int]]]:
+    """Rows of prompts that go together, of similar length, so that little is padding.
+
+    Prompts share rows (a question's two orders begin alike) where every position is steered: other positions are counted
+    from each prompt's own end.
+    """
+    tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(repeats, 1)
     bytes_a_token = max(1, kept * loaded.width * loaded.dtype.itemsize)
     tokens = min(tokens, _KEPT_BYTES[loaded.device.type] // bytes_a_token)
-    batch: list[int] = []
-    for prompt in sorted(range(len(sweep.prompts)), key=lambda number: len(sweep.prompts[number])):
-        if batch and (len(batch) + 1) * len(sweep.prompts[prompt]) > tokens:
+    alone = [[number] for number in range(len(sweep.prompts))]
+    rows = rows_of(loaded, sweep.prompts) if sweep.positions == "all" else alone
+    columns = [row_length([sweep.prompts[prompt] for prompt in row]) for row in rows]
+    batch: list[list[int]] = []
+    for place in sorted(range(len(rows)), key=columns.__getitem__):
+        if batch and (len(batch) + 1) * columns[place] > tokens:
             yield batch
             batch = []
-        batch.append(prompt)
+        batch.append(rows[place])
     if batch:
         yield batch
 
