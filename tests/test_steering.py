@@ -17,6 +17,7 @@ from steered import Change, steered
 import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
+from lens_magic.steer import intervene
 from lens_magic.steer.term import SteeringTerm, parse_positions, parse_span, tabulate
 
 Checkpoints = Callable[[str], Path]
@@ -149,6 +150,37 @@ def test_several_terms_in_order(ranks: int, checkpoints: Checkpoints) -> None:
         Change("resid_post", 2, u, lambda p: 0.0 if p >= 3 else None, "ablate"),
     ]
     check("terms", folder, ranks, terms, changes)
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 64])
+def test_values_that_change_at_every_token(ahead: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However far ahead they are worked out: additions plain and clipped, of either sign, before and after an ablation."""
+    monkeypatch.setattr(intervene, "_AHEAD", ahead)
+    folder = checkpoints("llama-1kv")
+    width = width_of(folder)
+    t, u, v = (direction(width, seed) for seed in (1, 2, 3))
+    swing = (1.0, -2.0, 0.0, 0.0, 3.0, -1.0, -1.0, 0.5)
+
+    def swinging(p: int) -> float:
+        return ALPHA * swing[min(max(p, 0), len(swing) - 1)]
+
+    terms = (
+        SteeringTerm("plain", {1: t, 2: v}, "resid_post", ALPHA, schedule=swing, scale={2: -0.5}),
+        SteeringTerm("plain too", {1: u}, "resid_post", ALPHA, decay=2.0),
+        SteeringTerm("taken away", {1: v}, "resid_post", operator="ablate", positions=(-2, 6)),
+        SteeringTerm("clipped", {1: u, 2: t}, "resid_post", ALPHA, schedule=swing, clip=0.2, scale={2: -2.0}),
+        SteeringTerm("plain again", {1: v}, "resid_post", -ALPHA, positions=frozenset({0, 2, 3, 7})),
+    )
+    changes = [
+        Change("resid_post", 1, t, swinging),
+        Change("resid_post", 1, u, lambda p: ALPHA * 0.5 ** (max(p, 0) / 2)),
+        Change("resid_post", 1, v, lambda p: 0.0 if -2 <= p < 6 else None, "ablate"),
+        Change("resid_post", 1, u, swinging, clip=0.2),
+        Change("resid_post", 1, v, lambda p: -ALPHA if p in (0, 2, 3, 7) else None),
+        Change("resid_post", 2, v, lambda p: -0.5 * swinging(p)),
+        Change("resid_post", 2, t, lambda p: -2.0 * swinging(p), clip=0.2),
+    ]
+    check("changing", folder, 1, terms, changes)
 
 
 @pytest.mark.ranks

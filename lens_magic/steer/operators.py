@@ -1,0 +1,55 @@
+"""What a steering term does to hidden states.
+
+All three operators are one formula: h ← h + (m a − m s h·v̂) v̂, where m says whether a position is steered, a is the value
+to add (or to set the projection to) and s is 1 where the projection is taken away.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .term import SteeringTerm
+
+Values = tuple[torch.Tensor, torch.Tensor]
+"""m and m a, ``[batch, length, 1]``."""
+
+
+class Operation(NamedTuple):
+    """One term at one (site, layer).
+
+    Attributes:
+        number: the term's.
+        factor: on a, for this layer.
+        direction: ``[d]``, float32, where the model is.
+    """
+
+    number: int
+    term: SteeringTerm
+    factor: float
+    direction: torch.Tensor
+
+
+def by_term(values: torch.Tensor) -> list[Values]:
+    """m and m a of each term, from ``[terms, 2, batch, length, 1]``."""
+    return [(term[0], term[1]) for term in values]
+
+
+def apply(h: torch.Tensor, operation: Operation, values: Values) -> torch.Tensor:
+    """One term at one (site, layer), on ``[batch, length, d]`` in float32."""
+    masked, change = values
+    term, direction = operation.term, operation.direction
+    if operation.factor != 1:
+        change = change * operation.factor
+    if term.operator != "add":
+        projection = (h @ direction)[..., None]
+        change = torch.addcmul(change, masked, projection, value=-1) if term.operator == "set" else -masked * projection
+    if term.clip is not None:
+        limit = term.clip * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+        change = torch.clamp(change, -limit, limit)
+    steered = torch.addcmul(h, change, direction)
+    if term.keep_norm:
+        length = h.norm(dim=-1, keepdim=True) / steered.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+        steered = torch.where(masked > 0, steered * length, h)
+    return steered
