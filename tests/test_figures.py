@@ -51,7 +51,7 @@ def test_sums_are_those_of_float64(tile_cells: int, monkeypatch: pytest.MonkeyPa
     final = torch.randn(positions, rows) * 6 - 25
     target = logits[..., 17].clone()
     z, f = logits.double(), final.double()
-    monkeypatch.setattr(figures, "tile_bytes", lambda device: tile_cells * rows * 4)
+    monkeypatch.setattr(figures, "cells_in_tile", lambda device, rows, cells: min(tile_cells, cells))
     output = figures.Output.of(final)
     values, ids, found = figures.read(logits, target, output, 4)
 

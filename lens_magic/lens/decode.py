@@ -7,7 +7,7 @@ vocabulary. Logits exist only for one block at a time, so memory does not grow w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..ranks.memory import free_memory
 from ..ranks.rank import Rank
 from .capture import Trajectories
 from .combine import Block, combine, log_sum_exp_of
-from .figures import Output, read, tile_bytes
+from .figures import Output, cells_in_tile, read
 from .projector import Projector
 from .tracking import Tracked, trimmed
 from .variables import TRACKED, VARIABLES
@@ -74,13 +74,11 @@ def project(
             end = min(total, begin + positions_at_once)
             rows = Rows(trajectories, first + begin, first + end, sequence)
             heed = rank.agree_to_stop if not aside else _never
-            figures = _positions(rank, loaded, projector, rows, targets[begin:end], k, cells_at_once, heed)
-            if figures is None:
-                interrupted = True
+            here = {name: values[:, begin:end] for name, values in whole.items()}
+            interrupted = not _positions(rank, loaded, projector, rows, targets[begin:end], k, cells_at_once, heed, here)
+            if interrupted:
                 rank.acknowledge_stop()
                 break
-            for name, values in figures.items():  # at once: joined at the end, all would be there twice
-                whole[name][:, begin:end] = values
             done = end
             if not aside:
                 rank.emit(("projecting", end, total))
@@ -112,7 +110,7 @@ def workspace_bytes(
     positions = _positions_at_once(total, keys, room)
     cells = min(keys, max(1, room // positions)) * positions
     logits = 4 * rows * (cells * (3 if softcapped else 1) + 2 * positions)
-    scratch = min(max(4 * rows, tile_bytes(device)), 4 * rows * cells)
+    scratch = 4 * rows * cells_in_tile(device, rows, cells)
     converted = 4 * CONVERTED_ELEMENTS if device == "cpu" and itemsize < 4 else 0
     return logits + scratch + min(converted, 4 * rows * width) + cells * width * (2 * itemsize + 8)
 
@@ -157,9 +155,17 @@ def _positions(
     k: int,
     cells_at_once: int,
     stop: Callable[[], bool],
-) -> dict[str, np.ndarray] | None:
-    """All sites and layers of some positions, None where it was interrupted; ranks above 0 do not combine the figures."""
-    wanted = set(rows.trajectories.plan.keys)
+    into: Mapping[str, np.ndarray],
+) -> bool:
+    """All sites and layers of some positions; ranks above 0 do not combine the figures.
+
+    Args:
+        into: on rank 0 where they are written, ``[keys, positions(, k)]``: joined later, all would be there twice.
+
+    Returns:
+        Whether it was done, and not interrupted.
+    """
+    places = {key: place for place, key in enumerate(rows.trajectories.plan.keys)}
     target_ids = torch.tensor(targets, device=loaded.device) if projector.has_targets else None
     logits_of, output = looking(rank, loaded, projector, rows)
     batches = list(_batches(rows.trajectories, output is None, max(1, cells_at_once // len(rows))))
@@ -169,14 +175,13 @@ def _positions(
         kept = {number: logits_of(keys) for number, keys in enumerate(batches)}
         every, flat = [key for keys in batches for key in keys], [logits.flatten(0, 1) for logits in kept.values()]
         tracked = Tracked.ranked_first(rank, projector.head, every, flat, len(rows), projector.look.track_first)
-    parts = []
     for number, keys in enumerate(batches):
         if stop():
-            return None
+            return False
         logits = kept.pop(number) if kept else logits_of(keys)  # [keys, positions, rows]
         if output is None:
             output = Output.of(logits[0].clone())
-            if keys[0] not in wanted:
+            if keys[0] not in places:
                 keys, logits = keys[1:], logits[1:]
                 if not keys:
                     continue
@@ -189,9 +194,10 @@ def _positions(
                 figures["target_prob"].fill(np.nan)
             if followed is not None:
                 figures |= tracked.figures(*followed, log_sum_exp_of(shared))
-            cells = (len(keys), len(rows))
-            parts.append((keys, {name: v.reshape(*cells, *v.shape[1:]) for name, v in figures.items()}))
-    return _in_order(parts, rows.trajectories.plan.keys) if parts else {}
+            for name, values in figures.items():
+                into[name][[places[key] for key in keys]] = values.reshape(len(keys), len(rows), *values.shape[1:])
+        del logits  # before the next block's are made
+    return True
 
 
 def _never() -> bool:
@@ -295,14 +301,6 @@ def _share_block(rank: Rank, block: Block) -> list[Block]:
         never = packed.new_full((packed.shape[0], widest - k), float(1 << 52))
         packed = torch.cat([block.values, missing, block.ids, never, block.sums, block.target[:, None]], -1)
     return [Block(p[:, :widest], p[:, widest : 2 * widest], p[:, 2 * widest : -1], p[:, -1]) for p in rank.all_gather(packed)]
-
-
-def _in_order(parts: list[tuple[list[Key], dict[str, np.ndarray]]], keys: list[Key]) -> dict[str, np.ndarray]:
-    names = parts[0][1]
-    joined = {name: np.concatenate([figures[name] for _, figures in parts]) for name in names}
-    order = [key for some, _ in parts for key in some]
-    places = [order.index(key) for key in keys]
-    return {name: values[places] for name, values in joined.items()}
 
 
 def _room(keys: int, positions: int, k: int, tracked: int) -> dict[str, np.ndarray]:

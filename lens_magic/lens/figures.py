@@ -13,7 +13,8 @@ import torch
 
 # A tile's logits: on a CPU, for each thread, as much as fits its second-level cache with the scratch and the output's weights
 # beside it; on a GPU what its cache holds while every kernel still has more to do than its launch takes.
-TILE_BYTES = {"cpu": 640 << 10, "cuda": 64 << 20}
+_TILE_BYTES = {"cpu": 640 << 10, "cuda": 64 << 20}
+_FEWEST_CELLS = 64  # fewer would be more calls than work
 _GROUP = 128  # logits whose maximum decides whether any of them can be among the largest
 
 
@@ -73,8 +74,8 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
     values = logits.new_empty((keys, positions, k))
     ids = torch.empty((keys, positions, k), dtype=torch.long, device=logits.device)
     figures = Figures(*(logits.new_empty((keys, positions)) for _ in range(4)))
-    most = max(1, tile_bytes(logits.device.type) // (4 * rows))
-    scratch = logits.new_empty((min(most, keys * positions), rows))
+    most = cells_in_tile(logits.device.type, rows, keys * positions)
+    scratch = logits.new_empty((most, rows))
     for tile in tiles(keys, positions, most):
         cells = logits[tile].flatten(0, 1)  # [cells, rows], a view
         best, places = top(cells, k)
@@ -84,9 +85,13 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
     return values, ids, figures
 
 
-def tile_bytes(device: str) -> int:
-    """Room for a tile's logits; device is "cpu" or "cuda"."""
-    return TILE_BYTES[device] * (torch.get_num_threads() if device == "cpu" else 1)
+def cells_in_tile(device: str, rows: int, cells: int) -> int:
+    """How many cells of so many rows make a tile of a block; device is "cpu" or "cuda".
+
+    Where all of a block would fit, a quarter: the scratch is as large as a tile.
+    """
+    room = _TILE_BYTES[device] * (torch.get_num_threads() if device == "cpu" else 1)
+    return max(1, min(room // (4 * rows), max(_FEWEST_CELLS, cells // 4), cells))
 
 
 def measure(
