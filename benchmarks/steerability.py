@@ -1,6 +1,6 @@
 """What a steerability sweep costs: ours beside one pass per (prompt, α), the same propensities, in turn in one run.
 
-    python benchmarks/steerability.py --ranks 1,2
+    python -m benchmarks.steerability --ranks 1,2
 
 "apart" runs the same model, sharded the same way, once for every prompt, layer, direction and α; "plain" (one rank) does so
 with transformers and a hook alone. Both take the logits of the last position only. Two tasks: a sweep over all layers, and

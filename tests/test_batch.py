@@ -98,9 +98,9 @@ FORKING = [
 ]
 
 
-def forked_ends(rank: object, rows: list[list[int]]) -> torch.Tensor:
+def forked_ends(rank: object, rows: list[list[int]], times: int = 1) -> torch.Tensor:
     loaded = rank.store["model"]  # type: ignore[attr-defined]
-    batch = Batch.forked([[FORKING[number] for number in row] for row in rows], loaded.device)
+    batch = Batch.forked([[FORKING[number] for number in row] for row in rows], loaded.device, times)
     return loaded.head.logits(read_batch(loaded, batch))
 
 
@@ -120,6 +120,10 @@ def test_sequences_that_share_a_row_give_what_each_gives_alone(name: str) -> Non
     logits = current().group.call(forked_ends, rows)[0]
     expected = torch.stack([ref.output_logits(model, FORKING[number])[-1] for row in rows for number in row])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    for rows in ([[1, 0, 4], [2]], [[3, 5]]):
+        often = current().group.call(forked_ends, rows, 3)[0]
+        expected = torch.stack([ref.output_logits(model, FORKING[n])[-1] for row in rows for _ in range(3) for n in row])
+        torch.testing.assert_close(often, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "opt"])
@@ -147,6 +151,7 @@ def test_which_sequences_share_a_row(checkpoints: Checkpoints) -> None:
     many = rows([[*range(40), last] for last in range(100)])
     assert sorted(number for row in many for number in row) == list(range(100))
     assert {len(row) for row in many} == {42, 16}
+    assert len(rows([[*range(1500), last, *range(600)] for last in range(2)])) == 2
     # The mask knows no window: sequences longer than one are left alone.
     lens.load(str(checkpoints("mistral-window")), ranks=1)
     assert rows([[1, 2, 3, 4], [1, 2, 3, 5]]) == {(0, 1)}

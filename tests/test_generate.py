@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import probes
@@ -13,7 +14,8 @@ import torch
 
 import lens_magic as lens
 from lens_magic import runs
-from lens_magic.model.choose import nucleus
+from lens_magic.errors import LensError
+from lens_magic.model.choose import first_largest, nucleus
 from lens_magic.runs import Interrupted
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
@@ -172,6 +174,43 @@ def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoin
     distance = float((counts / draws - expected).abs().sum() / 2)
     by_chance = float((expected * (1 - expected) / draws).sqrt().sum() / 2)
     assert distance < 2 * by_chance
+
+
+def spoil(rank: Any) -> None:
+    """One number of the head is none, on the last rank."""
+    if rank.rank == rank.size - 1:
+        rank.store["model"].head.weight[-1, 0] = torch.nan
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_an_error_on_every_rank(
+    temperature: float, ranks: int, checkpoints: Checkpoints
+) -> None:
+    folder = str(checkpoints("llama-gqa"))
+    lens.load(folder, ranks=ranks)
+    expected = lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids
+    current().group.call(spoil)
+    with pytest.raises(LensError, match="logits are not finite"):
+        lens.generate(models.PROMPT, 4, temperature=temperature)
+    lens.load(folder, ranks=ranks)  # by the same ranks
+    assert lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids == expected
+
+
+@pytest.mark.parametrize("rows", [1, 7, 2304, 8192, 8193, 8320, 100_003])
+def test_the_first_of_the_largest_is_chosen(rows: int) -> None:
+    """Of few and of many, wherever the largest lie: in the last, unfinished group, on either side of a border, all equal."""
+    generator = torch.Generator().manual_seed(rows)
+    for logits in (
+        torch.randint(-50, 50, (4, rows), generator=generator).float(),
+        torch.randn((4, rows), generator=generator),
+        torch.zeros(1, rows),
+        torch.arange(rows, dtype=torch.float32)[None],
+    ):
+        expected = [int((row == row.max()).nonzero()[0]) for row in logits]
+        assert first_largest(logits).tolist() == expected
+    spoiled = torch.randn((1, rows), generator=generator)
+    spoiled[0, rows // 2] = torch.nan
+    assert spoiled[0, first_largest(spoiled)[0]].isnan()
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])

@@ -181,6 +181,28 @@ def test_padding_and_batches_change_nothing(checkpoints: Checkpoints, monkeypatc
         assert float((together.directions[layer] - apart.directions[layer]).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "position", "rows"),
+    # Two questions in two orders; two texts that begin alike and two that do not.
+    [("questions", "label", 4), ("questions", "mean", 4), ("texts", "last", 3), ("texts", "mean", 3)],
+)
+def test_what_the_sides_of_an_example_share_is_read_once(
+    kind: str, position: str, rows: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens.load(str(checkpoints("llama-6heads")), ranks=1)
+    sizes: list[int] = []
+    read = train.read_batch
+
+    def counting(loaded: Any, batch: Any, visitors: Any) -> torch.Tensor:
+        sizes.append(batch.size)
+        return read(loaded, batch, visitors)
+
+    monkeypatch.setattr(train, "read_batch", counting)
+    texts = [{"positive": "The lamp is bright", "negative": "The lamp is far"}, {"positive": "A grain", "negative": "Lamps"}]
+    lens.train_vector(questions()[:2] if kind == "questions" else texts, layers=[0], position=position)
+    assert sum(sizes) == rows
+
+
 @pytest.mark.parametrize(("site", "layer"), [("post_ln", 1), ("resid_post", 0), ("resid_pre", 2)])
 def test_nothing_is_computed_after_the_last_layer_read(site: str, layer: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")

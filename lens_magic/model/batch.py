@@ -17,28 +17,34 @@ from .sites import Visitor, Window, attached
 
 Ids = Sequence[int]
 
+_LONGEST_ROW = 2048  # of several sequences: its mask has the square of that
+
 
 @dataclass(frozen=True)
 class Forks:
     """Where rows fork into the sequences they hold.
 
     Attributes:
-        branch: ``[rows, columns]``: 0 where sequences share a token, 1, 2 … for each one's own, −1 for padding.
-        places: ``[rows, columns]``: each token's place in its own sequence.
+        branch: of each row once, ``[rows, columns]``: 0 where sequences share a token, 1, 2 … where it is one's own, −1 for
+            padding.
+        times: how often each row stands there, one after another.
+        places: ``[rows · times, columns]``: each token's place in its own sequence.
         ends: row and column of each sequence's last token, in their order.
     """
 
     branch: torch.Tensor
+    times: int
     places: torch.Tensor
     ends: tuple[torch.Tensor, torch.Tensor]
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to attention's scores, ``[rows, 1, columns, columns]``: 0 for what a token sees."""
+        """What is added to attention's scores, ``[rows · times, 1, columns, columns]``: 0 for what a token sees."""
         column = torch.arange(self.branch.shape[1], device=self.branch.device)
         looking, at = self.branch[:, :, None], self.branch[:, None, :]
         seen = (column[:, None] >= column) & ((at == 0) | (at == looking)) & (at >= 0)
         # Not −∞: padding sees nothing at all, and an average over nothing is NaN.
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+        return mask.expand(self.times, -1, -1, -1) if len(mask) == 1 else mask.repeat_interleave(self.times, 0)
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,11 @@ class Batch:
         if all(len(row.ends) == 1 for row in laid):
             return batch
         padded = list(zip(batch.padding, laid, strict=True))
-        branch = [[-1] * empty + row.branch for empty, row in padded]
+        branch = [[-1] * empty + row.branch for empty, row in padded[::times]]
         places = [[0] * empty + row.places for empty, row in padded]
         ends = [(number, empty + end) for number, (empty, row) in enumerate(padded) for end in row.ends]
         row, column = torch.tensor(ends, device=device).unbind(-1)
-        forks = Forks(torch.tensor(branch, device=device), torch.tensor(places, device=device), (row, column))
+        forks = Forks(torch.tensor(branch, device=device), times, torch.tensor(places, device=device), (row, column))
         return cls(batch.ids, batch.padding, forks)
 
     @property
@@ -103,6 +109,15 @@ class Batch:
             return self.forks.ends
         row = torch.arange(self.size, device=self.ids.device)
         return row, torch.full_like(row, self.columns - 1)
+
+    def columns_of(self, number: int, begin: int) -> torch.Tensor:
+        """The columns of a sequence's tokens from its ``begin``-th on."""
+        row, end = (int(places[number]) for places in self.ends)
+        if self.forks is None:
+            return torch.arange(self.padding[row] + begin, self.columns, device=self.ids.device)
+        branch = self.forks.branch[row // self.forks.times]
+        seen = (branch == 0) | (branch == branch[end])
+        return (seen & (self.forks.places[row] >= begin)).nonzero()[:, 0]
 
     def mask(self, columns: int, always: bool = False) -> torch.Tensor | None:
         """Which of so many columns hold a token, ``[rows, columns]``; None where all do. Columns to come hold one.
@@ -134,7 +149,7 @@ class _Row:
 
     @classmethod
     def of(cls, sequences: Sequence[Ids]) -> _Row:
-        shared = _shared(sequences)
+        shared = shared_tokens(sequences)
         row = cls(list(sequences[0][:shared]), [0] * shared, list(range(shared)), [])
         for number, sequence in enumerate(sequences, 1):
             row.ids += sequence[shared:]
@@ -144,30 +159,34 @@ class _Row:
         return row
 
 
-def _shared(sequences: Sequence[Ids]) -> int:
-    """How many tokens all begin with alike, none's last among them unless it is alone."""
-    most = min(map(len, sequences)) - (len(sequences) > 1)
-    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
-    return min(most, sum(1 for _ in alike))
-
-
 def rows_of(loaded: Loaded, sequences: Sequence[Ids]) -> list[list[int]]:
     """Which sequences to put into one row, by their numbers, for the fewest tokens to run.
 
-    Neighbours in the order of a dictionary, as long as each spares more; and no row longer than two of its sequences, for
-    attention costs the square.
+    Neighbours in the order of a dictionary, as long as each spares more.
     """
     rows: list[list[int]] = []
-    together = _may_fork(loaded, max(map(len, sequences)))
     for number in sorted(range(len(sequences)), key=lambda number: tuple(sequences[number])):
-        if together and rows:
-            before = [sequences[member] for member in rows[-1]]
-            after = [*before, sequences[number]]
-            if _spared(after) > _spared(before) and row_length(after) <= 2 * max(map(len, after)):
-                rows[-1].append(number)
-                continue
-        rows.append([number])
+        before = [sequences[member] for member in rows[-1]] if rows else []
+        after = [*before, sequences[number]]
+        if before and _spared(after) > _spared(before) and may_share(loaded, after):
+            rows[-1].append(number)
+        else:
+            rows.append([number])
     return rows
+
+
+def may_share(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
+    """Whether sequences can stand in one row: attention heeds a mask, the same in all of its layers, and the mask stays small.
+
+    No row is longer than two of its sequences, or than is sensible, for attention and its mask cost the square.
+    """
+    config, longest = loaded.model.config.get_text_config(), max(map(len, sequences))
+    window = getattr(config, "sliding_window", None)  # which the mask does not know
+    return (
+        config._attn_implementation in ("eager", "sdpa")
+        and (window is None or longest <= window)
+        and row_length(sequences) <= min(2 * longest, _LONGEST_ROW)
+    )
 
 
 def row_length(sequences: Sequence[Ids]) -> int:
@@ -176,14 +195,14 @@ def row_length(sequences: Sequence[Ids]) -> int:
 
 
 def _spared(sequences: Sequence[Ids]) -> int:
-    return (len(sequences) - 1) * _shared(sequences)
+    return (len(sequences) - 1) * shared_tokens(sequences)
 
 
-def _may_fork(loaded: Loaded, longest: int) -> bool:
-    """Whether attention heeds a mask of ours, and all of its layers the same."""
-    config = loaded.model.config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    return config._attn_implementation in ("eager", "sdpa") and (window is None or longest <= window)
+def shared_tokens(sequences: Sequence[Ids]) -> int:
+    """How many tokens all begin with alike, none's last among them unless it is alone."""
+    most = min(map(len, sequences)) - (len(sequences) > 1)
+    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
+    return min(most, sum(1 for _ in alike))
 
 
 def read_forward(loaded: Loaded, sequences: Sequence[Ids], visitors: Sequence[Visitor] = ()) -> torch.Tensor:

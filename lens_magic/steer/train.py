@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..model.batch import read_forward
+from ..model.batch import Batch, may_share, read_batch, shared_tokens
 from ..model.load import Loaded
 from ..model.sites import Visit, Window
 from ..ranks.rank import Rank
@@ -150,13 +150,17 @@ class _Reader:
     def __init__(self, site: str, layers: Sequence[int], last: int, readings: int) -> None:
         self.states: dict[int, list[torch.Tensor]] = {layer: [torch.empty(0)] * readings for layer in layers}
         self._site, self._last = site, last
-        self._batch: Sequence[tuple[int, Reading]] = ()
+        self._spans: list[tuple[int, int, torch.Tensor]] = []  # of each reading its number, row and columns
 
     def read(self, loaded: Loaded, batch: Sequence[tuple[int, Reading]]) -> None:
         """One forward over these readings; with each, its number."""
-        self._batch = batch
+        together = Batch.forked(_rows(loaded, [reading.ids for _, reading in batch]), loaded.device)
+        self._spans = [
+            (number, row, together.columns_of(place, reading.begin))
+            for place, ((number, reading), row) in enumerate(zip(batch, together.ends[0].tolist(), strict=True))
+        ]
         with contextlib.suppress(_AllRead):
-            read_forward(loaded, [reading.ids for _, reading in batch], (self,))
+            read_batch(loaded, together, (self,))
 
     def visits(self) -> Mapping[tuple[str, int], Visit]:
         """What is attached where."""
@@ -170,16 +174,24 @@ class _Reader:
 
     def _keeper(self, layer: int) -> Visit:
         def keep(states: torch.Tensor, window: Window) -> None:
-            # states: [batch, columns, d]. Padding is on the left, so what is read are the last columns of each row.
+            # states: [rows, columns, d]
             if layer in self.states:
-                rows = [states[row, reading.begin - len(reading.ids) :] for row, (_, reading) in enumerate(self._batch)]
-                read = torch.stack([span.float().mean(0) for span in rows]).cpu()  # [batch, d]
-                for (number, _), state in zip(self._batch, read, strict=True):
+                read = torch.stack([states[row, columns].float().mean(0) for _, row, columns in self._spans]).cpu()
+                for (number, _, _), state in zip(self._spans, read, strict=True):
                     self.states[layer][number] = state
             if layer == self._last:
                 raise _AllRead
 
         return keep
+
+
+def _rows(loaded: Loaded, sides: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """The two sides of each example in one row, where they begin alike."""
+    rows: list[list[tuple[int, ...]]] = []
+    for pair in zip(sides[0::2], sides[1::2], strict=True):
+        together = shared_tokens(pair) > 0 and may_share(loaded, pair)
+        rows += [list(pair)] if together else [[ids] for ids in pair]
+    return rows
 
 
 def _batches(readings: Sequence[Reading]) -> Iterator[list[tuple[int, Reading]]]:
