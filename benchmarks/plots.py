@@ -104,7 +104,11 @@ def _against_tokens(cells: list[Cell], path: Path) -> Path:
             title=f"demo, {_ranks(ranks)}",
         )
         ticks = sorted(tokens for one, tokens in lengths if one == ranks)
-        axes.set_xticks(ticks, [f"{tokens:,}" for tokens in ticks])
+        # No label where the one before is too near for both to be read.
+        labels = [
+            f"{tokens:,}" if number == 0 or tokens > 1.35 * ticks[number - 1] else "" for number, tokens in enumerate(ticks)
+        ]
+        axes.set_xticks(ticks, labels)
         axes.xaxis.minorticks_off()
     for ranks in everywhere:
         found = groups(c for c in cells if (c.model, c.ranks) == ("demo", ranks))
@@ -144,6 +148,7 @@ def _memory(cells: list[Cell], path: Path) -> Path:
     axes.set(
         xscale="log",
         xlim=(1, None),
+        ylim=(-0.5, len(ticks) - 0.5),
         xlabel="peak beyond the loaded model, MB a rank (logarithmic)",
         yticks=range(len(ticks)),
         yticklabels=ticks,
