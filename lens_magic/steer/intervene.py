@@ -14,7 +14,7 @@ from ..errors import LensError
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Window
 from .oneposition import OnePosition
-from .operators import Operation, apply, by_term
+from .operators import Operation, Values, apply, by_term
 from .term import MadeFor, SteeringTerm
 
 _AHEAD = 64
@@ -42,7 +42,7 @@ class Steering:
                 self._operations.setdefault((term.site, layer), []).append(operation)
         self._device = loaded.device
         shape = (len(self.terms), 2, batch, 1, 1)  # term, (m, m a), sequence, column
-        self._now = by_term(torch.zeros(shape, device=loaded.device))
+        self._now: list[Values] = []
         self._one = OnePosition(self._operations, torch.zeros(shape, device=loaded.device))
         self._ahead = range(0)  # positions whose values have been worked out
 
@@ -86,11 +86,13 @@ class Steering:
         return self._alphas[number] if self._live is None else [self._live[number]] * self.batch
 
     def _visit(self, key: Key, operations: Sequence[Operation]) -> Visit:
+        at_step = self._one.changes[key]
+
         def visit(states: torch.Tensor, window: Window) -> torch.Tensor:
             # In float32: small changes would be lost to a 16-bit sum of several.
             h = states.float()  # [batch, length, d]
             if window.length == 1:
-                for change in self._one.changes[key]:
+                for change in at_step:
                     h = change(h)
             else:
                 for operation in operations:

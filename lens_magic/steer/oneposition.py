@@ -23,7 +23,7 @@ class OnePosition:
 
     Args:
         operations: by (site, layer), in their order.
-        values: m and m a ``[terms, 2, batch, 1, 1]``; holds those of the step.
+        values: m and m a ``[terms, 2, batch, 1, 1]``; holds those of the step, where a change reads them.
 
     Attributes:
         changes: by (site, layer), in their order.
@@ -46,19 +46,19 @@ class OnePosition:
                     self.changes[key] += itertools.islice(clipped_ones, len(run))
                 else:
                     self.changes[key] += [_general(operation, of_term[operation.number]) for operation in run]
-        self._values = Ahead(values)
-        self._made_ready = [each for each in (additions, clipped) if each.changes]
+        self._device = values.device
+        self._made_ready: list[Additions | ClippedAdditions | Ahead] = [each for each in (additions, clipped) if each.changes]
+        if any(kind == "general" for kind, _ in every):  # no other change reads the values as they are
+            self._made_ready.append(Ahead(values))
 
     def fill(self, coming: torch.Tensor) -> None:
         """The values of the coming steps: ``[terms, 2, batch, steps, 1]``."""
-        by_step = coming.to(self._values.target.device).movedim(3, 0)[..., None]
-        self._values.fill(by_step)
+        by_step = coming.to(self._device).movedim(3, 0)[..., None]
         for each in self._made_ready:
             each.fill(by_step)
 
     def write(self, place: int) -> None:
         """Take over those of one of the steps."""
-        self._values.write(place)
         for each in self._made_ready:
             each.write(place)
 
@@ -115,11 +115,11 @@ class Additions:
 
     def __init__(self, runs: Sequence[Sequence[Operation]], values: torch.Tensor) -> None:
         self.changes: list[Change] = []
-        terms, _, batch, _, _ = values.shape
-        self._amounts = Ahead(values.new_zeros((batch, terms)))
         if not runs:
             return
+        terms, _, batch, _, _ = values.shape
         width = len(runs[0][0].direction)
+        self._amounts = Ahead(values.new_zeros((batch, terms)))
         self._weights = values.new_zeros((len(runs), terms, width))
         self._vectors = values.new_zeros((len(runs), batch, width))
         for weights, vector, run in zip(self._weights, self._vectors[:, :, None], runs, strict=True):
