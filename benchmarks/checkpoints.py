@@ -33,6 +33,7 @@ def shape(
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5-0.5b": ("Qwen2", shape(24, 896, 4864, 14, 2, 151_936, tied=True)),
+    "demo-4096": ("Qwen3", shape(8, 256, 768, 12, 12, 2_304, tied=True, head_dim=16)),  # for longer answers than the demo's
     # For scaling: one number varies, the others stay.
     **{f"layers-{n}": ("Llama", shape(n, 256, 768, 8, 8, 2_304)) for n in (4, 8, 16, 32)},
     **{f"vocabulary-{n}": ("Llama", shape(8, 256, 768, 8, 8, n)) for n in (2_304, 9_216, 36_864, 147_456)},
