@@ -49,10 +49,6 @@ def until_stopped(rank: Any) -> int:
     return rounds
 
 
-def threads(rank: Any) -> int:
-    return torch.get_num_threads()
-
-
 def sizes(rank: Any, counts: list[int]) -> list[bool]:
     """Sums, gathers and broadcasts of so many numbers, ours and torch.distributed's: whether each is what it should be."""
     import torch.distributed as dist

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import lens_magic as lens
@@ -135,3 +137,18 @@ def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpo
         dist.destroy_process_group()
     lens.load(model, ranks=2)
     assert len(lens.generate("A lens", 2, ignore_eos=True).output_ids) == 2
+
+
+@pytest.mark.ranks
+def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) -> None:
+    """A model on one rank after one on several has all cores again, or as many as the user had set."""
+    model, own = str(checkpoints("llama-gqa")), torch.get_num_threads()
+    current().close()
+    torch.set_num_threads(own + 1)
+    try:
+        lens.load(model, ranks=2)
+        assert torch.get_num_threads() == max(1, (os.cpu_count() or 1) // 2)
+        lens.load(model, ranks=1)
+        assert torch.get_num_threads() == own + 1
+    finally:
+        torch.set_num_threads(own)

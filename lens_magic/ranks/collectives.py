@@ -139,6 +139,7 @@ class MPIProcessGroup(dist.ProcessGroup):
 
 
 _connected: list[Rank] = []  # the rank of the group that is connected now; torch creates process groups by callback
+_threads_before: list[int] = []  # torch's in this process, which has fewer while the ranks of a group share the processor
 
 
 def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProcessGroup:
@@ -191,11 +192,13 @@ def connect(rank: Rank) -> None:
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
     backend = backend_for(rank)
     rank.share_memory()
     _connected[:] = [rank]
+    if device.type == "cpu":
+        # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
+        _threads_before[:] = [torch.get_num_threads()]
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
     # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is
@@ -214,6 +217,8 @@ def disconnect() -> None:
     if not _connected:
         return
     _connected.clear()
+    while _threads_before:
+        torch.set_num_threads(_threads_before.pop())
     if dist.is_initialized():
         dist.destroy_process_group()
     if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):
