@@ -130,9 +130,15 @@ def reductions(rank: Any) -> dict[str, Any]:
 
 
 def hooks(rank: Any) -> int:
-    """How much is attached to this rank's model: hooks, and modules whose forward is stood in for."""
+    """How much is attached to this rank's model: hooks, forwards stood in for, calls shortened."""
     model = rank.store["model"].model
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(shortened(m)) for m in model.modules())
+
+
+def shortened(module: torch.nn.Module) -> set[str]:
+    """What stands among a module's own attributes while its calls are shortened or its forward is stood in for."""
+    lent = {"forward", "_compiled_call_impl", *module._modules, *module._parameters}
+    return lent & set(vars(module))
 
 
 def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from ..ranks.rank import Rank
 from .batch import Batch
 from .cache import Place, cache_of
+from .calls import short_calls
 from .choose import GREEDY, Choice, Chooser, Sampling
 from .graph import runner_for
 from .sites import Visitor, Window, attached
@@ -95,7 +96,8 @@ def generate(
     window = Window(0, 0, max(len(prompt) for prompt in prompts) - 1, batch.padding)
     made = made or Generation()
     started = time.perf_counter()
-    with torch.inference_mode(), attached(loaded.model, loaded.anatomy, visitors, window):
+    looked_at = attached(loaded.model, loaded.anatomy, visitors, window)
+    with torch.inference_mode(), looked_at, short_calls(loaded.backbone):
         sequence = _Sequence(loaded, batch, columns, visitors, window, made)
         normalised = _prefill(rank, sequence)
         if walked:
