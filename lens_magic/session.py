@@ -246,7 +246,7 @@ class Session:
     def attach(self, model: Any, tokenizer: Any) -> Model:
         """Use a transformers model that is in this process's memory, on one rank."""
         from .model import load as loading
-        from .model.anatomy import anatomy_of
+        from .model.anatomy import anatomy_of, context_of
         from .model.checkpoint import end_tokens
 
         anatomy_of(model.config.model_type, model.config)
@@ -262,7 +262,7 @@ class Session:
             layers=facts["layers"],
             width=facts["width"],
             vocabulary=facts["vocabulary"],
-            context=int(model.config.get_text_config().max_position_embeddings),
+            context=context_of(model.config.get_text_config()),
             dtype=str(model.dtype).removeprefix("torch."),
             fingerprint="",
             family=str(model.config.model_type),

@@ -16,7 +16,7 @@ import pytest
 import reference as ref
 import torch
 from recorder import RecordedOnCPU
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 import lens_magic as lens
 from lens_magic.model.adjust import kept_shapes
@@ -218,3 +218,23 @@ def test_a_model_in_memory_of_any_family(name: str, checkpoints: Checkpoints) ->
     lens.attach(model, tokenizer)
     run = lens.run(models.PROMPT, 5, ignore_eos=True)
     assert run.output_ids == ref.generate_ids(model, run.prompt_ids, 5)
+
+
+def test_long_rope_ends_where_its_other_factors_begin(checkpoints: Checkpoints) -> None:
+    """Beyond, the whole text would have to be read anew; up to there a cached step is what an uncached forward is."""
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 8, "long_factor": [3.0] * 8}
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 297}
+    ends = {"max_position_embeddings": 64, "original_max_position_embeddings": 16}
+    config = Phi3Config(**shape, **ends, rope_parameters=long, pad_token_id=0, bos_token_id=None, eos_token_id=None)
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(config).eval()
+    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("phi3")))
+    run = lens.run("To be", 12, ignore_eos=True)
+    room = 16 - len(run.prompt_ids) + 1
+    ids = list(run.prompt_ids)
+    with torch.inference_mode():
+        for token in lens.generate("To be", room, ignore_eos=True).output_ids:
+            assert token == int(model(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+    with pytest.raises(lens.LensError, match=f"context of 16; at most {room} new ones fit"):
+        lens.run("To be", room + 1)

@@ -186,6 +186,25 @@ def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
     return anatomy
 
 
+def context_of(config: Any) -> int:
+    """The longest sequence a model takes.
+
+    With long RoPE (Phi-3 and 4 of 128k) that is where its other factors would begin: beyond, all of a text is read with
+    those, what came before included, which no key-value cache holds and no reading by pieces gives.
+
+    Args:
+        config: of the language model.
+    """
+    longest = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some families have one for each kind of layer
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            known = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+            longest = min(longest, int(known or longest))
+    return longest
+
+
 def part(model: Any, path: str) -> Any:
     """The part of a model at an attribute path; the model itself for an empty one.
 

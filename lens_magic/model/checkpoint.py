@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
-from .anatomy import anatomy_of
+from .anatomy import anatomy_of, context_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -78,7 +78,7 @@ def find(
         model_type=whole_config.model_type,
         dtype=_own_dtype(stated) if dtype == "auto" else dtype,
         fingerprint=fingerprint(folder, files),
-        context=int(config.max_position_embeddings),
+        context=context_of(config),
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
         weight_bytes=sum(_tensor_bytes(header) for header in headers.values()),

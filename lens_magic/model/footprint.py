@@ -18,7 +18,7 @@ import torch
 
 from ..errors import LensError
 from .adjust import kept_shapes
-from .anatomy import Anatomy, anatomy_of, part
+from .anatomy import Anatomy, anatomy_of, context_of, part
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -68,7 +68,7 @@ class Facts:
             vocabulary=int(config.vocab_size),
             itemsize=torch.empty(0, dtype=getattr(torch, dtype)).element_size(),
             dtype=dtype,
-            context=int(config.max_position_embeddings),
+            context=context_of(config),
             softcapped=getattr(config, "final_logit_softcapping", None) is not None,
             autotp=autotp,
         )
