@@ -101,17 +101,19 @@ def swept(session: Session, sweep: Sweep, **options: Any) -> Propensities:
     return measured
 
 
-@pytest.fixture(scope="module", params=["llama-gqa", "qwen3-odd", "gemma2", "mistral-window"])
-def plain(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> tuple[PreTrainedModel, Any, Path]:
-    folder = checkpoints(request.param)
-    return (*models.load_plain(folder), folder)
+@pytest.fixture(scope="module")
+def plain(checkpoints: Checkpoints) -> Callable[[str], tuple[PreTrainedModel, Any]]:
+    return functools.cache(lambda name: models.load_plain(checkpoints(name)))
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("resume", [True, False], ids=["resumed", "whole"])
-def test_propensities_equal_plain_transformers(plain: tuple[PreTrainedModel, Any, Path], count: int, resume: bool) -> None:
-    model, tokenizer, folder = plain
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "gemma2", "mistral-window"])
+@pytest.mark.parametrize("count", [1, 2, 3])  # changes least often: other ranks take seconds to start
+def test_propensities_equal_plain_transformers(
+    plain: Callable[[str], tuple[PreTrainedModel, Any]], checkpoints: Checkpoints, name: str, count: int, resume: bool
+) -> None:
+    (model, tokenizer), folder = plain(name), checkpoints(name)
     lens.load(str(folder), ranks=count)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     labels = [(34, 35), (35, 34), (35, 34), (34, 35), (200, 7)]  # of two vocabulary shards, and not the same for all prompts
