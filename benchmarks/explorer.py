@@ -9,19 +9,18 @@ machine changes less: 1,500 tokens × 80 layers × 3 sites × 5 candidates, made
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lens_magic.view import page_html
+from tests.chromium import launch
 from tests.fake_run import fake_run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 FRAMES = 120
 LONG_MS = 25  # a frame that was missed: the screen shows one every 16.7 ms
 DIRECTIONS = {
@@ -63,11 +62,10 @@ def main() -> None:
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    system = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "large.html"
         path.write_text(page_html(fake_run(1500, 80, vocabulary=20_000)), encoding="utf-8")
-        browser = playwright.chromium.launch(executable_path=system, args=ARGUMENTS)
+        browser = launch(playwright)
         page = browser.new_page(viewport={"width": options.width, "height": options.height})
         measure(page, path.as_uri(), options.rounds)
         browser.close()

@@ -200,8 +200,7 @@ def context_of(config: Any) -> int:
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some families have one for each kind of layer
     for kind in kinds:
         if kind.get("rope_type") == "longrope":
-            known = kind.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
-            longest = min(longest, int(known or longest))
+            longest = min(longest, int(kind.get("original_max_position_embeddings", longest)))
     return longest
 
 

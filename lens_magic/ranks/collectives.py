@@ -187,18 +187,17 @@ def connect(rank: Rank) -> None:
     """Initialise ``torch.distributed`` and DeepSpeed over the group's ranks, once; collective. One rank needs neither."""
     if rank.size == 1 or dist.is_initialized():
         return
+    _connected[:] = [rank]  # from here on there is something to undo
     device = device_for(rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    backend = backend_for(rank)
-    rank.share_memory()
-    _connected[:] = [rank]
-    if device.type == "cpu":
         # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
         _threads_before[:] = [torch.get_num_threads()]
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
+    backend = backend_for(rank)
+    rank.share_memory()
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
     # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is

@@ -11,6 +11,14 @@ from lens_magic.view.text import visible
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+# How many elements and texts the page has.
+NODES = """() => {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+  let n = 0;
+  while (walk.nextNode()) n += 1;
+  return n;
+}"""
+
 # What is drawn inside the grid's frame, by the labels that a reader would use to find it.
 DRAWN = """() => {
   const grid = document.querySelector("[role=grid]");

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import FakeRun, fake_run
-from reading import check, expected, place, scroll
+from reading import NODES, check, expected, place, scroll
 
 from lens_magic.view import bundle, page_html
 from lens_magic.view.data import pack
@@ -68,18 +68,12 @@ def test_headers_stay_and_name_what_is_beside_them(visit: Visit, big: FakeRun, b
 
 def test_few_nodes_whatever_the_run_and_the_window(visit: Visit, big_html: str, tmp_path: Path) -> None:
     page = visit.open(big_html, tmp_path / "big.html")
-    count = """() => {
-      const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
-      let n = 0;
-      while (walk.nextNode()) n += 1;
-      return n;
-    }"""
     for width, height in ((400, 800), (1200, 800), (2000, 1200), (2560, 1600)):
         page.set_viewport_size({"width": width, "height": height})
         page.locator("[aria-label='Smaller cells']").click()
         for _ in range(4):
             page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-            assert page.evaluate(count) < 1500
+            assert page.evaluate(NODES) < 1500
             assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
             more = page.locator("[aria-label='Larger cells']")
             if more.is_enabled():

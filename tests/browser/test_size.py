@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import fake_run
+from reading import NODES
 
 from lens_magic.view import page_html
 from lens_magic.view.data import pack
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
-
-NODES = """() => {
-  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
-  let n = 0;
-  while (walk.nextNode()) n += 1;
-  return n;
-}"""
 
 # Scrolls by so much a frame; for each frame, how many cells were touched and how many nodes made in the table.
 SCROLL = """async ([dx, dy, frames]) => {
