@@ -130,15 +130,37 @@ def reductions(rank: Any) -> dict[str, Any]:
 
 
 def hooks(rank: Any) -> int:
-    """How much is attached to this rank's model: hooks, forwards stood in for, calls shortened."""
+    """How much is attached to this rank's model: hooks, forwards stood in for."""
     model = rank.store["model"].model
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(shortened(m)) for m in model.modules())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules())
 
 
-def shortened(module: torch.nn.Module) -> set[str]:
-    """What stands among a module's own attributes while its calls are shortened or its forward is stood in for."""
-    lent = {"forward", "_compiled_call_impl", *module._modules, *module._parameters}
-    return lent & set(vars(module))
+_usual: dict[str, Any] = {}
+_replays: list[int] = []
+
+
+def step_by(rank: Any, way: str, every: int = 0) -> None:
+    """Have decode steps run one by one ("eager"), replayed with a recording for so many columns ("replay"), or as usual."""
+    from lens_magic.model import generate, graph
+    from lens_magic.ranks.recording import Recording
+
+    if not _usual:
+        _usual.update(runner=generate.runner_for, boundary=graph.Recorded.boundary, least=graph.LEAST, replay=Recording.replay)
+
+    def counted(self: Recording) -> None:
+        _replays.append(1)
+        _usual["replay"](self)
+
+    _replays.clear()
+    generate.runner_for = _usual["runner"] if way != "eager" else lambda *_: graph.Eager()
+    graph.Recorded.boundary = every if way == "replay" else _usual["boundary"]
+    graph.LEAST = 3 if way == "replay" else _usual["least"]
+    Recording.replay = counted if way == "replay" else _usual["replay"]  # type: ignore[method-assign]
+
+
+def replays(rank: Any) -> int:
+    """How many steps this rank has replayed since it was told how to step."""
+    return len(_replays)
 
 
 def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:

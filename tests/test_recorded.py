@@ -1,34 +1,49 @@
-"""A decode step that is recorded once and replayed gives what a step run anew gives (see `recorder.py`)."""
+"""A decode step that is recorded once and replayed gives what a step run anew gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
+import probes
 import pytest
 import torch
-from recorder import RecordedOnCPU
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
+from lens_magic.model.graph import OnGPU
+from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 
 TOKENS = 40
+EVERY = 8  # columns for which there is a recording
 PROMPTS = [models.PROMPT, "Grind the glass"]
-NAMES = ("llama-gqa", "qwen3-odd", "mistral-window", "gemma2")
+SIDE_BY_SIDE = ("llama-gqa", "qwen3-odd", "mistral-window", "gemma2")
+
+Stepping = Callable[[bool], None]
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[RecordedOnCPU]:
-    made: list[RecordedOnCPU] = []
+def stepping() -> Iterator[Stepping]:
+    """Has the ranks of the loaded model replay steps, with many recordings, or run each anew."""
+    changed = []
 
-    def runner_for(*arguments: object) -> RecordedOnCPU:
-        made.append(RecordedOnCPU())
-        return made[-1]
+    def use(replayed: bool) -> None:
+        changed.append(replayed)
+        current().group.call(probes.step_by, "replay" if replayed else "eager", EVERY)
 
-    monkeypatch.setattr("lens_magic.model.generate.runner_for", runner_for)
-    return made
+    yield use
+    if changed and current().group is not None:
+        current().group.call(probes.step_by, "usual")
+
+
+def replays() -> int:
+    counts: list[int] = current().group.call(probes.replays)
+    assert len(set(counts)) == 1, counts
+    return counts[0]
 
 
 def steering(width: int) -> tuple[SteeringTerm, ...]:
@@ -41,40 +56,115 @@ def steering(width: int) -> tuple[SteeringTerm, ...]:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_replayed_steps_equal_steps_run_anew(
-    name: str, temperature: float, checkpoints: Callable[[str], Path], request: pytest.FixtureRequest
+def test_prompts_side_by_side_steered(
+    name: str, temperature: float, checkpoints: Callable[[str], Path], stepping: Stepping
 ) -> None:
     lens.load(str(checkpoints(name)), ranks=1)
     steer = steering(lens.run("A", 1).activations("resid_post").shape[-1])
     options = {"temperature": temperature, "top_p": 0.9, "ignore_eos": True, "capture": ("resid_pre", "mlp_out")}
+    compared(stepping, lambda: lens.run(PROMPTS, TOKENS, steer=steer, **options))
 
-    def runs() -> list[lens.LensRun]:
-        return lens.run(PROMPTS, TOKENS, steer=steer, **options)
 
-    eager = runs()
-    recorded = request.getfixturevalue("recorded")
-    replayed = runs()
-    assert recorded[-1].replays >= TOKENS - 3 * (1 + TOKENS // 8)
+@pytest.mark.ranks
+@pytest.mark.parametrize(("ranks", "name"), [*((n, name) for n in (1, 2) for name in models.FAMILIES), (3, "llama-gqa")])
+def test_every_family(ranks: int, name: str, checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    """A prompt alone, which needs no mask but a recorded step's."""
+    lens.load(str(checkpoints(name)), ranks=ranks)
+    compared(stepping, lambda: [lens.run(models.PROMPT, TOKENS, ignore_eos=True)])
+
+
+def compared(stepping: Stepping, run: Callable[[], list[lens.LensRun]]) -> None:
+    stepping(False)
+    eager = run()
+    assert replays() == 0
+    stepping(True)
+    replayed = run()
+    assert replays() >= TOKENS - 3 * (1 + TOKENS // EVERY), "most steps are replayed"
     for before, after in zip(eager, replayed, strict=True):
         assert after.output_ids == before.output_ids
-        for variable, values in before.variables.items():
+        for variable in ("logit", "prob", "entropy", "kl_final", "target_prob"):  # ids and ranks may swap where two are equal
+            values = before.variables[variable]
             np.testing.assert_allclose(after.variables[variable], values, rtol=1e-4, atol=1e-5, err_msg=variable)
 
 
-def test_the_recorder_notices_what_is_frozen() -> None:
-    """The check itself: a step that takes a Python number with it goes wrong, one that asks for a value is refused."""
-    state, counted = torch.zeros(1), 0
+def test_a_model_with_hooks_of_its_owner_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    """They are to be called at every token."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    stepping(True)
+    layer = current().group.rank.store["model"].model.model.layers[0].mlp
+    called: list[int] = []
+    handle = layer.register_forward_hook(lambda *_: called.append(1))
+    try:
+        lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    finally:
+        handle.remove()
+    assert len(called) == TOKENS
+    assert replays() == 0
 
-    def step() -> torch.Tensor:
-        nonlocal counted
-        counted += 1
-        return state + counted
 
-    runner = RecordedOnCPU()
-    assert [float(runner(step, 0)) for _ in range(4)] == [1.0, 2.0, 2.0, 2.0]
-    asking = RecordedOnCPU()
-    asking(lambda: state * state.item(), 0)
-    with pytest.raises(AssertionError, match="waits for a value"):
-        asking(lambda: state * state.item(), 0)
+def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    """It may keep count in Python."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    stepping(True)
+    layer: Any = current().group.rank.store["model"].model.model.layers[0].mlp
+    usual = type(layer)
+
+    class Counting(usual):  # type: ignore[misc, valid-type]
+        called = 0
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            self.called += 1
+            return super().forward(states)  # type: ignore[no-any-return]
+
+    layer.__class__ = Counting
+    try:
+        lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+        assert layer.called == TOKENS
+    finally:
+        layer.__class__ = usual
+    assert replays() == 0
+
+
+def test_few_steps_are_not_worth_a_recording(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    stepping(True)
+    lens.generate(models.PROMPT, 3, ignore_eos=True)
+    assert replays() == 0
+
+
+def dynamic_rope(checkpoints: Callable[[str], Path]) -> None:
+    """Attach a model whose rotary embedding asks, at every token, how long the text is by now."""
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 320}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope, bos_token_id=None, eos_token_id=None)).eval()
+    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("llama-gqa")))
+
+
+def test_a_step_that_waits_for_a_value_is_run_anew_each_time(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    dynamic_rope(checkpoints)
+    stepping(False)
+    eager = lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    stepping(True)
+    tried = lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    assert replays() == 0
+    assert tried.output_ids == eager.output_ids
+
+
+def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[str], Path]) -> None:
+    """There, it would be an error."""
+    dynamic_rope(checkpoints)
+    waiting, fine = OnGPU(), OnGPU()
+    loaded = current().group.rank.store["model"]
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.inference_mode():
+        expected = loaded.backbone(ids).last_hidden_state
+        assert torch.equal(waiting.warm_up(lambda: loaded.backbone(ids).last_hidden_state), expected)
+        replay, again = waiting.record(lambda: loaded.backbone(ids).last_hidden_state)
+        assert replay is None
+        assert torch.equal(again, expected)
+        fine.warm_up(lambda: loaded.head.logits(expected[0]))
+    assert fine._watched is not None
+    assert fine._watched.refusal is None

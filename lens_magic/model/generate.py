@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..ranks.rank import Rank
+from ..ranks.recording import do
 from .batch import Batch
 from .cache import Place, cache_of
-from .calls import short_calls
 from .choose import GREEDY, Choice, Chooser, Sampling
 from .graph import runner_for
 from .sites import Visitor, Window, attached
@@ -97,7 +97,7 @@ def generate(
     made = made or Generation()
     started = time.perf_counter()
     looked_at = attached(loaded.model, loaded.anatomy, visitors, window)
-    with torch.inference_mode(), looked_at, short_calls(loaded.backbone):
+    with torch.inference_mode(), looked_at:
         sequence = _Sequence(loaded, batch, columns, visitors, window, made)
         normalised = _prefill(rank, sequence)
         if walked:
@@ -204,14 +204,14 @@ class _Loop:
         self.after_step = after_step
         self.stop_ids = stop_ids
         self.most = most
-        self.run_step = runner_for(rank, sequence.loaded.device)
+        self.run_step = runner_for(rank, sequence.loaded.backbone, sequence.loaded.device)
         self.ended = [False] * sequence.batch.size
 
     def run(self, normalised: torch.Tensor, started: float) -> None:
         """Choose the first tokens from the prefill's states, then step until all sequences have ended."""
         made = self.sequence.made
         made.outputs = [[] for _ in self.ended]
-        self.chooser.prepare(self.tell())
+        self._prepare()
         choice = self.chooser.read(self._choose(normalised))
         first_at = time.perf_counter()
         made.prefill_s = first_at - started
@@ -228,17 +228,21 @@ class _Loop:
     def _next(self) -> Choice:
         run, sequence = self.run_step, self.sequence
         sequence.move(1, run.boundary, run.recorded)
-        if run.recorded:
-            self.chooser.prepare(self.tell())
-        chosen = run(self._step, sequence.place.visible)
+        if not run.calls_python:
+            self._prepare()
+        place = sequence.place
+        chosen = run(self._step, place.visible, like_it=place.visible - place.start)
         sequence.moved()
         return self.chooser.read(chosen)
 
     def _step(self) -> torch.Tensor:
         normalised = self.sequence.step()
-        if not self.run_step.recorded:  # as late as can be: what is told now is heard with this token
-            self.chooser.prepare(self.tell())
+        if self.run_step.calls_python:  # as late as can be: what is told now is heard with this token
+            do(self._prepare)
         return self._choose(normalised)
+
+    def _prepare(self) -> None:
+        self.chooser.prepare(self.tell())
 
     def _choose(self, normalised: torch.Tensor) -> torch.Tensor:
         chosen = self.chooser(normalised)

@@ -1,28 +1,31 @@
-"""Recording a decode step once and replaying it: on a GPU a step of many small kernels is bound by launching them.
+"""Recording a decode step once and replaying it: a step of many small operations is bound by calling them one by one.
 
-A recorded step repeats the same kernels on the same tensors. Everything that changes from step to step must therefore be in
-tensors that stay where they are, written before the step and read after it. `tests/test_recorded.py` holds the step to
-that on a CPU, by recording its operations and replaying those.
+A recorded step repeats the same operations on the same tensors: on a GPU a CUDA graph, on a CPU what :mod:`..ranks.recording`
+has noted. Everything that changes from step to step must therefore be in tensors that stay where they are, written before the
+step and read after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.modules import module as torch_module
 
 from ..ranks.rank import Rank
+from ..ranks.recording import Recording, Watching
 
 Step = Callable[[], torch.Tensor]
+Replay = Callable[[], object]
 
 BOUNDARY = 256  # a recorded step's attention reads on to a multiple of so many columns; there is a recording for each
+LEAST = 16  # recording takes as long as so many replayed steps save
 
-
-def recordable(rank: Rank, device: torch.device) -> bool:
-    """Whether steps can be recorded: on a GPU whose collectives are kernels too (NCCL), or that needs none."""
-    return device.type == "cuda" and (rank.size == 1 or dist.get_backend() == "nccl")
+_KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Eager:
@@ -30,45 +33,125 @@ class Eager:
 
     boundary = 1
     recorded = False
+    calls_python = True
 
-    def __call__(self, step: Step, shape: Hashable) -> torch.Tensor:
+    def __call__(self, step: Step, shape: Hashable, like_it: int) -> torch.Tensor:
         """The step's result."""
         return step()
 
 
-class Recorded:
-    """Records the step once for each shape, and replays it.
+class Recorder(Protocol):
+    """What records steps, on one kind of device.
 
-    The first step of a shape runs as it is, which also warms up what must not be initialised while recording.
+    Attributes:
+        calls_python: what a step asks of Python by :func:`..ranks.recording.do` is asked in a replay too.
     """
+
+    calls_python: bool
+
+    def warm_up(self, step: Step) -> torch.Tensor:
+        """Run the first step of a shape as it is; what must not be initialised while recording is by then."""
+
+    def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
+        """Run a step and record it: what replays it, None where nothing can, and the tensor that holds the results."""
+
+
+class Recorded:
+    """Records the step once for each shape, and replays it. Shapes only grow: of the recordings only the newest is kept."""
 
     boundary = BOUNDARY
     recorded = True
 
-    def __init__(self) -> None:
-        self._seen: set[Hashable] = set()
-        self._recordings: dict[Hashable, tuple[Any, torch.Tensor]] = {}
-        self._pool: Any = None
+    def __init__(self, recorder: Recorder) -> None:
+        self.calls_python = recorder.calls_python
+        self._recorder = recorder
+        self._shape: Hashable = None
+        self._recording: tuple[Hashable, Replay, torch.Tensor] | None = None
+        self._refused = False
 
-    def __call__(self, step: Step, shape: Hashable) -> torch.Tensor:
-        """The step's result; the tensor is overwritten by the next."""
-        if shape not in self._seen:
-            self._seen.add(shape)
+    def __call__(self, step: Step, shape: Hashable, like_it: int) -> torch.Tensor:
+        """The step's result; the tensor is overwritten by the next.
+
+        Args:
+            shape: what the shapes of its tensors hang on.
+            like_it: how many steps of that shape there may be from this one on.
+        """
+        if self._recording is not None and self._recording[0] == shape:
+            _, replay, result = self._recording
+            replay()
+            return result
+        if self._refused or like_it < LEAST:
             return step()
-        if shape not in self._recordings:
-            self._recordings[shape] = self._record(step)
-        recording, result = self._recordings[shape]
-        recording.replay()
+        if shape != self._shape:
+            self._shape = shape
+            return self._recorder.warm_up(step)
+        new, result = self._recorder.record(step)
+        if new is None:
+            self._refused = True
+        else:
+            self._recording = (shape, new, result)
         return result
 
-    def _record(self, step: Step) -> tuple[Any, torch.Tensor]:
-        recording = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recording, pool=self._pool):
+
+class OnCPU:
+    """Records operations, and exchanges between ranks."""
+
+    calls_python = True
+
+    def warm_up(self, step: Step) -> torch.Tensor:
+        """Nothing more than the step."""
+        return step()
+
+    def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
+        """See :class:`Recorder`."""
+        with Recording() as recording:
             result = step()
-        self._pool = recording.pool()  # recordings never run at once: they can share what they use in between
-        return recording, result
+        return (recording.replay if recording.refusal is None else None), result
 
 
-def runner_for(rank: Rank, device: torch.device) -> Eager | Recorded:
-    """How decode steps are run here."""
-    return Recorded() if recordable(rank, device) else Eager()
+class OnGPU:
+    """Records CUDA graphs."""
+
+    calls_python = False
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+        self._watched: Watching | None = None
+
+    def warm_up(self, step: Step) -> torch.Tensor:
+        """The step, watched for what would be an error while a graph is recorded."""
+        if self._watched is not None:
+            return step()
+        with Watching() as self._watched:
+            return step()
+
+    def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
+        """See :class:`Recorder`."""
+        if self._watched is None or self._watched.refusal is not None:
+            return None, step()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):  # which runs nothing
+            result = step()
+        self._pool = graph.pool()  # recordings never run at once: they can share what they use in between
+        graph.replay()
+        return graph.replay, result
+
+
+def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager | Recorded:
+    """How decode steps of a model are run here, with what is attached to it by now."""
+    if not all(map(_is_plain, backbone.modules())) or torch_module._has_any_global_hook():
+        return Eager()
+    if device.type == "cpu":
+        return Recorded(OnCPU())
+    # On a GPU the ranks' exchanges have to be kernels too.
+    kernels = device.type == "cuda" and (rank.size == 1 or dist.get_backend() == "nccl")
+    return Recorded(OnGPU()) if kernels else Eager()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module runs no one else's Python code at every call, which a replay would leave out.
+
+    Hooks are such code, and what accelerate does to fetch parameters, and models that a checkpoint brings its own code for.
+    """
+    hooked = any(getattr(module, hooks) for hooks in _HOOKS) or hasattr(module, "_hf_hook")
+    return not hooked and type(module).__module__.split(".")[0] in _KNOWN

@@ -77,9 +77,9 @@ class Board:
         flat = values.reshape(-1)
         operation.reduce(self._exchange(flat), axis=0, dtype=flat.dtype, out=flat)
 
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        """Every rank's values: ``[size, *shape]``."""
-        return self._exchange(values.reshape(-1)).reshape(self._size, *values.shape).copy()
+    def gather(self, values: np.ndarray, into: np.ndarray) -> None:
+        """Every rank's contiguous values, ``[size, *shape]``."""
+        into.reshape(self._size, values.size)[...] = self._exchange(values.reshape(-1))
 
     def broadcast(self, values: np.ndarray, root: int) -> None:
         """Overwrite with the root rank's values."""

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from ..errors import LensError
 from .board import CAPACITY, Board
 from .environment import runtime_folder
+from .recording import do
 
 if TYPE_CHECKING:
     from .rank import Rank
@@ -91,10 +92,11 @@ class MPIProcessGroup(dist.ProcessGroup):
         """Reduce one tensor over all ranks."""
         values = _host(tensor)
         over_mpi, here = self._operations[operation]
-        if board := self._board_for(values):
-            board.reduce(values.numpy(), here)
+        array, board = values.numpy(), self._board_for(values)
+        if board:
+            do(lambda: board.reduce(array, here))
         else:
-            self._wait_for(self._communicator.Iallreduce(self._mpi.IN_PLACE, values.numpy(), over_mpi))
+            do(lambda: self._wait_for(self._communicator.Iallreduce(self._mpi.IN_PLACE, array, over_mpi)))
         if values.data_ptr() != tensor.data_ptr():
             tensor.copy_(values)
 
@@ -119,10 +121,12 @@ class MPIProcessGroup(dist.ProcessGroup):
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
         """``[size, *shape]`` in host memory."""
         values = _host(tensor)
-        if board := self._board_for(values):
-            return torch.from_numpy(board.gather(values.numpy()))
         gathered = values.new_empty((self._communicator.size, *values.shape))
-        self._wait_for(self._communicator.Iallgather(values.numpy(), gathered.numpy()))
+        array, into, board = values.numpy(), gathered.numpy(), self._board_for(values)
+        if board:
+            do(lambda: board.gather(array, into))
+        else:
+            do(lambda: self._wait_for(self._communicator.Iallgather(array, into)))
         return gathered
 
     def allgather(self, outputs: Any, inputs: Any, opts: Any = None) -> Any:
