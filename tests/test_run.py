@@ -107,6 +107,8 @@ def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_magic.lens import kept
 
     monkeypatch.setattr(kept, "MOST", 2)
+    moments = iter((1_699_999_999_999_000_000, 1_700_000_000_000_000_001, 1_700_000_000_001_000_000))
+    monkeypatch.setattr(kept.time, "time_ns", lambda: next(moments))
     paths = [kept.keep(run) for _ in range(3)]
     assert [path for path, _ in kept.listing().files] == [paths[2], paths[1]]
     assert kept.clear() == 2

@@ -28,7 +28,8 @@ def keep(run: LensRun) -> Path | None:
     with contextlib.suppress(OSError):
         place = folder()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = run.save(place / f"{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**9:09d}.nc")
+        seconds, rest = divmod(time.time_ns(), 10**9)  # read once: a name is never earlier than that of the run before
+        path = run.save(place / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{rest:09d}.nc")
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
