@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
 from lens_magic.model.graph import OnGPU
+from lens_magic.ranks.recording import Recording
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 
@@ -168,3 +171,22 @@ def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[
         fine.warm_up(lambda: loaded.head.logits(expected[0]))
     assert fine._watched is not None
     assert fine._watched.refusal is None
+
+
+def test_a_recording_goes_with_its_generation(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds keys, values and a step's results: not until Python next looks for cycles."""
+    made: list[weakref.ref[Recording]] = []
+
+    class Noted(Recording):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("lens_magic.model.graph.Recording", Noted)
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    gc.disable()
+    try:
+        lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+        assert [recording() for recording in made] == [None]
+    finally:
+        gc.enable()

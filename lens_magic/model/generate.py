@@ -14,7 +14,7 @@ from ..ranks.recording import do
 from .batch import Batch
 from .cache import Place, cache_of
 from .choose import GREEDY, Choice, Chooser, Sampling
-from .graph import runner_for
+from .graph import Eager, Recorded, runner_for
 from .sites import Visitor, Window, attached
 
 if TYPE_CHECKING:
@@ -204,12 +204,15 @@ class _Loop:
         self.after_step = after_step
         self.stop_ids = stop_ids
         self.most = most
-        self.run_step = runner_for(rank, sequence.loaded.backbone, sequence.loaded.device)
+        self.calls_python = True
         self.ended = [False] * sequence.batch.size
 
     def run(self, normalised: torch.Tensor, started: float) -> None:
         """Choose the first tokens from the prefill's states, then step until all sequences have ended."""
-        made = self.sequence.made
+        made, loaded = self.sequence.made, self.sequence.loaded
+        # No attribute: what it records holds on to this loop, and all of it is to go when the run ends.
+        run_step = runner_for(self.rank, loaded.backbone, loaded.device)
+        self.calls_python = run_step.calls_python
         made.outputs = [[] for _ in self.ended]
         self._prepare()
         choice = self.chooser.read(self._choose(normalised))
@@ -221,12 +224,12 @@ class _Loop:
                 self.after_step(made.longest, choice.told)
             if choice.stop or all(self.ended) or made.longest == self.most:
                 break
-            choice = self._next()
+            choice = self._next(run_step)
         made.interrupted = choice.stop
         made.decode_s = time.perf_counter() - first_at
 
-    def _next(self) -> Choice:
-        run, sequence = self.run_step, self.sequence
+    def _next(self, run: Eager | Recorded) -> Choice:
+        sequence = self.sequence
         sequence.move(1, run.boundary, run.recorded)
         if not run.calls_python:
             self._prepare()
@@ -237,7 +240,7 @@ class _Loop:
 
     def _step(self) -> torch.Tensor:
         normalised = self.sequence.step()
-        if self.run_step.calls_python:  # as late as can be: what is told now is heard with this token
+        if self.calls_python:  # as late as can be: what is told now is heard with this token
             do(self._prepare)
         return self._choose(normalised)
 

@@ -83,7 +83,7 @@ class Recorded:
         if self._refused or like_it < LEAST:
             return step()
         if shape != self._shape:
-            self._shape = shape
+            self._shape, self._recording = shape, None
             return self._recorder.warm_up(step)
         new, result = self._recorder.record(step)
         if new is None:

@@ -197,10 +197,14 @@ def _quick(func: Any) -> Function | None:
 
 def _forms(func: Any, quick: Function | None) -> tuple[tuple[Function, str], ...]:
     taken = [(each.name, str(each.type)) for each in func._schema.arguments]
-    for overload in (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads()):
+    there = func.overloadpacket.overloads()
+    for name in ("out", f"{func._overloadname}_out"):  # looking up the others would take megabytes
+        overload = getattr(func.overloadpacket, name) if name in there else None
+        if overload is None or len(func._schema.returns) != 1:
+            continue
         inputs = [(each.name, str(each.type)) for each in overload._schema.arguments if not each.is_out]
         outs = [each.name for each in overload._schema.arguments if each.is_out]
-        if len(outs) == 1 and inputs == taken and len(func._schema.returns) == 1:
+        if len(outs) == 1 and inputs == taken:
             return (*(((quick, "out"),) if quick else ()), (overload, outs[0]))
     return ()
 
