@@ -24,9 +24,10 @@ def as_html(
         below: lines under the table.
     """
     titles = [f' title="{escape(tip)}"' for tip in tips] or [""] * len(header)
-    head = "".join(f'<th scope="col"{tip}>{escape(name)}</th>' for name, tip in zip(header, titles, strict=True))
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f'<table style="white-space:nowrap"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    whole = 'style="white-space:nowrap"'  # said of each cell: JupyterLab says otherwise of each
+    head = "".join(f'<th scope="col" {whole}{tip}>{escape(name)}</th>' for name, tip in zip(header, titles, strict=True))
+    body = "".join("<tr>" + "".join(f"<td {whole}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     lines = "".join(f"<div>{escape(line)}</div>" for line in below)
     return f'<div style="font-size:0.9em"><div>{escape(title)}</div><div style="overflow-x:auto">{table}</div>{lines}</div>'
 
