@@ -107,6 +107,18 @@ def test_a_model_with_hooks_of_its_owner_is_never_replayed(checkpoints: Callable
     assert replays() == 0
 
 
+def test_a_compiled_module_is_never_replayed(
+    checkpoints: Callable[[str], Path], stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What compiled code does is not seen by who records."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    stepping(True)
+    layer = current().group.rank.store["model"].model.model.layers[0].mlp
+    monkeypatch.setattr(layer, "_compiled_call_impl", layer.forward)  # as nn.Module.compile does
+    lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    assert replays() == 0
+
+
 def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """It may keep count in Python."""
     lens.load(str(checkpoints("llama-gqa")), ranks=1)

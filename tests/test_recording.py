@@ -96,6 +96,25 @@ def test_what_is_frozen_is_frozen() -> None:
 
 
 @torch.inference_mode()
+def test_operations_of_other_libraries() -> None:
+    """Their results are put where they were, and what they write to is written to."""
+    with torch.library._scoped_library("lens_magic_tests", "DEF") as library:
+        library.define("doubled(Tensor x) -> Tensor")
+        library.define("raise_(Tensor(a!) x, int by) -> Tensor(a!)")
+        library.impl("doubled", lambda x: x * 2, "CompositeExplicitAutograd")
+        library.impl("raise_", lambda x, by: x.add_(by), "CompositeExplicitAutograd")
+        own = torch.ops.lens_magic_tests
+        x, _ = given(0)
+        with Recording() as recorded:
+            result = own.doubled(x) * 3 + own.raise_(x.sum(0), 7)
+        assert recorded.refusal is None
+        for seed in (1, 2):
+            x.copy_(given(seed)[0])
+            recorded.replay()
+            assert torch.equal(result, x * 2 * 3 + x.sum(0).add(7))
+
+
+@torch.inference_mode()
 def test_random_numbers_are_drawn_anew() -> None:
     with Recording() as recorded:
         result = torch.rand(8)

@@ -152,6 +152,8 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether a module runs no one else's Python code at every call, which a replay would leave out.
 
     Hooks are such code, and what accelerate does to fetch parameters, and models that a checkpoint brings its own code for.
+    Compiled modules run operations that nobody else sees.
     """
     hooked = any(getattr(module, hooks) for hooks in _HOOKS) or hasattr(module, "_hf_hook")
-    return not hooked and type(module).__module__.split(".")[0] in _KNOWN
+    compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+    return not hooked and not compiled and type(module).__module__.split(".")[0] in _KNOWN

@@ -128,7 +128,7 @@ def _attach(module: Any, tap: Tap, visit: Visit, window: Window) -> Any:
     return undo
 
 
-# Called for every site and layer at every token: each call less in them is a third of a percent of a small model's time.
+# Called for every site and layer, at every token that is not replayed.
 
 
 def _look_before(inner: Forward, visit: Visit, window: Window) -> Forward:

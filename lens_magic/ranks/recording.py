@@ -127,11 +127,15 @@ class Recording(Watching):
     def _take(self, func: Any, args: Any, named: Any, result: Any) -> None:
         kind = _kind(func)
         given = {_place(one) for one in _tensors((args, *named.values()))}
+        results = list(_tensors(result))
         if kind.writes:
             self._written |= given
+        if kind.foreign:
+            self._note(_again, func, args, named, results)
+            return
+        if kind.writes:
             self._note(kind.quick or func, *args, **named)
             return
-        results = list(_tensors(result))
         places = [_place(one) for one in results]
         if given.issuperset(places):
             return  # a view of what it was given, which is in its place already
@@ -158,6 +162,7 @@ class _Kind:
     """What there is to know of an operation.
 
     Attributes:
+        foreign: not one of torch's own, whose schemas tell all there is to know.
         writes: to what it is given.
         waits: for a tensor's values, or the shape of what it gives depends on them.
         random: draws random numbers.
@@ -165,6 +170,7 @@ class _Kind:
         into: forms that write their result where they are told, and the name of the argument that tells; the quickest first.
     """
 
+    foreign: bool
     writes: bool
     waits: bool
     random: bool
@@ -175,12 +181,12 @@ class _Kind:
 @functools.cache
 def _kind(func: Any) -> _Kind:
     schema = func._schema
-    if func.namespace != "aten":  # other libraries' schemas do not always tell
-        return _Kind(writes=True, waits=False, random=False, quick=None, into=())
+    if func.namespace != "aten":
+        return _Kind(foreign=True, writes=True, waits=False, random=False, quick=None, into=())
     waits = any(tag in func.tags for tag in _UNKNOWN_SHAPE) or not all("Tensor" in str(one.type) for one in schema.returns)
     random = torch.Tag.nondeterministic_seeded in func.tags
     quick = _quick(func)
-    return _Kind(schema.is_mutable, waits, random, quick, () if schema.is_mutable else _forms(func, quick))
+    return _Kind(False, schema.is_mutable, waits, random, quick, () if schema.is_mutable else _forms(func, quick))
 
 
 def _quick(func: Any) -> Function | None:
