@@ -75,10 +75,11 @@ def test_prompts_side_by_side_steered(
 def test_every_family(ranks: int, name: str, checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """A prompt alone, which needs no mask but a recorded step's."""
     lens.load(str(checkpoints(name)), ranks=ranks)
-    compared(stepping, lambda: [lens.run(models.PROMPT, TOKENS, ignore_eos=True)])
+    compared(stepping, lambda: [lens.run(models.PROMPT, TOKENS, ignore_eos=True)], tied=0.01)
 
 
-def compared(stepping: Stepping, run: Callable[[], list[lens.LensRun]]) -> None:
+def compared(stepping: Stepping, run: Callable[[], list[lens.LensRun]], tied: float = 0.0) -> None:
+    """Both ways, and all they give; in a share of cells, ids and ranks may swap where two tokens are equal up to rounding."""
     stepping(False)
     eager = run()
     assert replays() == 0
@@ -87,8 +88,10 @@ def compared(stepping: Stepping, run: Callable[[], list[lens.LensRun]]) -> None:
     assert replays() >= TOKENS - 3 * (1 + TOKENS // EVERY), "most steps are replayed"
     for before, after in zip(eager, replayed, strict=True):
         assert after.output_ids == before.output_ids
-        for variable in ("logit", "prob", "entropy", "kl_final", "target_prob"):  # ids and ranks may swap where two are equal
-            values = before.variables[variable]
+        for variable, values in before.variables.items():
+            if tied and variable in ("token_id", "target_rank"):
+                assert (after.variables[variable] != values).mean() < tied, variable
+                continue
             np.testing.assert_allclose(after.variables[variable], values, rtol=1e-4, atol=1e-5, err_msg=variable)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -204,7 +205,6 @@ class _Loop:
         self.after_step = after_step
         self.stop_ids = stop_ids
         self.most = most
-        self.calls_python = True
         self.ended = [False] * sequence.batch.size
 
     def run(self, normalised: torch.Tensor, started: float) -> None:
@@ -212,7 +212,6 @@ class _Loop:
         made, loaded = self.sequence.made, self.sequence.loaded
         # No attribute: what it records holds on to this loop, and all of it is to go when the run ends.
         run_step = runner_for(self.rank, loaded.backbone, loaded.device)
-        self.calls_python = run_step.calls_python
         made.outputs = [[] for _ in self.ended]
         self._prepare()
         choice = self.chooser.read(self._choose(normalised))
@@ -234,13 +233,13 @@ class _Loop:
         if not run.calls_python:
             self._prepare()
         place = sequence.place
-        chosen = run(self._step, place.visible, like_it=place.visible - place.start)
+        chosen = run(partial(self._step, run.calls_python), place.visible, like_it=place.visible - place.start)
         sequence.moved()
         return self.chooser.read(chosen)
 
-    def _step(self) -> torch.Tensor:
+    def _step(self, calls_python: bool) -> torch.Tensor:
         normalised = self.sequence.step()
-        if self.calls_python:  # as late as can be: what is told now is heard with this token
+        if calls_python:  # as late as can be: what is told now is heard with this token
             do(self._prepare)
         return self._choose(normalised)
 

@@ -22,7 +22,7 @@ Step = Callable[[], torch.Tensor]
 Replay = Callable[[], object]
 
 BOUNDARY = 256  # a recorded step's attention reads on to a multiple of so many columns; there is a recording for each
-LEAST = 16  # recording takes as long as so many replayed steps save
+LEAST = 16  # of fewer steps to come none is recorded: that takes as long as eight of them save
 
 _KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -66,7 +66,7 @@ class Recorded:
         self.calls_python = recorder.calls_python
         self._recorder = recorder
         self._shape: Hashable = None
-        self._recording: tuple[Hashable, Replay, torch.Tensor] | None = None
+        self._recording: tuple[Replay, torch.Tensor] | None = None  # of that shape
         self._refused = False
 
     def __call__(self, step: Step, shape: Hashable, like_it: int) -> torch.Tensor:
@@ -76,8 +76,8 @@ class Recorded:
             shape: what the shapes of its tensors hang on.
             like_it: how many steps of that shape there may be from this one on.
         """
-        if self._recording is not None and self._recording[0] == shape:
-            _, replay, result = self._recording
+        if self._recording is not None and shape == self._shape:
+            replay, result = self._recording
             replay()
             return result
         if self._refused or like_it < LEAST:
@@ -89,7 +89,7 @@ class Recorded:
         if new is None:
             self._refused = True
         else:
-            self._recording = (shape, new, result)
+            self._recording = (new, result)
         return result
 
 

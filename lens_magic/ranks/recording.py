@@ -139,7 +139,8 @@ class Recording(Watching):
         places = [_place(one) for one in results]
         if given.issuperset(places):
             return  # a view of what it was given, which is in its place already
-        self._bytes += sum(one.untyped_storage().nbytes() for one in results if _place(one) not in self._made)
+        new = [one for place, one in zip(places, results, strict=True) if place not in self._made]
+        self._bytes += sum(one.untyped_storage().nbytes() for one in new)
         self._made.update(places)
         if self._bytes > MOST_BYTES:
             self._refuse(f"more than {MOST_BYTES >> 20} MiB of results")
