@@ -121,7 +121,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from .view.progress import watched
     from .view.terminal import table_text
 
-    outputs = [Path(path) for path in parsed.out]
+    outputs = [Path(path).expanduser() for path in parsed.out]
     check_outputs(outputs)
     session = open_session(parsed.ranks)
     try:
@@ -133,9 +133,8 @@ def _run(parsed: argparse.Namespace) -> int:
                 stopped = False
             except runs.Interrupted as interrupted:
                 run, stopped = interrupted.result, True
-        for path in outputs:
-            write(run, path)
-        print(table_text(run))
+        print(table_text(run))  # first: a full disk costs the files, not the sight of the run
+        write(run, outputs)
     finally:
         session.close()
     return 130 if stopped else 0

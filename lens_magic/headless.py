@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import session as sessions
 from .errors import LensError
+from .lens.files import require_zarr
 from .options import check_ranks, default_ranks
 from .ranks.start import launched_ranks
 
@@ -17,21 +19,36 @@ _ENDINGS = (".json", ".html", ".nc", ".zarr")
 
 
 def check_outputs(paths: list[Path]) -> None:
-    """Whether runs can be written to these paths.
+    """Whether runs can be written to these paths, before there is one.
 
     Raises:
-        LensError: an ending that is not known, or a folder that is not there.
+        LensError: an ending that is not known or whose package is missing, or a folder that is not there or not writable.
     """
     for path in paths:
         if path.suffix not in _ENDINGS:
             raise LensError(f"--out {str(path)!r} should end in one of {', '.join(_ENDINGS)}")
+        if path.suffix == ".zarr":
+            require_zarr()
         if not path.parent.is_dir():
             raise LensError(f"--out {str(path)!r}: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise LensError(f"--out {str(path)!r}: nothing can be written to {path.parent}")
 
 
-def write(run: LensRun, path: Path) -> None:
-    """Write a run in the form its path's ending names."""
-    {".json": run.to_json, ".html": run.to_html}.get(path.suffix, run.save)(path)
+def write(run: LensRun, paths: list[Path]) -> None:
+    """Write a run in the forms its paths' endings name; one that fails does not keep it from the others.
+
+    Raises:
+        LensError: which could not be written, and why.
+    """
+    failed = []
+    for path in paths:
+        try:
+            {".json": run.to_json, ".html": run.to_html}.get(path.suffix, run.save)(path)
+        except LensError as error:
+            failed.append(str(error))
+    if failed:
+        raise LensError("; ".join(failed))
 
 
 def open_session(ranks: str | None) -> sessions.Session:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .errors import LensError
 
@@ -46,15 +48,25 @@ def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[i
     """
     if spec is None:
         return tuple(range(layers))
-    if isinstance(spec, int):
-        chosen = [_layer(spec, layers)]
-    elif isinstance(spec, str):
+    if isinstance(spec, str):
         chosen = [layer for piece in spec.split(",") for layer in _piece(piece.strip(), spec, layers)]
     else:
-        chosen = [_layer(int(layer), layers) for layer in spec]
+        chosen = [_layer(layer, layers) for layer in integers("layers", spec)]
     if not chosen:
         raise LensError("no layers were named; 0-4, 5-, -1, 0,8,-1 or ::4 would do")
     return tuple(sorted(set(chosen)))
+
+
+def integers(what: str, given: Any) -> list[int]:
+    """One integer or several, NumPy's and torch's too, as a list.
+
+    Raises:
+        LensError: it is neither.
+    """
+    try:
+        return [operator.index(value) for value in (given if isinstance(given, Iterable) else [given])]
+    except TypeError:
+        raise LensError(f"{what} {given!r} are not integers") from None
 
 
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
@@ -66,7 +78,7 @@ def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
         if last < first:
             raise LensError(f"layers {piece!r} are reversed; {last}-{first} would do")
         return range(first, last + 1)
-    if match := re.fullmatch(r"(-?\d*):(-?\d*)(?::(\d*))?", piece):
+    if match := re.fullmatch(r"(-?\d+|):(-?\d+|)(?::(\d*))?", piece):
         start, stop, step = (int(text) if text else None for text in match.groups())
         if step == 0:
             raise LensError(f"layers {piece!r} have a step of 0")
@@ -117,12 +129,14 @@ def check_dtype(name: str | None) -> str | None:
     return name
 
 
-def check_sampling(temperature: float, top_p: float) -> None:
-    """Temperature 0 or more, top-p in (0, 1].
+def check_sampling(temperature: float, top_p: float, seed: int = 0) -> None:
+    """Temperature 0 or more, top-p in (0, 1], a seed of 64 bits.
 
     Raises:
-        LensError: neither is.
+        LensError: one of them is not.
     """
+    if not -(2**63) <= seed < 2**64:
+        raise LensError(f"seed {seed} has more than 64 bits")
     if not 0 <= temperature < float("inf"):
         raise LensError(f"temperature {temperature} is not 0 (greedy) or a positive number")
     if not 0 < top_p <= 1:

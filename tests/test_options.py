@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lens_magic.arguments import Help, Parser, add_load_options, add_run_options
@@ -48,6 +49,21 @@ def test_layers(spec: object, expected: tuple[int, ...]) -> None:
 def test_wrong_layers(spec: object, words: str) -> None:
     with pytest.raises(LensError, match=words):
         parse_layers(spec, 9)  # type: ignore[arg-type]
+
+
+def test_layers_may_be_numpys() -> None:
+    assert parse_layers(np.int64(2), 8) == (2,)
+    assert parse_layers(np.array([1, -1]), 8) == (1, 7)
+    for wrong in (["a"], [1.5], 2.0, "-:2"):
+        with pytest.raises(LensError, match=r"are not integers|are not understood"):
+            parse_layers(wrong, 8)
+
+
+def test_seeds() -> None:
+    for seed in (0, 2**64 - 1, -(2**63)):
+        check_sampling(0.0, 1.0, seed)
+    with pytest.raises(LensError, match="seed 99999999999999999999 has more than 64 bits"):
+        check_sampling(0.0, 1.0, 99999999999999999999)
 
 
 def test_sites() -> None:

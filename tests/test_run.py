@@ -9,6 +9,7 @@ from pathlib import Path
 import models
 import numpy as np
 import pytest
+import torch
 
 import lens_magic as lens
 
@@ -97,6 +98,41 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
         lens.open_run(tmp_path / "wrong.nc")
 
 
+def test_a_damaged_record_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
+    import h5py
+
+    path = run.save(tmp_path / "run.nc")
+    with h5py.File(path, "r+") as file:
+        file.attrs["run"] = "[]"
+    with pytest.raises(lens.LensError, match="is not a saved run"):
+        lens.open_run(path)
+
+
+def test_a_codec_that_unpickles_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    path = run.save(tmp_path / "run.zarr")
+    array = path / "entropy" / ".zarray"
+    stated = json.loads(array.read_text())
+    array.write_text(json.dumps({**stated, "filters": [{"id": "pickle", "protocol": 5}]}))
+    with pytest.raises(lens.LensError, match="is coded as 'pickle', which no saved run is"):
+        lens.open_run(path)
+
+
+def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
+    site, layer = run.sites[-1], run.layers[-1]
+    states = run.activations(site, np.int64(layer), positions=np.array([0, 1]))
+    assert torch.equal(states, run.activations(site, layer, [0, 1]))
+    with pytest.raises(lens.LensError, match="layers 'first' are not integers"):
+        run.activations(site, "first")  # type: ignore[arg-type]
+
+
+def test_a_home_may_be_written_with_a_tilde(run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for write, name in ((run.save, "~/run.nc"), (run.to_json, "~/run.json"), (run.to_html, "~/run.html")):
+        assert write(name) == tmp_path / name[2:]
+    assert lens.open_run("~/run.nc").output_ids == run.output_ids
+
+
 def test_saving_elsewhere_is_refused_before_anything_is_written(run: lens.LensRun, tmp_path: Path) -> None:
     with pytest.raises(lens.LensError, match=r"\.nc"):
         run.save(tmp_path / "run.pickle")
@@ -120,4 +156,5 @@ def test_a_full_disk_costs_no_run(run: lens.LensRun, tmp_path: Path, monkeypatch
 
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("LENS_RUNS_DIR", str(tmp_path / "file" / "runs"))
-    assert kept.keep(run) is None
+    with pytest.warns(UserWarning, match="this run was not kept on disk: .*file"):
+        assert kept.keep(run) is None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..writing import written_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +84,13 @@ class Basis:
         """
         from safetensors.torch import save_file
 
-        target = Path(path)
+        target = Path(path).expanduser()
         if target.suffix != ".safetensors" or not target.parent.is_dir():
             raise LensError(f"{str(target)!r} should end in .safetensors, in a folder that is there")
-        save_file({"matrix": self.matrix}, target, metadata={"basis": json.dumps({"labels": self.labels, "name": self.name})})
+        with written_whole(target) as partial:
+            save_file(
+                {"matrix": self.matrix}, partial, metadata={"basis": json.dumps({"labels": self.labels, "name": self.name})}
+            )
         return target
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..writing import written_whole
 from . import files
 from .run import LensRun
 
@@ -108,20 +109,16 @@ class LensDiff:
         """Write everything, losslessly, as NetCDF; :meth:`load` reads it.
 
         Raises:
-            LensError: the path does not end in ``.nc``.
+            LensError: the path does not end in ``.nc``, or it cannot be written there.
         """
         import xarray as xr
 
         target = _netcdf(path)
-        partial = target.with_name(target.name + ".partial")
-        try:
+        with written_whole(target) as partial:
             kl = xr.Dataset({"kl": (("site", "layer", "position"), self.kl)}, attrs={"lens_magic_diff": FORMAT})
             kl.to_netcdf(partial, engine="h5netcdf")
             for name, run in (("base", self.base), ("steered", self.steered)):
                 files.packed(run).to_netcdf(partial, engine="h5netcdf", mode="a", group=name)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod
@@ -166,7 +163,7 @@ class LensDiff:
 
 
 def _netcdf(path: str | Path) -> Path:
-    target = Path(path)
+    target = Path(path).expanduser()
     if target.suffix not in (".nc", ".netcdf", ".h5"):
         raise LensError(f"{target.name!r} should end in .nc (NetCDF)")
     return target

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..writing import written_whole
 from .variables import TRACKED, VARIABLES
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 _PAPER_NAMES = {"attn_out": "attention_mechanism", "mlp_out": "mlp_output", "resid_post": "block_output"}
 _IN_ATTRIBUTES = ("prompt", "text", "timings", "memory", "options", "provenance", "interrupted")
+_PLAIN_CODECS = {"blosc", "lz4", "zlib", "zstd", "vlen-utf8"}
 _UNITS = {"entropy": "nats", "kl_final": "nats"}
 
 
@@ -62,17 +64,13 @@ def save(run: LensRun, path: Path) -> Path:
     kind = _suffix(path)
     dataset = packed(run)
     if kind == "zarr":
-        _require_zarr()
+        require_zarr()
         dataset.to_zarr(path, mode="w", zarr_format=2)  # version 3 has no settled form for strings
         return path
-    partial = path.with_name(path.name + ".partial")
     bulky = [name for name in (*VARIABLES, *TRACKED) if name in dataset and dataset[name].size]
     compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in bulky}
-    try:
+    with written_whole(path) as partial:
         dataset.to_netcdf(partial, engine="h5netcdf", encoding=compressed)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -97,14 +95,19 @@ def read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise LensError(f"there is no file {path}")
     if kind == "zarr":
-        _require_zarr()
+        require_zarr()
     try:
-        with xr.open_dataset(path, engine="zarr" if kind == "zarr" else "h5netcdf") as opened:
+        if kind == "zarr":
+            _require_plain_codecs(path)
+            source: dict[str, Any] = {"engine": "zarr", "zarr_format": 2, "consolidated": False}
+        else:
+            source = {"engine": "h5netcdf"}
+        with xr.open_dataset(path, **source) as opened:
             dataset = opened.load()
         if dataset.attrs.get("lens_magic_format") != FORMAT:
             raise LensError(f"{path} was not saved by lens-magic, or by another version of its format")
         return unpacked(dataset)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise LensError(f"{path} is not a saved run: {error}") from error
 
 
@@ -124,7 +127,17 @@ def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
     }
 
 
-def _require_zarr() -> None:
+def _require_plain_codecs(path: Path) -> None:
+    """Refuse arrays whose bytes would be read by anything but decompression: there is a codec that unpickles."""
+    for file in path.rglob(".zarray"):
+        array = json.loads(file.read_text(encoding="utf-8"))
+        for codec in (array.get("compressor"), *(array.get("filters") or ())):
+            if codec is not None and codec["id"] not in _PLAIN_CODECS:
+                raise LensError(f"{file} is coded as {codec['id']!r}, which no saved run is")
+
+
+def require_zarr() -> None:
+    """Raises: LensError: the package is missing."""
     try:
         import zarr  # noqa: F401
     except ImportError:
@@ -133,7 +146,8 @@ def _require_zarr() -> None:
 
 def write_paper_json(run: LensRun, path: Path) -> Path:
     """Write the schema of the paper's system."""
-    path.write_text(json.dumps(paper_record(run), ensure_ascii=False, indent=1), encoding="utf-8")
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(paper_record(run), ensure_ascii=False, indent=1), encoding="utf-8")
     return path
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import time
+import warnings
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from ..errors import LensError
 from .run import LensRun
 
 MOST = 100
 """How many runs are kept; the oldest go first."""
+
+_NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is somebody's own
 
 
 def folder() -> Path:
@@ -24,8 +28,8 @@ def folder() -> Path:
 
 
 def keep(run: LensRun) -> Path | None:
-    """Save a run among the kept; a full or read-only disk is no reason to fail a cell, so None is returned then."""
-    with contextlib.suppress(OSError):
+    """Save a run among the kept; a full or read-only disk is no reason to fail a cell: that is a warning, and None."""
+    try:
         place = folder()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         seconds, rest = divmod(time.time_ns(), 10**9)  # read once: a name is never earlier than that of the run before
@@ -33,6 +37,9 @@ def keep(run: LensRun) -> Path | None:
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
+    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        warnings.warn(f"this run was not kept on disk: {reason}", stacklevel=2)
     return None
 
 
@@ -46,7 +53,7 @@ def clear() -> int:
 
 def _files() -> list[Path]:
     """Newest first."""
-    return sorted(folder().glob("*.nc"), reverse=True)
+    return sorted((file for file in folder().glob("*.nc") if _NAME.fullmatch(file.name)), reverse=True)
 
 
 @dataclass(frozen=True)

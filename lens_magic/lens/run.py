@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..options import integers
+from ..writing import written_whole
 from . import files
 from .variables import TRACKED, VARIABLES
 
@@ -152,15 +154,23 @@ class LensRun:
         """Write the paper's JSON (arXiv 2604.06483): by position, layer and site the k tokens with their percent among the k.
 
         Ours keeps percent as a float and adds the token's id as third element.
+
+        Raises:
+            LensError: it cannot be written there.
         """
-        return files.write_paper_json(self, Path(path))
+        return files.write_paper_json(self, Path(path).expanduser())
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page that stands alone: the interactive table with all data, without any network access."""
+        """Write a page that stands alone: the interactive table with all data, without any network access.
+
+        Raises:
+            LensError: it cannot be written there.
+        """
         from ..view import page_html
 
-        target = Path(path)
-        target.write_text(page_html(self), encoding="utf-8")
+        target = Path(path).expanduser()
+        with written_whole(target) as partial:
+            partial.write_text(page_html(self), encoding="utf-8")
         return target
 
     def plot(self, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
@@ -196,9 +206,9 @@ class LensRun:
         """Write everything, losslessly: NetCDF, or Zarr for a path that ends in ``.zarr``. :func:`open_run` reads it.
 
         Raises:
-            LensError: the path's ending names neither, or a package for it is missing.
+            LensError: the path's ending names neither, a package for it is missing, or it cannot be written there.
         """
-        return files.save(self, Path(path))
+        return files.save(self, Path(path).expanduser())
 
     def activations(
         self, site: str, layers: Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
@@ -232,7 +242,7 @@ class LensRun:
 
 
 def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int]) -> list[int]:
-    wanted = list(known) if given is None else [given] if isinstance(given, int) else [int(value) for value in given]
+    wanted = list(known) if given is None else integers(f"{name}s", given)
     for value in wanted:
         if value not in known:
             raise LensError(f"{name} {value} was not captured in this run; captured: {known[0]} … {known[-1]}")
@@ -245,4 +255,4 @@ def open_run(path: str | Path) -> LensRun:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    return LensRun(**files.read(Path(path)))
+    return LensRun(**files.read(Path(path).expanduser()))

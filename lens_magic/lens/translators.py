@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..writing import written_whole
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 """File names of the tuned-lens project, but for the ending: its ``params.pt`` is a pickle."""
@@ -99,17 +100,19 @@ class TunedLens:
         """
         from safetensors.torch import save_file
 
-        target = Path(path)
+        target = Path(path).expanduser()
         if not target.parent.is_dir():
             raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
         single = target.suffix == ".safetensors"
         if not single:
             target.mkdir(exist_ok=True)
-            (target / CONFIG).write_text(json.dumps(self._config(), indent=1), encoding="utf-8")
+            with written_whole(target / CONFIG) as partial:
+                partial.write_text(json.dumps(self._config(), indent=1), encoding="utf-8")
         tensors = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors[f"{index}.weight"], tensors[f"{index}.bias"] = weight.contiguous(), bias.contiguous()
-        save_file(tensors, target if single else target / PARAMS, metadata={"config": json.dumps(self._config())})
+        with written_whole(target if single else target / PARAMS) as partial:
+            save_file(tensors, partial, metadata={"config": json.dumps(self._config())})
         return target
 
     def _config(self) -> dict[str, Any]:

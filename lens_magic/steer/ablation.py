@@ -63,7 +63,7 @@ class SiteAblation:
         """
         named = {_BETWEEN.join(choice): report for choice, report in self.reports.items()}
         return report_files.save(
-            named, Path(path), without=[[*choice, list(layers)] for choice, layers in self.without.items()]
+            named, Path(path).expanduser(), without=[[*choice, list(layers)] for choice, layers in self.without.items()]
         )
 
     @property
@@ -89,7 +89,7 @@ def open_ablation(path: str | Path) -> SiteAblation:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    groups, also = report_files.read(Path(path))
+    groups, also = report_files.read(Path(path).expanduser())
     if "without" not in also:
         raise LensError(f"{path} holds a single report; lens.open_report reads it")
     reports = {_choice(name): SteerabilityReport(**fields) for name, fields in groups.items()}

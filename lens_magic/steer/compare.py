@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LensError
+from ..writing import written_whole
 
 if TYPE_CHECKING:
     from ..model.choose import Sampling
@@ -77,16 +78,15 @@ class SteeredText:
         return self.unsteered.log_prob_change, self.steered.log_prob_change
 
     def save(self, path: str | Path) -> Path:
-        """Write everything as JSON; :meth:`load` reads it."""
-        target = Path(path)
+        """Write everything as JSON; :meth:`load` reads it.
+
+        Raises:
+            LensError: it cannot be written there.
+        """
         record = {"format": FORMAT, **asdict(self), "token_texts": {str(i): text for i, text in self.token_texts.items()}}
-        partial = target.with_name(target.name + ".partial")
-        try:
+        with written_whole(path) as partial:
             partial.write_text(json.dumps(record, ensure_ascii=True, indent=1), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        return Path(path).expanduser()
 
     @classmethod
     def load(cls, path: str | Path) -> SteeredText:
@@ -96,7 +96,7 @@ class SteeredText:
             LensError: there is no such file, or it holds something else.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            record = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise LensError(f"{path} cannot be read as a steered text: {error}") from error
         if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
@@ -177,7 +177,10 @@ def run_compared(
     )
     if made.interrupted:
         rank.acknowledge_stop()
-    log_probs = [] if live else _log_probs(rank, loaded, prompt, made.outputs, terms)
+    try:
+        log_probs = [] if live else _log_probs(rank, loaded, prompt, made.outputs, terms)
+    except KeyboardInterrupt:  # on all ranks alike; the texts are there
+        log_probs, made.interrupted = [], True
     return {"generation": made, "log_probs": log_probs, "alphas": alphas}
 
 

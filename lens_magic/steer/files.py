@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ import torch
 
 from ..errors import LensError
 from ..model.anatomy import SITES
+from ..writing import written_whole
 from .vector import Origin, Quality, SteeringVector, Training
 
 FORMAT = 1
@@ -43,16 +43,8 @@ def save(vector: SteeringVector, path: str | Path) -> Path:
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
     if target.suffix not in writers:
         raise LensError(f"{target.name!r} should end in .safetensors (everything) or .gguf (a control vector of llama.cpp)")
-    if not target.parent.is_dir():
-        raise LensError(f"{str(path)!r}: there is no folder {target.parent}")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with written_whole(path) as partial:
         writers[target.suffix](vector, partial)
-        partial.replace(target)
-    except OSError as error:
-        raise LensError(f"{target} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -106,7 +106,8 @@ class SteerabilityReport:
             anti_steerable: share of prompts with a negative slope.
             random_slope: mean slope of the random directions; random_steepest: of the steepest of them; p_against_random:
                 paired t-test of the prompts' slopes against their mean under the random directions, corrected.
-            label_bias: half of logit(A) − logit(B) beyond the answers' content, unsteered; label_slope: what α adds to it.
+            label_bias: mean of logit(A) − logit(B) over both orders, unsteered: what does not hang on the answers' content;
+                label_slope: what α adds to it.
         """
         table = self._table.copy()
         table["p_uncorrected"] = table["p_value"]
@@ -189,7 +190,7 @@ class SteerabilityReport:
         Raises:
             LensError: the path does not end in ``.nc``, or its folder is not there.
         """
-        return report_files.save({"": self}, Path(path))
+        return report_files.save({"": self}, Path(path).expanduser())
 
     @property
     def title(self) -> str:
@@ -263,7 +264,7 @@ def open_report(path: str | Path) -> SteerabilityReport:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    reports, _ = report_files.read(Path(path))
+    reports, _ = report_files.read(Path(path).expanduser())
     if "" not in reports:
         raise LensError(f"{path} holds the reports of a site ablation; lens.open_ablation reads it")
     return SteerabilityReport(**reports[""])

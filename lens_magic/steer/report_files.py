@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..writing import written_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,17 +50,11 @@ def save(reports: Mapping[str, SteerabilityReport], path: Path, **also: Any) -> 
         also: what else to keep, as JSON.
     """
     _check(path)
-    if not path.parent.is_dir():
-        raise LensError(f"{path}: there is no folder {path.parent}")
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with written_whole(path) as partial:
         for number, (group, report) in enumerate(reports.items()):
             dataset = _stored(report)
             dataset.attrs |= {name: json.dumps(value) for name, value in also.items()}
             dataset.to_netcdf(partial, mode="a" if number else "w", group=group or None, engine="h5netcdf")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
