@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from . import options, runs
+from . import options, runs, vectors
 from .errors import LensError
 from .needs import Ask
 from .session import Model, OnEvent, Session
@@ -42,12 +42,12 @@ def compare(
     from .steer.compare import LIVE, run_compared
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p)
-    terms = runs.steering_terms(model, steer)
-    if not terms:
-        raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
+    options.check_sampling(temperature, top_p, seed)
     ids = tuple(runs.prompt_ids(model, prompt, chat))
     runs.check_length(len(ids), max_new_tokens, model.context)
+    terms = vectors.steering_terms(model, steer, len(ids), max_new_tokens)
+    if not terms:
+        raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
     asks = [Ask(max_new_tokens, len(ids), batch=2)]
     if live is None:  # both texts are read again under both models
         asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
@@ -113,10 +113,10 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
 
     model = session.require_model()
     _check_comparable(run, model)
-    terms = runs.steering_terms(model, steer)
+    ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
+    terms = vectors.steering_terms(model, steer, len(ids), len(output))
     if not terms:
         raise LensError("lens.diff needs something that makes a difference: steer=(vector * 1.5,)")
-    ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
     request = Request(
         prompts=(ids, ids),
         max_new_tokens=len(output),
@@ -139,7 +139,11 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
             raise KeyboardInterrupt("stopped comparing; nothing was kept")
         more = {name: run.options[name] for name in ("chat", "ignore_eos", "lens", "norm") if name in run.options}
         base, steered = (runs.make_run(session, run.prompt, request, answers, number, more) for number in range(2))
-    return LensDiff(replace(base, options={**base.options, "steering": []}), steered, answers[0]["kl"])
+        late = group.rank.stop_requested
+    result = LensDiff(base, steered, answers[0]["kl"])
+    if late:
+        raise runs.Interrupted(result)
+    return result
 
 
 def _check_comparable(run: LensRun, model: Model) -> None:

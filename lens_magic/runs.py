@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from . import __version__, options
+from . import __version__, options, vectors
 from .errors import LensError
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
 from .session import Model, OnEvent, Session
@@ -89,7 +89,7 @@ def run(
     from .model.choose import Sampling
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p)
+    options.check_sampling(temperature, top_p, seed)
     if not 1 <= top_k <= model.vocabulary:
         raise LensError(f"top-k {top_k} is out of range; 1 to {model.vocabulary} (the vocabulary) would do")
     sites = options.parse_sites(capture)
@@ -106,6 +106,12 @@ def run(
         check_length(len(one), new, model.context, minimum=0 if prompt_tokens else 1)
         if new == 0 and len(one) < 2:
             raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
+    longest, most_new = max(map(len, ids)), _most_new(forced, max_new_tokens)
+    if longest + most_new - 1 > model.context:  # each fits, but shorter ones are walked along with the longest
+        raise LensError(
+            f"side by side these prompts and texts take {longest + most_new - 1} positions, more than the model's context of "
+            f"{model.context}; one by one they fit"
+        )
     request = Request(
         prompts=ids,
         max_new_tokens=max_new_tokens,
@@ -117,7 +123,7 @@ def run(
         forced=forced,
         prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
-        steering=steering_terms(model, steer),
+        steering=vectors.steering_terms(model, steer, longest, most_new, len(ids)),
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
         look=look,
@@ -173,24 +179,9 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
         refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)), smaller)
 
 
-def steering_terms(model: Model, steer: Any) -> tuple[SteeringTerm, ...]:
-    """The terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
-
-    Raises:
-        LensError: it is something else, or does not fit the model.
-    """
-    if not steer and not hasattr(steer, "steer"):
-        return ()
-    from .steer.intervene import check
-    from .steer.term import MadeFor, SteeringTerm
-
-    given = [steer] if isinstance(steer, SteeringTerm) or hasattr(steer, "steer") else list(steer)
-    terms = [one.steer(1.0) if hasattr(one, "steer") else one for one in given]
-    for term in terms:
-        if not isinstance(term, SteeringTerm):
-            raise LensError(f"steer= takes vectors and terms (vector * 1.5), not {type(term).__name__}")
-    check(terms, MadeFor(model.family, model.layers, model.width))
-    return tuple(terms)
+def _most_new(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
+    """Tokens of the longest continuation there may be."""
+    return max_new_tokens if forced is None else max(map(len, forced))
 
 
 def _all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
@@ -273,7 +264,7 @@ def make_run(
             "seed": request.sampling.seed,
             "prompt_tokens": request.prompt_tokens,
             "forced": request.forced is not None,
-            "steering": [str(term) for term in request.steering],
+            "steering": [str(term) for term in _steering_of(request, number)],
             **more,
         },
         provenance=provenance(session),
@@ -281,6 +272,12 @@ def make_run(
         labels={index: labels[index] for index in candidates} if labels else {},
         _gather=gather,
     )
+
+
+def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
+    """What steered one of the prompts."""
+    terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
+    return [term for term in terms if term is not None]
 
 
 def _candidates(variables: dict[str, np.ndarray]) -> list[int]:
@@ -316,11 +313,11 @@ def generate(
     from .model.tokens import decode
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p)
+    options.check_sampling(temperature, top_p, seed)
     ids = _all_prompt_ids(model, [prompt] if isinstance(prompt, str) else list(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
-    terms = steering_terms(model, steer)
+    terms = vectors.steering_terms(model, steer, max(map(len, ids)), max_new_tokens, len(ids))
     group = session.group
     with group.exclusive():  # as in run
         refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))

@@ -18,7 +18,7 @@ from .steer import labels
 from .steer.ablation import SiteAblation
 from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
-from .steer.term import check_positions, parse_positions
+from .steer.term import SteeringTerm, check_positions, describe_positions, parse_positions
 
 if TYPE_CHECKING:
     from .steer.vector import SteeringVector
@@ -60,6 +60,9 @@ def evaluate(
             f"all {len(given)} questions are among those the vector was trained on; questions it has not seen would do"
         )
     prompts = _prompts(model, held_out.questions)
+    longest = max(len(prompt.prefix_ids) for prompt in prompts)
+    # Answers are measured where the label would come: at p = 0, and nothing is generated.
+    SteeringTerm(vector.name, directions, site, positions=positions).check_effect(range(1 - longest, 1), math.inf)
     sweep = Sweep(
         prompts=[prompt.prefix_ids for prompt in prompts],
         labels=[(prompt.label_id, prompt.other_id) for prompt in prompts],
@@ -125,15 +128,16 @@ def ablate_sites(
         name = f"{site} at {position}"
         try:
             vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True)
-        except LensError as error:
-            raise LensError(f"{name}: {error}") from error
-        try:
             reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
         except KeyboardInterrupt as stopped:
-            # A report on fewer questions stands in no line with the others.
+            whole = getattr(stopped, "result", None)
+            if whole is not None and not whole.counts["unmeasured"]:  # of fewer questions it stands in no line with the others
+                reports[site, position] = whole
             if not reports:
-                raise
+                raise KeyboardInterrupt("stopped before a site was evaluated") from None
             raise Interrupted(SiteAblation(reports, without)) from stopped
+        except LensError as error:
+            raise LensError(f"{name}: {error}") from error
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
             without[site, position] = missing
     return SiteAblation(reports, without)
@@ -250,7 +254,7 @@ def _provenance(
         **provenance(session),
         "vector": {"site": vector.site, "position": vector.position, "method": vector.method},
         "reuse_layer": reuse_layer,
-        "positions": positions if isinstance(positions, str) else sorted(positions),
+        "positions": describe_positions(positions),
         "seed": seed,
         "resumed": measured.resumed,
     }

@@ -57,7 +57,10 @@ def train(
     items = replace(items, rejected={**items.rejected, **unread})
     if not examples:
         raise LensError(f"of {len(items)} items none can be used: {data.left_out(items.rejected)}")
-    answers = session.group.call(learn, examples, read_at, chosen, method, on_event=on_event)
+    with session.group.exclusive():
+        answers = session.group.call(learn, examples, read_at, chosen, method, on_event=on_event)
+        if session.group.rank.stop_requested:  # heard after the last layer
+            raise KeyboardInterrupt
     learnt = {layer: one for answer in answers for layer, one in answer.items()}
     if some_layers and not all(one.nothing for one in learnt.values()):
         learnt = {layer: one for layer, one in learnt.items() if not one.nothing}
@@ -174,6 +177,38 @@ def terms_of(
             vector = find(session, name, variables)
         terms.append(vector.steer(alpha, **choices))
     return terms
+
+
+def steering_terms(model: Model, steer: Any, prompt: int, new: int, batch: int = 1) -> tuple[SteeringTerm, ...]:
+    """The terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
+
+    Args:
+        prompt: tokens of the longest prompt.
+        new: as many may follow it.
+        batch: prompts.
+
+    Raises:
+        LensError: it is something else, does not fit the model or the batch, or would change nothing.
+    """
+    if not steer and not hasattr(steer, "steer"):
+        return ()
+    from .steer.intervene import check
+    from .steer.term import MadeFor, SteeringTerm
+
+    given = [steer] if isinstance(steer, SteeringTerm) or hasattr(steer, "steer") else list(steer)
+    terms = [one.steer(1.0) if hasattr(one, "steer") else one for one in given]
+    for term in terms:
+        if not isinstance(term, SteeringTerm):
+            raise LensError(f"steer= takes vectors and terms (vector * 1.5), not {type(term).__name__}")
+    terms = [term.over(new) for term in terms]
+    check(terms, MadeFor(model.family, model.layers, model.width))
+    import torch
+
+    most = torch.finfo(getattr(torch, model.dtype)).max
+    for term in terms:
+        term.alphas(batch)
+        term.check_effect(range(1 - prompt, max(new, 1)), most)
+    return tuple(replace(term, alpha=term.alphas(1)[0]) for term in terms) if batch == 1 else tuple(terms)
 
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:

@@ -100,6 +100,44 @@ def value(texts: dict[int, str], steered_ids: tuple[int, ...] = (1, 3)) -> Steer
     )
 
 
+def test_an_interrupt_while_texts_are_read_again_costs_neither(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their log-probabilities come of a second reading, which can be stopped where it takes several forwards."""
+    from lens_magic.model import generate
+    from lens_magic.steer import compare as on_ranks
+
+    use(folder := checkpoints("qwen3-gqa"), 1)
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "resid_post", ALPHA)
+    whole = lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
+    read_again = on_ranks._log_probs
+
+    def stopped_meanwhile(*given: Any) -> Any:
+        current().group.interrupt()
+        return read_again(*given)
+
+    monkeypatch.setattr(generate, "PREFILL_COLUMNS", 4)
+    monkeypatch.setattr(on_ranks, "_log_probs", stopped_meanwhile)
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
+    part = stopped.value.result
+    assert (part.unsteered.output_ids, part.steered.output_ids) == (whole.unsteered.output_ids, whole.steered.output_ids)
+    assert part.interrupted
+    assert "steered" in part._repr_html_()
+
+
+def test_one_prompt_takes_one_alpha(checkpoints: Checkpoints) -> None:
+    use(folder := checkpoints("qwen3-gqa"), 1)
+    v = {1: direction(width_of(folder))}
+    run = lens.run(models.PROMPT, 3)
+    for alphas in ((1.0, 5.0), (1.0, 2.0, 3.0)):
+        for ask in (lambda steer: lens.compare(models.PROMPT, steer, 3), lambda steer: lens.diff(run, steer)):
+            with pytest.raises(LensError, match=f"{len(alphas)} values of alpha for 1 sequences"):
+                ask(SteeringTerm("test", v, "post_ln", alphas))
+    one, single = (lens.diff(run, SteeringTerm("test", v, "post_ln", alpha)).kl for alpha in ((5.0,), 5.0))
+    assert np.array_equal(one, single)
+
+
 def test_a_value_is_written_and_read(tmp_path: Path) -> None:
     whole = replace(value({1: "é\u202e", 2: "</script>", 3: "\n"}), alphas=((1.0,), (2.5,)))
     path = whole.save(tmp_path / "texts.json")

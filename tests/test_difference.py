@@ -16,6 +16,7 @@ from test_steering import direction, use, width_of
 
 import lens_magic as lens
 from lens_magic.errors import LensError
+from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 
 Checkpoints = Callable[[str], Path]
@@ -67,6 +68,26 @@ def test_nothing_changes_at_alpha_zero(made: tuple[Path, Any]) -> None:
     assert diff.kl.max() < 1e-6
     assert np.abs(diff.target_prob_change).max() < 1e-6
     assert diff.parts_at.tolist() == [-1] * len(run.positions)
+
+
+def test_an_interrupt_after_the_last_block_keeps_what_is_complete(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_magic import comparing, runs
+
+    use(folder := checkpoints("llama-odd-vocab"), 1)
+    run = lens.run(models.PROMPT, 3)
+    whole = lens.diff(run, steer=term(folder))
+    make_run = runs.make_run
+
+    def stopped_meanwhile(*given: Any) -> Any:
+        current().group.interrupt()
+        return make_run(*given)
+
+    monkeypatch.setattr(comparing.runs, "make_run", stopped_meanwhile)
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.diff(run, steer=term(folder))
+    assert np.array_equal(stopped.value.result.kl, whole.kl)
 
 
 def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:

@@ -590,3 +590,37 @@ def test_the_demo_models_mood_turns_its_stories() -> None:
     assert any(word in sad for word in ("afraid", "hopeless", "sobs", "gloomy", "sighs"))
     assert not any(word in sad for word in ("joyful", "cheerful", "smiles"))
     assert not any(word in glad for word in ("afraid", "hopeless", "sobs"))
+
+
+@pytest.mark.parametrize(("positions", "told"), [("-3:", "-3:"), ((None, 1), ":1"), ({0, -2}, [-2, 0])])
+def test_any_positions_are_recorded(positions: Any, told: Any, llama: object) -> None:
+    report = lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1), positions=positions)
+    assert report.provenance["positions"] == told
+
+
+def test_positions_no_question_has_are_refused(llama: object) -> None:
+    with pytest.raises(LensError, match="would steer nothing"):
+        lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1), positions="4:")
+
+
+def test_a_site_stopped_while_learning_costs_none_of_those_before(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, sites = vectors.train, []
+
+    def stop_at_the_second(*given: Any, **more: Any) -> Any:
+        sites.append(given[3])
+        if len(sites) == 2:
+            raise KeyboardInterrupt
+        return train(*given, **more)
+
+    monkeypatch.setattr(vectors, "train", stop_at_the_second)
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.ablate_sites(items(STEMS[:2]), items(), sites=("post_ln", "resid_post"), positions=("last",), alphas=(-1, 1))
+    assert list(stopped.value.result.reports) == [("post_ln", "last")]
+    assert sites == ["post_ln", "resid_post"]
+
+
+def test_logits_that_are_not_finite_make_no_report(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    gain = current().group.rank.store["model"].norm.weight
+    monkeypatch.setattr(gain, "data", torch.full_like(gain, float("inf")))
+    with pytest.raises(LensError, match="the logits of the labels are not finite"):
+        lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1))

@@ -18,7 +18,8 @@ import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
 from lens_magic.steer import intervene
-from lens_magic.steer.term import SteeringTerm, parse_positions, parse_span, tabulate
+from lens_magic.steer.term import MadeFor, SteeringTerm, parse_positions, parse_span, tabulate
+from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 10
@@ -110,8 +111,23 @@ def test_where_and_when(place: str, ranks: int, checkpoints: Checkpoints) -> Non
     check(place, folder, ranks, SteeringTerm("test", {1: v}, "post_ln", ALPHA, **options), [Change("post_ln", 1, v, amount)])
 
 
+@pytest.mark.parametrize("place", ["prompt", "generated", "last", "a span across the border", "a set"])
+@pytest.mark.parametrize("site", ref.SITES)
+def test_every_site_and_operator_at_every_place(
+    site: str, place: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the prompt read in pieces, too."""
+    monkeypatch.setattr("lens_magic.model.generate.PREFILL_COLUMNS", 3)
+    folder = checkpoints("llama-6heads")
+    v = direction(width_of(folder))
+    options, amount = PLACES[place]
+    for operator in ("add", "ablate", "set"):
+        term = SteeringTerm("test", {1: v}, site, ALPHA, operator=operator, **options)
+        check(f"{site} {operator} {place}", folder, 1, term, [Change(site, 1, v, amount, operator)])
+
+
 @pytest.mark.ranks
-def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints) -> None:
     """Positions stay right where the prompt is read in pieces."""
     folder = checkpoints("gemma2")
     v = direction(width_of(folder))
@@ -232,6 +248,14 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("decay 0", decay=0.0)
     refused("ablate removes the whole projection", operator="ablate", decay=2.0)
     refused("2 values of alpha for 1 sequences", alpha=(1.0, 2.0))
+    refused("steps -4:-1 would steer nothing; generated tokens count from 0", steps=(-4, -1))
+    refused("steps 5 are not a span", steps=5)
+    refused("would steer nothing: .* p = -25 to 3, and generated tokens 0 to 3", positions=(40, 50))
+    refused("would steer nothing", positions="prompt", steps=(1, None))
+    refused(r"α of 'test' \(1e\+39 with scale and schedule\) is more than", alpha=1e39)
+    refused("was made for a mistral of an unknown number of layers, width 128", made_for=MadeFor("mistral", None, 128))
+    refused("the schedule is empty", schedule=[])
+    refused("gives something that is not a number", schedule=lambda step: 10.0 ** (400 * step))
     with pytest.raises(LensError, match="takes vectors and terms"):
         lens.generate(models.PROMPT, 4, steer=["calm"])
     assert lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids == before
@@ -244,6 +268,7 @@ def test_positions_and_schedules_as_users_write_them() -> None:
     assert parse_positions("last") == "last"
     assert parse_positions([0, 2]) == frozenset({0, 2})
     assert parse_positions(range(3)) == frozenset({0, 1, 2})
+    assert parse_positions(np.array([3, 1])) == frozenset({1, 3})
     assert tabulate("linear", 4) == (1.0, 0.75, 0.5, 0.25)
     assert tabulate("on/off", 3) == (1.0, 0.0, 1.0)
     assert tabulate(lambda step: step / 2, 3) == (0.0, 0.5, 1.0)
@@ -251,3 +276,66 @@ def test_positions_and_schedules_as_users_write_them() -> None:
         parse_span("steps", "a:b")
     with pytest.raises(LensError, match="schedule 'fast' is not one of constant, linear, on/off"):
         tabulate("fast", 3)
+
+
+@pytest.mark.parametrize("positions", ["last", "prompt", "generated", (-3, 4), frozenset({-2, 0, 5})])
+def test_padding_shifts_no_positions(positions: Any, checkpoints: Checkpoints) -> None:
+    """Prompts of different lengths side by side, each as it would be alone."""
+    use(folder := checkpoints("llama-gqa"), 1)
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 6.0, positions=positions)
+    prompts = ["A lens", models.PROMPT, "The oldest university of technology is"]
+
+    def outputs(given: Any, steer: Any) -> list[Any]:
+        made = lens.run(given, TOKENS, capture="resid_post", layers=-1, prompt_tokens=True, ignore_eos=True, steer=steer)
+        return made if isinstance(made, list) else [made]
+
+    alone = [outputs(prompt, term)[0] for prompt in prompts]
+    for one, other in zip(outputs(prompts, term), alone, strict=True):
+        assert one.output_ids == other.output_ids
+        np.testing.assert_allclose(one.variables["entropy"], other.variables["entropy"], atol=1e-4)
+    plain = outputs(prompts, ())
+    assert any(np.abs(a.variables["entropy"] - b.variables["entropy"]).max() > 1e-3 for a, b in zip(alone, plain, strict=True))
+
+
+@pytest.mark.parametrize("schedule", ["linear", lambda step: 1 - step / TOKENS])
+def test_a_schedule_is_over_the_run(schedule: Any, checkpoints: Checkpoints) -> None:
+    use(folder := checkpoints("llama-gqa"), 1)
+    v = direction(width_of(folder))
+    stated = SteeringTerm("test", {1: v}, "post_ln", 6.0, schedule=tuple(1 - step / TOKENS for step in range(TOKENS)))
+    vector = SteeringVector.of({1: v}, name="test", site="post_ln")
+    ours, expected = (
+        lens.run(models.PROMPT, TOKENS, capture="resid_post", layers=-1, ignore_eos=True, steer=steer)
+        for steer in (vector.steer(6.0, schedule=schedule), stated)
+    )
+    assert ours.output_ids == expected.output_ids
+    np.testing.assert_array_equal(ours.variables["entropy"], expected.variables["entropy"])
+    assert ours.options["steering"] == ["test add α=6.0 at post_ln of layer 1; schedule 1 0.9 0.8 0.7 … 0.1"]
+
+
+def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
+    use(folder := checkpoints("llama-gqa"), 1)
+    v = SteeringVector.of({1: direction(width_of(folder)), 3: direction(width_of(folder))}, name="v", site="post_ln")
+    term = v.steer([1.5, 2.5], positions="-2:5", steps="0:4", decay=2, clip=0.1, scale={-1: 0.5}, keep_norm=True)
+    first, second = lens.run([models.PROMPT] * 2, 3, layers=-1, steer=[term, (v * 3).for_sequences(1)])
+    where = "at post_ln of layer 1,3"
+    told = f"v add α={{}} {where}; positions -2:5; steps 0:4; scale 3: 0.5; decay 2; clip 0.1; keep_norm"
+    assert first.options["steering"] == [told.format(1.5)]
+    assert second.options["steering"] == [told.format(2.5), f"v add α=3.0 {where}"]
+    with pytest.raises(LensError, match="scale names layer 1, which is not among those steered: 3"):
+        v.steer(1, layers=3, scale={1: 2.0})
+
+
+def test_an_error_in_the_middle_leaves_no_hooks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(folder := checkpoints("llama-gqa"), 1)
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 3.0)
+    before = lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intervene.Steering, "prepare", fail)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            lens.run(models.PROMPT, 4, steer=term)
+    assert set(current().group.call(probes.hooks)) == {0}
+    assert lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids == before

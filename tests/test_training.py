@@ -339,3 +339,31 @@ def test_an_interrupt_stops_training_on_all_ranks(checkpoints: Checkpoints, monk
         assert [event[0] for event in seen].count(phase) == 1
     assert set(session.group.call(probes.hooks)) == {0}
     assert lens.train_vector(many, layers=[1], position="last").training.texts == 80
+
+
+@pytest.mark.parametrize("method", ["mean_diff", "logistic"])
+def test_an_interrupt_after_the_last_layer_is_heard(
+    method: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_magic import vectors
+    from lens_magic.steer import train
+
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    learn_layer = train.learn_layer
+
+    def late(*given: Any) -> Any:
+        current().group.interrupt()
+        return learn_layer(*given)
+
+    monkeypatch.setattr(train, "learn_layer", late)
+    with pytest.raises(KeyboardInterrupt):
+        vectors.train(current(), pairs(), [1], position="last", method=method)
+
+
+def test_states_that_are_not_finite_are_said_to_be(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    weight = current().group.rank.store["model"].model.model.layers[0].mlp.down_proj.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, 1e38))
+    for method in ("mean_diff", "pca", "logistic"):
+        with pytest.raises(lens.LensError, match="states at resid_post of layer 1 are not finite in float32; another dtype"):
+            lens.train_vector(pairs(), layers=[1], site="resid_post", position="last", method=method)

@@ -116,15 +116,12 @@ def check(terms: Sequence[SteeringTerm], model: MadeFor) -> None:
             raise LensError(f"site {term.site!r} is not one of {', '.join(SITES)}")
         if not term.directions:
             raise LensError(f"{term.name!r} has no direction at any of the layers asked for")
-        made_for = term.made_for
-        if made_for is not None and made_for != model:
-            raise LensError(
-                f"{term.name!r} was made for a {made_for.family} of {made_for.layers} layers, width {made_for.width}; "
-                f"the model loaded is a {model.family} of {model.layers} layers, width {model.width}"
-            )
+        if term.made_for is not None and not term.made_for.fits(model):
+            raise LensError(f"{term.name!r} was made for a {term.made_for}; the model loaded is a {model}")
+        layers = model.layers or 0
         for layer, direction in term.directions.items():
-            if not 0 <= layer < model.layers:
-                raise LensError(f"{term.name!r} steers layer {layer}; the model has {model.layers}: 0 to {model.layers - 1}")
+            if not 0 <= layer < layers:
+                raise LensError(f"{term.name!r} steers layer {layer}; the model has {layers}: 0 to {layers - 1}")
             if tuple(direction.shape) != (model.width,):
                 raise LensError(
                     f"{term.name!r} has directions of width {direction.numel()}; "

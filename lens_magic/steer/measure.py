@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import LensError
 from ..model.batch import Batch, read_batch, row_length, rows_of
 from ..model.load import Loaded
 from ..model.resume import Kept, Resumption, last_tokens_alone
@@ -175,4 +176,6 @@ class _LabelLogits:
             logits[:, self.mine] = self.head.logits(normalised)
         logits = self.rank.all_reduce(logits).double().cpu()  # every row is one rank's: adding zeros rounds nothing
         pairs = logits.gather(1, self.columns[list(prompts)])  # [batch, 2]
+        if not pairs.isfinite().all():  # the same on every rank
+            raise LensError("the logits of the labels are not finite; a smaller α or another dtype (--dtype float32) may help")
         return pairs[:, 0] - pairs[:, 1]

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from ..errors import LensError
+from ..options import integers
 
 if TYPE_CHECKING:
     import torch
 
 
 class MadeFor(NamedTuple):
-    """The kind of model a direction was learnt on: it means nothing on another."""
+    """The kind of model a direction was learnt on: it means nothing on another. None is not known."""
 
-    family: str
-    layers: int
+    family: str | None
+    layers: int | None
     width: int
+
+    def fits(self, model: MadeFor) -> bool:
+        """Whether nothing that is known of it speaks against a model."""
+        return all(known is None or known == its for known, its in zip(self, model, strict=True))
+
+    def __str__(self) -> str:
+        depth = f"{self.layers} layers" if self.layers is not None else "an unknown number of layers"
+        return f"{self.family or 'model'} of {depth}, width {self.width}"
 
 
 Operator = Literal["add", "ablate", "set"]
 OPERATORS: tuple[str, ...] = get_args(Operator)
 NAMED_POSITIONS = ("all", "prompt", "generated", "last")
 
+_SHOWN = 6  # factors of a schedule that are written out
+
 Span = tuple[int | None, int | None]
+Schedule = Callable[[int], float] | Sequence[float] | str
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class SteeringTerm:
         positions: "all", "prompt" (p < 0), "generated" (p ≥ 0), "last" (p = 0), a half-open span (a, b) of p, or a set of p.
         steps: a half-open span of generated tokens; the prompt's positions count as step 0.
         decay: α halves every so many generated tokens.
-        schedule: factors on α at generated tokens 0, 1, …; the last one goes on.
+        schedule: factors on α at generated tokens 0, 1, …; the last one goes on. A name or a function waits for :meth:`over`.
         clip: the change is at most so many times as long as h, at each position.
         keep_norm: h keeps its length where it was changed.
         sequences: which sequences of a batch it applies to; all where None.
@@ -62,7 +74,7 @@ class SteeringTerm:
     positions: Any = "all"
     steps: Span | None = None
     decay: float | None = None
-    schedule: tuple[float, ...] | None = None
+    schedule: Schedule | None = None
     clip: float | None = None
     keep_norm: bool = False
     operator: str = "add"
@@ -71,7 +83,7 @@ class SteeringTerm:
 
     def __post_init__(self) -> None:
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
-        numbers = {"alpha": alphas, "scale": tuple(self.scale.values()), "schedule": self.schedule or ()}
+        numbers = {"alpha": alphas, "scale": tuple(self.scale.values()), "schedule": self._factors}
         for what, values in numbers.items():
             for value in values:
                 if not math.isfinite(value):
@@ -85,7 +97,44 @@ class SteeringTerm:
                 raise LensError(f"{what} {number} of {self.name!r} is not a positive number")
         check_positions(self.positions)
         if self.steps is not None:
-            _check_span("steps", self.steps)
+            check_steps(self.steps)
+
+    @property
+    def _factors(self) -> tuple[float, ...]:
+        """The schedule's, as far as they are known."""
+        return self.schedule if isinstance(self.schedule, tuple) else ()
+
+    def over(self, steps: int) -> SteeringTerm:
+        """The same in a run of so many generated tokens: with a schedule's factors for each.
+
+        Raises:
+            LensError: the schedule gives something that is no finite number.
+        """
+        if self.schedule is None or isinstance(self.schedule, tuple):
+            return self
+        return replace(self, schedule=tabulate(self.schedule, steps))
+
+    def check_effect(self, positions: range, most: float) -> None:
+        """Refuse what would change nothing in a run, or more than its numbers can hold.
+
+        Args:
+            positions: those of the run.
+            most: the largest number of the model's dtype.
+
+        Raises:
+            LensError: no position is steered, or α is too large.
+        """
+        if not any(self.covers(position) for position in positions):
+            raise LensError(
+                f"{self.name!r} would steer nothing: its positions and steps meet none of this run's, which are "
+                f"p = {positions[0]} to {positions[-1]}, and generated tokens 0 to {max(0, positions[-1])}"
+            )
+        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        largest = math.prod(max(map(abs, values), default=1.0) for values in (alphas, self.scale.values(), self._factors))
+        if largest > most:
+            raise LensError(
+                f"α of {self.name!r} ({largest:g} with scale and schedule) is more than the model's dtype holds ({most:g})"
+            )
 
     def covers(self, position: int) -> bool:
         """Whether it acts at position p."""
@@ -102,8 +151,8 @@ class SteeringTerm:
         """What α is multiplied with at position p, by decay and schedule."""
         step = max(position, 0)
         factor = 1.0 if self.decay is None else 0.5 ** (step / self.decay)
-        if self.schedule is not None:
-            factor *= self.schedule[min(step, len(self.schedule) - 1)]
+        if self._factors:
+            factor *= self._factors[min(step, len(self._factors) - 1)]
         return factor
 
     def alphas(self, batch: int) -> list[float]:
@@ -118,6 +167,12 @@ class SteeringTerm:
             raise LensError(f"{self.name!r} has {len(self.alpha)} values of alpha for {batch} sequences")
         return [float(value) for value in self.alpha]
 
+    def of_sequence(self, number: int, batch: int) -> SteeringTerm | None:
+        """What it is for one sequence of a batch, taken by itself; None where that is not steered."""
+        if self.sequences is not None and number not in self.sequences:
+            return None
+        return replace(self, alpha=self.alphas(batch)[number], sequences=None)
+
     def for_sequences(self, *sequences: int) -> SteeringTerm:
         """The same for some sequences of a batch only."""
         return replace(self, sequences=sequences)
@@ -131,7 +186,27 @@ class SteeringTerm:
     def __str__(self) -> str:
         layers = ",".join(str(layer) for layer in sorted(self.directions))
         strength = "" if self.operator == "ablate" else f" α={self.alpha}"
-        return f"{self.name} {self.operator}{strength} at {self.site} of layer {layers}"
+        return "; ".join([f"{self.name} {self.operator}{strength} at {self.site} of layer {layers}", *self._choices()])
+
+    def _choices(self) -> Iterator[str]:
+        """What is not as it is by default."""
+        if self.positions != "all":
+            yield f"positions {describe_positions(self.positions)}"
+        if self.steps is not None:
+            yield f"steps {describe_positions(self.steps)}"
+        if self.scale:
+            yield f"scale {', '.join(f'{layer}: {factor:g}' for layer, factor in sorted(self.scale.items()))}"
+        if self.decay is not None:
+            yield f"decay {self.decay:g}"
+        if factors := [f"{factor:.3g}" for factor in self._factors]:
+            shown = factors if len(factors) <= _SHOWN else [*factors[: _SHOWN - 2], "…", factors[-1]]
+            yield f"schedule {' '.join(shown)}"
+        elif self.schedule is not None:
+            yield f"schedule {self.schedule if isinstance(self.schedule, str) else getattr(self.schedule, '__name__', '?')}"
+        if self.clip is not None:
+            yield f"clip {self.clip:g}"
+        if self.keep_norm:
+            yield "keep_norm"
 
 
 class Terms(tuple[SteeringTerm, ...]):
@@ -159,14 +234,19 @@ def check_positions(positions: Any) -> None:
 
 
 def parse_positions(given: Any) -> Any:
-    """What a term takes, from what a user gives: text such as ``-3:5``, or anything iterable of positions p."""
+    """What a term takes, from what a user gives: text such as ``-3:5``, a span, or anything else iterable of positions p."""
     if isinstance(given, str) and ":" in given:
         return parse_span("positions", given)
-    if isinstance(given, range):
-        return frozenset(given)
-    if isinstance(given, (set, list, frozenset)):
-        return frozenset(int(position) for position in given)
+    if isinstance(given, Iterable) and not isinstance(given, (str, tuple)):
+        return frozenset(integers("positions", given))
     return given
+
+
+def describe_positions(positions: Any) -> str | list[int]:
+    """The same for a record: a name or ``A:B`` as text, a set as a list."""
+    if isinstance(positions, tuple):
+        return ":".join("" if bound is None else str(bound) for bound in positions)
+    return positions if isinstance(positions, str) else sorted(positions)
 
 
 def parse_span(what: str, given: str) -> Span:
@@ -184,15 +264,27 @@ def parse_span(what: str, given: str) -> Span:
     return begin, end
 
 
-def tabulate(schedule: Callable[[int], float] | Sequence[float] | str, steps: int) -> tuple[float, ...]:
-    """A schedule as factors at generated tokens 0 … steps − 1.
+def parse_schedule(schedule: Schedule | None) -> Schedule | None:
+    """What a term takes, from what a user gives; what can be said against it without knowing how many tokens there will be.
+
+    Raises:
+        LensError: as :func:`tabulate`.
+    """
+    if schedule is None or (isinstance(schedule, str) and schedule == "constant"):
+        return None
+    at_first = tabulate(schedule, 1)
+    return schedule if isinstance(schedule, str) or callable(schedule) else at_first
+
+
+def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
+    """A schedule as factors at generated tokens 0 … steps − 1; factors as they are.
 
     Args:
         schedule: a function of the generated token's number, factors, or "constant", "linear" (to 0 at the end) or
             "on/off" (every other token).
 
     Raises:
-        LensError: it is none of these, or gives something that is not a number.
+        LensError: it is none of these, is empty, or gives something that is not a number.
     """
     steps = max(1, steps)
     if isinstance(schedule, str):
@@ -204,15 +296,28 @@ def tabulate(schedule: Callable[[int], float] | Sequence[float] | str, steps: in
         if schedule not in named:
             raise LensError(f"schedule {schedule!r} is not one of {', '.join(named)}; a function of the step would do too")
         schedule = named[schedule]
-    values = [schedule(step) for step in range(steps)] if callable(schedule) else list(schedule)
     try:
-        return tuple(float(value) for value in values)
-    except (TypeError, ValueError):
-        raise LensError("the schedule gives something that is not a number") from None
+        values = tuple(float(schedule(step)) for step in range(steps)) if callable(schedule) else tuple(map(float, schedule))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise LensError(f"the schedule gives something that is not a number ({error})") from None
+    if not values:
+        raise LensError("the schedule is empty; a factor for each generated token would do")
+    return values
+
+
+def check_steps(steps: Any) -> None:
+    """Refuse what names no generated tokens.
+
+    Raises:
+        LensError: it does not.
+    """
+    _check_span("steps", steps)
+    if steps[1] is not None and steps[1] <= 0:
+        raise LensError(f"steps {describe_positions(steps)} would steer nothing; generated tokens count from 0")
 
 
 def _check_span(what: str, span: Any) -> None:
-    if len(span) != 2 or not all(bound is None or isinstance(bound, int) for bound in span):
+    if not isinstance(span, tuple) or len(span) != 2 or not all(bound is None or isinstance(bound, int) for bound in span):
         raise LensError(f"{what} {span!r} are not a span; (A, B) would do")
     begin, end = span
     if begin is not None and end is not None and end <= begin:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import LensError
 from ..model.batch import Batch, may_share, read_batch, shared_tokens
 from ..model.load import Loaded
 from ..model.sites import Visit, Window
@@ -229,8 +230,11 @@ def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[i
     for first in range(0, len(layers), rank.size):  # a layer a rank at a time, so that all ask together whether to go on
         _stop_if_asked(rank)
         for layer in layers[first + rank.rank : first + rank.rank + 1]:
-            # Text 2n is example n's positive side, 2n + 1 its negative.
-            learnt[layer] = learn_layer(torch.stack(reader.states.pop(layer)), items, method, nothing)
+            states = torch.stack(reader.states.pop(layer))  # text 2n is example n's positive side, 2n + 1 its negative
+            if not states.isfinite().all():
+                own = str(loaded.dtype).removeprefix("torch.")
+                raise LensError(f"states at {site} of layer {layer} are not finite in {own}; another dtype (--dtype) may help")
+            learnt[layer] = learn_layer(states, items, method, nothing)
         rank.emit(("learning", min(first + rank.size, len(layers)), len(layers)))
     return learnt
 

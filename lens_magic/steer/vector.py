@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,12 +14,10 @@ from .. import options
 from ..errors import LensError
 from ..tables import as_html
 from .data import left_out
-from .term import MadeFor, SteeringTerm, parse_positions, parse_span, tabulate
+from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_span
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_SCHEDULED_STEPS = 4096  # tokens for which a function of the step is written down
 
 
 class Directions(Mapping[int, torch.Tensor]):
@@ -57,7 +55,7 @@ class Training:
     """What a direction was learnt from.
 
     Attributes:
-        questions, texts: how many of each; questions count twice, once in each order.
+        questions, texts: how many of each; every question was read in both orders.
         digests: SHA-256 of every item.
         rejected: how many were left out, by reason.
         labels: the label tokens, as a reader can see them.
@@ -159,10 +157,8 @@ class SteeringVector:
         return next(iter(self.directions.values())).numel()
 
     @property
-    def made_for(self) -> MadeFor | None:
-        """The kind of model it can steer; None where a file did not say, and width and layers must do."""
-        if self.origin.family is None or self.origin.layers is None:
-            return None
+    def made_for(self) -> MadeFor:
+        """The kind of model it can steer, as far as its file said."""
         return MadeFor(self.origin.family, self.origin.layers, self.width)
 
     def named(self, name: str) -> SteeringVector:
@@ -183,7 +179,7 @@ class SteeringVector:
         operator: str = "add",
         *,
         scale: Mapping[int, float] | None = None,
-        schedule: Callable[[int], float] | Sequence[float] | str | None = None,
+        schedule: Schedule | None = None,
         keep_norm: bool = False,
     ) -> SteeringTerm:
         """One term of a steering.
@@ -198,8 +194,8 @@ class SteeringVector:
             clip: limit ‖α v̂‖ to so many times ‖h‖ at each position.
             operator: "add", "ablate" (remove the projection) or "set" (the projection becomes α).
             scale: ``{layer: factor}`` on α.
-            schedule: factors on α by generated token: numbers, a function of the token's number, "constant", "linear" or
-                "on/off".
+            schedule: factors on α by generated token: numbers, a function of the token's number, "constant", "linear" (to 0
+                at the end of a run of as many tokens as were asked for) or "on/off".
             keep_norm: leave h as long as it was.
 
         Raises:
@@ -212,11 +208,11 @@ class SteeringVector:
             directions={layer: self.directions[layer] for layer in chosen},
             site=options.parse_sites([site])[0] if site is not None else self.site,
             alpha=alphas,
-            scale=dict(scale or {}),
+            scale=self._scale(scale or {}, chosen),
             positions=parse_positions(positions),
-            steps=parse_span("steps", steps) if isinstance(steps, str) else steps,
+            steps=parse_span("steps", steps) if isinstance(steps, str) else tuple(steps) if isinstance(steps, list) else steps,
             decay=decay,
-            schedule=None if schedule is None else tabulate(schedule, _SCHEDULED_STEPS),
+            schedule=parse_schedule(schedule),
             clip=clip,
             keep_norm=keep_norm,
             operator=operator,
@@ -240,6 +236,14 @@ class SteeringVector:
                 own = ",".join(map(str, self.layers))
                 raise LensError(f"{self.name!r} has no direction at layer {layer}; it has {own}")
         return chosen
+
+    def _scale(self, scale: Mapping[int, float], steered: Sequence[int]) -> dict[int, float]:
+        """Factors by layer, each of one that is steered."""
+        factors = {self._chosen(layer)[0]: float(factor) for layer, factor in scale.items()}
+        for layer in factors:
+            if layer not in steered:
+                raise LensError(f"scale names layer {layer}, which is not among those steered: {','.join(map(str, steered))}")
+        return factors
 
     def check_fits(self, family: str, layers: int, width: int) -> None:
         """Refuse a model of another family, width or number of layers.

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import codes
+from .comms import hear_while_busy
 from .data import SCHEMA, Run, pack, token_table
 from .explorer import Explorer
 from .static import fallback_html
@@ -75,10 +76,7 @@ class LiveView(Explorer):
             header=self._header(), buffers=dict.fromkeys(ENCODING, b""), live=True, fallback=uuid.uuid4().hex
         )
         self.on_msg(self._heard)
-        # ipykernel 7.4 hands what the browser says on a comm to the thread that spoke there last, which is the busy one;
-        # without this it goes where the browser addressed it, to a subshell.
-        if hasattr(self.comm, "_reply_subshell_for"):
-            self.comm._reply_subshell_for = None
+        hear_while_busy(self)
 
     def say(self, text: str) -> None:
         """More of the text that is being generated; sent at most every tenth of a second, and with the next rows."""

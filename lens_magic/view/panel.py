@@ -14,6 +14,7 @@ import ipywidgets as widgets
 
 from .. import comparing, runs
 from ..errors import LensError
+from .comms import hear_while_busy
 from .steered import Growing, as_html
 
 if TYPE_CHECKING:
@@ -92,11 +93,8 @@ class Panel(widgets.HBox):
         )
         shown = widgets.VBox([self.output], layout=widgets.Layout(flex="3 1 320px", min_width="240px"))
         super().__init__([controls, shown], layout=widgets.Layout(display="flex", flex_flow="row wrap", width="100%"))
-        # ipykernel 7.4 hands what the browser says on a comm to the thread that spoke there last, which is the busy one;
-        # without this it goes where the browser addressed it, to a subshell.
         for widget in (self.alpha, self.start, self.stop):
-            if hasattr(widget.comm, "_reply_subshell_for"):
-                widget.comm._reply_subshell_for = None
+            hear_while_busy(widget)
 
     # -- heard from the browser, maybe in another thread ---------------------------------------------------------------
 
@@ -139,6 +137,7 @@ class Panel(widgets.HBox):
 
             with self._session.group.exclusive():  # a Stop from here on is kept until the generation sees it
                 self._pending, self._running, self.stop.disabled = False, True, False
+                self.vector.disabled = True  # choosing another would set α's slider, which the generation follows
                 self.output.value = growing.html()
                 self.result = comparing.compare(
                     self._session,
@@ -159,7 +158,7 @@ class Panel(widgets.HBox):
             self._say("")
         finally:
             self._pending = self._running = False
-            self.start.disabled, self.stop.disabled = False, True
+            self.start.disabled, self.stop.disabled, self.vector.disabled = False, True, False
         if self.result is not None:
             self.output.value = as_html(self.result)
 
@@ -174,14 +173,12 @@ class Panel(widgets.HBox):
         """
         if not self.layers.value:
             raise LensError("no layer is chosen; one or more would do")
-        operator, schedule = self.operator.value, self.schedule.value
-        steps = self.tokens.value
         return self._vectors[self.vector.value].steer(
             float(self.alpha.value),
             layers=[int(layer) for layer in self.layers.value],
             site=self.site.value,
-            operator=operator,
-            schedule=None if schedule == "constant" else _factors(schedule, steps),
+            operator=self.operator.value,
+            schedule=self.schedule.value,
             clip=self.clip.value or None,
         )
 
@@ -191,14 +188,10 @@ class Panel(widgets.HBox):
         self.message.value = escape(text)
 
 
-def _factors(schedule: str, steps: int) -> Sequence[float]:
-    from ..steer.term import tabulate
-
-    return tabulate(schedule, steps)
-
-
 def _sites() -> Sequence[str]:
-    return ("resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post")
+    from ..model.anatomy import SITES
+
+    return SITES
 
 
 def _operators() -> Sequence[str]:
