@@ -56,6 +56,7 @@ class Session:
         self._group: Group | None = None
         self._starting: threading.Thread | None = None
         self._start_error: LensError | None = None
+        self._misconfigured: LensError | None = None  # why it is not known how many ranks there should be
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
@@ -80,15 +81,21 @@ class Session:
         self._starting.start()
 
     def fail_with(self, error: LensError) -> None:
-        """Raise this from what needs the ranks first."""
-        self._start_error = error
+        """Raise this from whatever needs ranks, until a model is loaded on a stated number of them."""
+        self._misconfigured = error
+
+    def _settle(self, timeout_s: float | None = None) -> None:
+        """Wait for ranks that are being started."""
+        if self._starting is not None:
+            self._starting.join(timeout_s)
+            self._starting = None
 
     @property
     def group(self) -> Group:
         """The group; started here where it was not yet."""
-        if self._starting is not None:
-            self._starting.join()
-            self._starting = None
+        self._settle()
+        if self._misconfigured is not None:
+            raise self._misconfigured
         if self._start_error is not None:
             error, self._start_error = self._start_error, None
             raise error
@@ -109,12 +116,13 @@ class Session:
     def _group_of(self, ranks: int | None) -> Group:
         """The group with this many ranks, replacing one of another size (or one whose ranks were lost)."""
         wanted = ranks or self.default_ranks
-        try:
-            group = self.group
-        except LensError:
-            if wanted == self.default_ranks:
-                raise
-            group = None
+        group = None
+        if self._misconfigured is None:
+            try:
+                group = self.group
+            except LensError:
+                if wanted == self.default_ranks:
+                    raise
         if group is not None and group.size == wanted and not group.lost and not group.closed:
             return group
         if group is not None and group.joined:
@@ -127,7 +135,7 @@ class Session:
         # The new ranks first: where they cannot be had, the old ones and their model stay.
         new = self._new_group(size)
         self._drop_group()
-        self._group = new
+        self._group, self._misconfigured = new, None
         return new
 
     def _drop_group(self) -> None:
@@ -147,8 +155,7 @@ class Session:
 
     def close(self) -> None:
         """End all ranks."""
-        if self._starting is not None:
-            self._starting.join(timeout=10)
+        self._settle(timeout_s=10)
         self._drop_group()
 
     # -- the model -----------------------------------------------------------------------------------------------------
@@ -164,7 +171,8 @@ class Session:
     ) -> Model:
         """Load a model on the ranks; until it stands, and after any error, the one before is still there.
 
-        Only a model that does not fit beside the one before has that dropped first, with a warning.
+        Only a model that does not fit beside the one before has that dropped first, with a warning; and on another number of
+        ranks, which are new ones, it goes with the old. :meth:`restart` brings it back where loading came to nothing.
 
         Raises:
             LensError: what :func:`lens_magic.model.checkpoint.find` refuses; a model too large for the memory there is; ranks
@@ -180,11 +188,14 @@ class Session:
         checkpoint = checkpoints.find(name, wanted, dtype, revision, trust_remote_code)
         tokenizer = load_tokenizer(str(checkpoint.folder), trust_remote_code)
         stop_ids = checkpoints.stop_ids(checkpoint.folder, tokenizer)
+        before, its_ranks = self.model, self._group.size if self._group is not None else wanted
         self._require_room(checkpoint, wanted)
         if on_event is not None:  # in a fresh kernel the ranks start and import first, which takes longest
             on_event(("loading", 0, 0))
         group = self._group_of(wanted)
         collectives.require_free(group.rank)
+        if self.model is None and before is not None and before.checkpoint is not None:
+            self._to_reload = (before, its_ranks)  # until the new one stands
         facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
         self.model = Model(
             name=name,
@@ -241,7 +252,11 @@ class Session:
     def _usual_ranks(self) -> int:
         """As many ranks as there are now, else as many as there should be."""
         group = self._group
-        return group.size if group is not None and not group.closed else self.default_ranks
+        if group is not None and not group.closed:
+            return group.size
+        if self._misconfigured is not None:
+            raise self._misconfigured
+        return self.default_ranks
 
     def attach(self, model: Any, tokenizer: Any) -> Model:
         """Use a transformers model that is in this process's memory, on one rank."""
@@ -253,6 +268,7 @@ class Session:
         group = self._group_of(1)
         facts = group.call(loading.attach, model)[0]
         generation_config = getattr(model, "generation_config", None)
+        self._to_reload = None
         self.model = Model(
             name=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
             tokenizer=tokenizer,
@@ -271,9 +287,12 @@ class Session:
 
     def restart(self, on_event: OnEvent | None = None) -> Model | None:
         """Fresh ranks, and the model loaded again; where that fails or is stopped, the next restart tries again."""
-        before, size = self.model, self._usual_ranks()
+        self._settle()
+        before: Model | None = self.model
         if before is None and self._to_reload is not None:
             before, size = self._to_reload
+        else:
+            size = self._usual_ranks()
         if self._group is not None and self._group.joined:
             raise LensError("these ranks were started by a launcher (mpiexec); start the job again")
         if before is not None and before.checkpoint is None:
@@ -296,8 +315,14 @@ class Session:
         if self._group is not None:
             self._group.require_all()
         if self.model is None:
-            raise LensError("no model is loaded; `%lens load MODEL` loads one (`%lens load demo` the embedded one)")
+            raise LensError(self.nothing_loaded())
         return self.model
+
+    def nothing_loaded(self) -> str:
+        """That no model is loaded, and what would do."""
+        if self._to_reload is not None:
+            return f"no model is loaded; `%lens restart` loads {self._to_reload[0].name} again"
+        return "no model is loaded; `%lens load MODEL` loads one (`%lens load demo` the embedded one)"
 
     def status(self) -> Status:
         """Ranks, devices, memory, model, vectors."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import LensError
+from .needs import Room, room_of_rank, size
 from .session import Model, OnEvent, current
 from .view.progress import watched
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 PIECE = 512
 """Longer texts are cut into pieces of so many tokens."""
+
+_BYTES_A_WEIGHT = 16  # in float32 a translator's, its gradient's, and both of Adam's moments'
 
 
 def train_tuned_lens(
@@ -46,7 +49,8 @@ def train_tuned_lens(
         on_event: progress, ("training", step, steps); by default a bar.
 
     Raises:
-        LensError: no model is loaded, there are no texts, or a number is out of range; nothing was run.
+        LensError: no model is loaded, there are no texts, a number is out of range, or the ranks lack the memory; nothing
+            was run.
         Interrupted: a KeyboardInterrupt whose ``result`` is the lens as it was by then.
     """
     import torch
@@ -60,8 +64,11 @@ def train_tuned_lens(
     _check(steps, tokens_per_step, learning_rate, held_out)
     learn, measure = _pieces(model, texts, held_out, seed)
     training = Training(_batches(learn, steps, tokens_per_step, seed), _in_order(measure, tokens_per_step), learning_rate)
-    with watched() if on_event is None else nullcontext(on_event) as told:
-        answers = session.group.call(train, training, on_event=told)
+    group = session.group
+    with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive():
+        _require_memory(group.call(room_of_rank), model)
+        answers = group.call(train, training, on_event=told)
+        late = group.rank.stop_requested  # an interrupt after the last step
     whole = {
         name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
     }
@@ -88,9 +95,20 @@ def train_tuned_lens(
             "held_out_tokens": sum(map(len, measure)),
         },
     )
-    if answers[0]["done"] < steps:
+    if answers[0]["done"] < steps or late:
         raise Interrupted(lens)
     return lens
+
+
+def _require_memory(rooms: Sequence[Room], model: Model) -> None:
+    """Refuse a lens that cannot be trained; the ranks share its layers."""
+    needed = _BYTES_A_WEIGHT * model.width * (model.width + 1) * -(-model.layers // len(rooms))
+    free = min(room.free for room in rooms)
+    if needed > free:
+        raise LensError(
+            f"training a tuned lens needs {size(needed)} on a rank (translators, gradients, Adam's moments), where "
+            f"{size(free)} is free; more ranks would do"
+        )
 
 
 def _check(steps: int, tokens_per_step: int, learning_rate: float, held_out: float) -> None:
@@ -110,14 +128,14 @@ def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> t
     given = list(texts)
     if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
         raise LensError("texts should be several texts: a list of str")
-    size = min(PIECE, model.context)
+    longest = min(PIECE, model.context)
     encoded = [ids for ids in (encode(model.tokenizer, text) for text in given if text) if ids]
     if not encoded:
         raise LensError("there are no texts to train on")
     random.Random(seed).shuffle(encoded)  # noqa: S311 - the order is no secret
     measured = min(round(held_out * len(encoded)), len(encoded) - 1)
     parts = [
-        [ids[at : at + size] for ids in some for at in range(0, len(ids), size)]
+        [ids[at : at + longest] for ids in some for at in range(0, len(ids), longest)]
         for some in (encoded[measured:], encoded[:measured])
     ]
     return parts[0], parts[1]

@@ -39,6 +39,13 @@ def hang(rank: Any, who: int) -> None:
     rank.wait_for(rank.communicator.Ibarrier())
 
 
+def fail_while_others_hang(rank: Any, who: int) -> None:
+    if rank.rank == who:
+        raise ValueError(f"planned on {who}")
+    while True:
+        time.sleep(1)
+
+
 def until_stopped(rank: Any) -> int:
     """How many rounds all ranks made together before they agreed to stop."""
     rounds = 0

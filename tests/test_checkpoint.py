@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 import lens_magic as lens
 from lens_magic.model.checkpoint import find
-from lens_magic.session import current
+from lens_magic.session import Session, current
 
 Checkpoints = Callable[[str], Path]
 
@@ -85,6 +88,47 @@ def test_a_missing_shard(folder: Path) -> None:
     refused(folder, "lacks model-00002.safetensors")
 
 
+def test_a_missing_weight(folder: Path) -> None:
+    """transformers would make it up."""
+    weights = load_file(folder / "model.safetensors")
+    gone = "model.layers.1.mlp.down_proj.weight"
+    del weights[gone]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(lens.LensError, match=rf"lacks {gone} \(1 of its weights are missing\)"):
+        lens.load(str(folder), ranks=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])
+def test_a_broken_index(folder: Path, content: str) -> None:
+    (folder / "model.safetensors.index.json").write_text(content)
+    refused(folder, "index.json (is not valid JSON|holds no settings|has no weight_map)")
+
+
+def test_broken_settings_of_generation(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(lens.LensError, match=r"generation_config\.json is not valid JSON"):
+        lens.load(str(folder), ranks=1)
+
+
+def test_the_model_before_comes_back_after_a_load_on_other_ranks_failed(
+    checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = str(checkpoints("llama-gqa"))
+    lens.load(good, ranks=1)
+    before = lens.generate("To be", 3, ignore_eos=True).output_ids
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(lens.LensError, match=r"lacks model\.norm\.weight"):
+        lens.load(str(folder), ranks=2)
+    with pytest.raises(lens.LensError, match=f"no model is loaded; `%lens restart` loads {good} again"):
+        lens.generate("To be", 3)
+    restarted = current().restart()
+    assert restarted is not None
+    assert (restarted.name, current().group.size) == (good, 1)
+    assert lens.generate("To be", 3, ignore_eos=True).output_ids == before
+
+
 def test_no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     refused(folder, "no tokenizer")
@@ -152,3 +196,34 @@ def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) ->
         assert torch.get_num_threads() == own + 1
     finally:
         torch.set_num_threads(own)
+
+
+def test_a_bad_number_of_ranks_is_said_each_time(folder: Path) -> None:
+    session = Session(1)
+    session.fail_with(lens.LensError("LENS_RANKS 'many' is not a number of ranks"))
+    try:
+        for _ in range(2):
+            with pytest.raises(lens.LensError, match="LENS_RANKS 'many'"):
+                session.load(str(folder))
+        assert session.load(str(folder), ranks=1).layers == 4
+        assert session.load(str(folder)).layers == 4
+    finally:
+        session.close()
+
+
+def test_a_restart_waits_for_ranks_that_are_being_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[SimpleNamespace] = []
+
+    def slowly(session: Session, size: int, joined: bool = False) -> SimpleNamespace:
+        time.sleep(0.2)
+        group = SimpleNamespace(size=size, joined=joined, closed=False, lost=False, rank=SimpleNamespace(store={}))
+        group.close = lambda: setattr(group, "closed", True)
+        made.append(group)
+        return group
+
+    monkeypatch.setattr(Session, "_new_group", slowly)
+    session = Session(2)
+    session.start_in_background()
+    session.restart()
+    assert [group.closed for group in made] == [True, False]  # never two at once
+    assert session.running_group is made[1]

@@ -327,6 +327,12 @@ def test_norms_are_taken_apart() -> None:
             other = norm.divided(states, norm.scale(states)) + norm.divided(states.flip(0), norm.scale(states))
             assert torch.allclose(norm.divided(states + states.flip(0), norm.scale(states)), other, atol=1e-4)
             module.float()
+    # Gain and gain less one are within 16 bits' rounding of each other where one gain is large.
+    gemma = Gemma2RMSNorm(24)
+    torch.nn.init.normal_(gemma.weight)
+    gemma.weight.data[0] = 400
+    norm = take_apart(gemma.to(torch.bfloat16), 24, torch.device("cpu"), torch.bfloat16)
+    assert torch.equal(norm.gain, 1 + gemma.weight.detach().float())
     with pytest.raises(lens.LensError, match="neither an RMSNorm nor a LayerNorm"):
         take_apart(torch.nn.Tanh(), 24, torch.device("cpu"), torch.float32)
 
@@ -581,6 +587,21 @@ def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
     assert stopped.value.result.provenance["steps"] == seen[-1] < 50
     assert float(stopped.value.result.weights[1].abs().max()) > 0
     assert lens.run(models.PROMPT, 1, lens=stopped.value.result).output_ids
+
+    def stop_at_the_last(event: tuple[Any, ...]) -> None:
+        if event[1] == 3:
+            current().group.interrupt()
+
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.train_tuned_lens(TEXTS, steps=3, tokens_per_step=50, on_event=stop_at_the_last)
+    assert stopped.value.result.provenance["steps"] == 3
+
+
+def test_training_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)  # 4 layers, 128 wide: 16 · 4 · 128 · 129 bytes
+    monkeypatch.setenv("LENS_FREE_MEMORY", "1000000")
+    with pytest.raises(lens.LensError, match=r"needs 1\.1 MB on a rank .*, where 1\.0 MB is free; more ranks would do"):
+        lens.train_tuned_lens(TEXTS, steps=2)
 
 
 def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:

@@ -79,6 +79,20 @@ def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, checkpoint
     assert abs(measured - planned) <= 0.1 * planned + count * (2 << 20)
 
 
+def test_what_old_checkpoints_keep_besides_weights_is_not_counted(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from lens_magic.model.footprint import stored_dtypes
+
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(checkpoints("llama-gqa") / "model.safetensors").items()}
+    masks = {"h.0.attention.bias": torch.ones(64, 64, dtype=torch.uint8), "h.0.rotary_emb.inv_freq": torch.ones(16)}
+    save_file({**weights, **masks}, tmp_path / "model.safetensors")
+    assert stored_dtypes(tmp_path) == {"bfloat16"}
+    half = {name: tensor.float() if "mlp" in name else tensor for name, tensor in weights.items()}
+    save_file(half, tmp_path / "model.safetensors")
+    assert stored_dtypes(tmp_path) == {"bfloat16", "float32"}
+
+
 def test_split_sizes_are_deepspeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.module_inject.tp_shard import AutoTPMeta, get_shard_size

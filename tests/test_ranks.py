@@ -267,3 +267,28 @@ def test_everything_is_in_one_folder() -> None:
         assert list(runtime_folder().glob("sm_segment*"))
     finally:
         group.close()
+
+
+def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In NCCL's kernels a rank does not hear that another has failed: here one sleeps in its place."""
+    ended = []
+    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
+    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+    monkeypatch.setattr("lens_magic.ranks.collectives.abort_kernels", lambda: ended.append(True))
+    assert pair.call(probes.place) == [(0, 2), (1, 2)]
+    started = time.monotonic()
+    with pytest.raises(RanksLost, match="given up") as caught:
+        pair.call(probes.fail_while_others_hang, 0)
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert ended == [True]
+    assert time.monotonic() - started < 10
+
+
+def test_ranks_that_end_after_a_failure_are_not_given_up(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
+    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+    pair.call(probes.place)
+    with pytest.raises(ValueError, match="planned on 0"):
+        pair.call(probes.fail, 0)
+    time.sleep(0.5)
+    assert pair.call(probes.place) == [(0, 2), (1, 2)]

@@ -174,7 +174,7 @@ def test_a_step_that_waits_for_a_value_is_run_anew_each_time(checkpoints: Callab
 def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[str], Path]) -> None:
     """There, it would be an error."""
     dynamic_rope(checkpoints)
-    waiting, fine = OnGPU(), OnGPU()
+    waiting, fine = (OnGPU(torch.device("cuda")) for _ in range(2))
     loaded = current().group.rank.store["model"]
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():

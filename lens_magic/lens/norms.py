@@ -70,9 +70,10 @@ def take_apart(module: Any, width: int, device: torch.device, dtype: torch.dtype
     with torch.no_grad():
         expected = module(probe.to(device)).float().cpu()
     tolerance = (1e-4 if dtype == torch.float32 else 3e-2) * float(expected.abs().max())
-    for centred in (False, True):
-        for stored in (gain, gain + 1):
-            form = FinalNorm(stored, shift, centred, eps)
-            if float((form(probe) - expected).abs().max()) <= tolerance:
-                return FinalNorm(stored.to(device), None if shift is None else shift.to(device), centred, eps)
+    forms = [FinalNorm(stored, shift, centred, eps) for centred in (False, True) for stored in (gain, gain + 1)]
+    # The nearest, not any near enough: with a large gain, the gain and the gain less one are both near.
+    apart = [float((form(probe) - expected).abs().max()) for form in forms]
+    nearest = forms[apart.index(min(apart))]
+    if min(apart) <= tolerance:
+        return FinalNorm(nearest.gain.to(device), None if shift is None else shift.to(device), nearest.centred, eps)
     raise LensError(f"the final norm, {type(module).__name__}, is neither an RMSNorm nor a LayerNorm; --norm own works")

@@ -120,13 +120,18 @@ def _stated(folder: Path) -> Mapping[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise LensError(f"{folder} has no config.json, so it is not a model folder")
+    return _settings(file)
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    """What a JSON file states."""
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LensError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise LensError(f"{file} holds no settings, but a {type(config).__name__}")
-    return config
+    if not isinstance(settings, dict):
+        raise LensError(f"{file} holds no settings, but a {type(settings).__name__}")
+    return settings
 
 
 def read_config(folder: Path) -> Any:
@@ -165,7 +170,10 @@ def _require_tokenizer(folder: Path) -> None:
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = _settings(index).get("weight_map")
+        if not (isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())):
+            raise LensError(f"{index} has no weight_map of tensors' files")
+        names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise LensError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing)")
@@ -203,7 +211,7 @@ def _tensor_bytes(header: Mapping[str, Any]) -> int:
 def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """A checkpoint's end tokens. Of its ``generation_config`` nothing else is taken."""
     generation = folder / "generation_config.json"
-    stated = json.loads(generation.read_text(encoding="utf-8")) if generation.is_file() else {}
+    stated = _settings(generation) if generation.is_file() else {}
     config = _stated(folder)
     of_model = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     return end_tokens(stated.get("eos_token_id"), of_model, tokenizer)

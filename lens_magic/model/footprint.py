@@ -9,6 +9,7 @@ such as norms, embeddings and routers, is whole on every rank.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,12 +108,20 @@ def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """Types of the numbers in a folder's safetensors files, from their tables ("float32", …); empty without weights."""
+    """Types of the weights in a folder's safetensors files, from their tables ("float32", …); empty without weights.
+
+    Left out is what old checkpoints have besides weights: masks, and rotary frequencies of another type.
+    """
     from .checkpoint import _read_header
 
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     tables = [_read_header(file) for file in sorted(folder.glob("*.safetensors"))]
-    return {names.get(tensor["dtype"], tensor["dtype"]) for table in tables for tensor in table.values()}
+    sizes: Counter[str] = Counter()
+    for tensor in (tensor for table in tables for tensor in table.values()):
+        if not tensor["dtype"].startswith(("BOOL", "I", "U")):
+            begin, end = tensor["data_offsets"]
+            sizes[names.get(tensor["dtype"], tensor["dtype"])] += end - begin
+    return {dtype for dtype, size in sizes.items() if size > sizes.total() / 100}
 
 
 def skeleton(config: Any, dtype: str, trust_remote_code: bool = False) -> Any:

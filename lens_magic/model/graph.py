@@ -8,7 +8,7 @@ step and read after it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -110,12 +110,16 @@ class OnCPU:
 
 
 class OnGPU:
-    """Records CUDA graphs."""
+    """Records CUDA graphs.
+
+    Args:
+        device: the model's, which need not be the process's own.
+    """
 
     calls_python = False
 
-    def __init__(self) -> None:
-        self._pool: Any = None
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._watched: Watching | None = None
 
     def warm_up(self, step: Step) -> torch.Tensor:
@@ -130,9 +134,9 @@ class OnGPU:
         if self._watched is None or self._watched.refusal is not None:
             return None, step()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):  # which runs nothing
+        # A pool of its own: the recording before has gone by now, and its pool with it.
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=torch.cuda.Stream(self._device)):  # runs nothing
             result = step()
-        self._pool = graph.pool()  # recordings never run at once: they can share what they use in between
         graph.replay()
         return graph.replay, result
 
@@ -145,7 +149,7 @@ def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager |
         return Recorded(OnCPU())
     # On a GPU the ranks' exchanges have to be kernels too.
     kernels = device.type == "cuda" and (rank.size == 1 or dist.get_backend() == "nccl")
-    return Recorded(OnGPU()) if kernels else Eager()
+    return Recorded(OnGPU(device)) if kernels else Eager()
 
 
 def _is_plain(module: nn.Module) -> bool:

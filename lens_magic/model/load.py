@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +69,17 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
     anatomy = anatomy_of(checkpoint.model_type, config)
     with cut_while_reading(rank, anatomy, config):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=trust, local_files_only=True, use_safetensors=True
-        ).eval()
-    model.requires_grad_(False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _require_all_weights(checkpoint.name, anatomy, info["missing_keys"])
+    model.eval().requires_grad_(False)
     stop_if_asked(rank)
     for path in anatomy.unused:
         replace_part(model, path, torch.nn.Identity())
@@ -87,6 +95,13 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     loaded = describe(rank, model, anatomy, head, device, whole)
     stop_if_asked(rank)
     return _use(rank, loaded)
+
+
+def _require_all_weights(name: str, anatomy: Anatomy, missing: Collection[str]) -> None:
+    """Refuse a checkpoint without some of its weights: transformers makes them up. The same on every rank."""
+    lacking = sorted(key for key in missing if not key.startswith(anatomy.unused))
+    if lacking:
+        raise LensError(f"{name} lacks {lacking[0]} ({len(lacking)} of its weights are missing)")
 
 
 def attach(rank: Rank, model: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..ranks import collectives
 from ..ranks.memory import mapped_ranges
 from ..ranks.rank import Rank
 from .adjust import ADJUSTMENTS
@@ -52,7 +53,8 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
         rank.emit(("loading", done, len(blocks)))
         stop_if_asked(rank)
 
-    with _walking(blocks, after_block), contextlib.redirect_stdout(io.StringIO()):  # it prints what it found
+    quietly = contextlib.redirect_stdout(io.StringIO())  # it prints what it found
+    with _walking(blocks, after_block), quietly, _own_gpu(collectives.device_for(rank)):
         engine = deepspeed.init_inference(
             part(model, anatomy.backbone),
             tensor_parallel={"tp_size": rank.size},
@@ -60,6 +62,20 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
             replace_with_kernel_inject=False,
         )
     replace_part(model, anatomy.backbone, engine.module)
+
+
+@contextlib.contextmanager
+def _own_gpu(device: torch.device) -> Iterator[None]:
+    """DeepSpeed makes the GPU with the number in ``LOCAL_RANK`` the process's, 0 where that is not set."""
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
 
 
 def _import_deepspeed() -> Any:

@@ -208,9 +208,24 @@ def connect(rank: Rank) -> None:
     # in rank 0's folder: in a launched world every rank has one of its own.
     path = rank.communicator.bcast(str(runtime_folder() / f"store-{secrets.token_hex(8)}"), root=0)
     store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
-    if backend == "nccl" and rank.local_size == rank.size:
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    if backend == "nccl":
+        # A rank that waits too long is given up by the group, not ended with the user's process by NCCL's own watchdogs.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+        if rank.local_size == rank.size:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.size)
+
+
+def waits_in_kernels() -> bool:
+    """Whether this process waits for other ranks in NCCL's kernels, where it does not hear that one of them has failed."""
+    return bool(_connected) and dist.is_initialized() and dist.get_backend() == "nccl"
+
+
+def abort_kernels() -> None:
+    """End the kernels that wait for other ranks; these ranks exchange nothing after that."""
+    if waits_in_kernels():
+        dist.distributed_c10d._abort_process_group()
 
 
 def disconnect() -> None:

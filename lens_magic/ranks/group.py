@@ -26,6 +26,7 @@ from ..errors import LensError, RankError, RanksLost
 from . import channel, start, worker
 from .rank import Rank
 
+GRACE_S = 10.0  # so long after one has failed all ranks have ended the call, where they can
 PATIENCE_S = 3.0  # an interrupt this long after one that had no effect gives the ranks up
 
 
@@ -59,6 +60,7 @@ class Group:
         self._number = 0
         self._interrupted_at = 0.0
         self._given_up = False
+        self._under_way: int | None = None  # the number of the call, while it goes on
         self._loss: RanksLost | None = None
         self.closed = False
         if self._workers:
@@ -148,8 +150,7 @@ class Group:
             self._interrupted_at = now
             self.rank._stop.set()
         elif now - self._interrupted_at > PATIENCE_S:
-            self._given_up = True
-            self._kill_workers()
+            self._give_up()
 
     def flush_output(self) -> None:
         """Write what other ranks have printed to this process's streams, prefixed with the rank."""
@@ -191,12 +192,16 @@ class Group:
         for _, link in self._workers.values():
             with contextlib.suppress(OSError):  # a rank that has just died is found below, by name
                 link.send(command)
-        own = _run_here(self.rank, command)
-        if own.outcome != "ok":
-            self._abort()
-        statuses = {0: own, **self._wait_for_statuses(command.number)}
+        self._under_way = command.number
+        try:
+            own = _run_here(self.rank, command)
+            if own.outcome != "ok":
+                self._abort()
+            statuses = {0: own, **self._wait_for_statuses(command.number)}
+        finally:
+            self._under_way = None
         if self._gone:
-            raise self._describe_loss()
+            raise self._describe_loss() from own.error
         if any(status.outcome != "ok" for status in statuses.values()):
             self._renew()
             raise _failure(statuses)
@@ -211,10 +216,37 @@ class Group:
     def _abort(self, failed: int = 0) -> None:
         """Release the ranks that wait for a failed one."""
         self.rank.aborted.set()
+        self._require_an_end()
         for number, (_, link) in self._workers.items():
             if number != failed:
                 with contextlib.suppress(OSError):
                     link.send(channel.Abort())
+
+    def _require_an_end(self) -> None:
+        """See to it that the call under way ends where ranks do not hear of a failure: in NCCL's kernels."""
+        call = self._under_way
+        if call is None or not _waits_in_kernels():
+            return
+
+        def look() -> None:
+            if self._under_way == call:
+                self._give_up()
+
+        timer = threading.Timer(GRACE_S, look)
+        timer.daemon = True
+        timer.start()
+
+    def _give_up(self) -> None:
+        """End the other ranks, and whatever this one is waiting for them in."""
+        if self._gone:
+            self._describe_loss()  # names the dead, while they are the only ones
+        else:
+            self._given_up = True
+        self._kill_workers()
+        if _waits_in_kernels():
+            from .collectives import abort_kernels
+
+            abort_kernels()
 
     def _renew(self) -> None:
         for _, link in self._workers.values():
@@ -257,6 +289,7 @@ class Group:
                     with self._changed:
                         self._gone.add(number)
                         self._changed.notify_all()
+                    self._require_an_end()
 
     def _take(self, number: int, message: Any) -> None:
         if isinstance(message, channel.Status) and message.outcome == "error":
@@ -297,6 +330,14 @@ class Group:
             if joined.host == here and joined.rank not in self._gone:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(joined.pid, signal.SIGKILL)
+
+
+def _waits_in_kernels() -> bool:
+    if "torch" not in sys.modules:  # not imported before it is needed
+        return False
+    from .collectives import waits_in_kernels
+
+    return waits_in_kernels()
 
 
 def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
