@@ -32,11 +32,14 @@ def load(
 ) -> None:
     """Load a model on the ranks, tensor-parallel. Until it stands, and after any error, the one before is still there.
 
+    It goes first only where both do not fit (with a warning), or where another number of ranks is asked for, as those are new
+    ones; then ``%lens restart`` brings it back if loading came to nothing.
+
     Args:
         model: a local folder, a hub id, or "demo" for the embedded model.
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's own.
-        ranks: over how many ranks to split it, this process included. By default as many as there are; in a Lens kernel
-            ``LENS_RANKS``, else ``LENS_DEFAULT_RANKS``, else 4; in any other process 1.
+        ranks: over how many ranks to split it, this process included. By default as many as there are; at first
+            ``LENS_RANKS``, else in a Lens kernel ``LENS_DEFAULT_RANKS``, else 4 there and 1 in any other process.
 
     Raises:
         LensError: no such model, pickled weights only, no tokenizer, an unsupported family, or a number of ranks it cannot
@@ -73,13 +76,13 @@ def run(
     prompt_tokens: bool = False,
     steer: Any = (),
     force: Any = None,
+    track: Track = (),
     chat: bool = False,
     capture_dtype: str | None = None,
     offload: bool = False,
     stream_lens: bool = False,
     lens: TunedLens | Basis | str | Path | None = None,
     norm: str = "own",
-    track: Track = (),
 ) -> Any:
     """Generate after a prompt in one cached pass and look at every layer on the way.
 
@@ -97,7 +100,7 @@ def run(
         force: walk along this text, or these tokens, instead of generating; for several prompts, one for each.
         chat: put the prompt into the model's chat template.
         capture_dtype: keep the states as "float32", "bfloat16" or "float16" instead of the model's own type.
-        offload: keep the states in the host's memory, copied there while the next token is computed.
+        offload: keep the states in the host's memory; of a GPU's ranks, which do not wait for the copies.
         stream_lens: project while generating, in at most a sixteenth of its time, instead of afterwards alone.
         lens: a :class:`TunedLens` or :class:`Basis` to look through, or a path of one; by default the logit lens. Translators
             exist for the residual stream (``resid_pre``, ``resid_post``); other sites are shown as without.
@@ -143,14 +146,18 @@ def run(
 def generate(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
+    ignore_eos: bool = False,
+    steer: Any = (),
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
-    ignore_eos: bool = False,
-    steer: Any = (),
     chat: bool = False,
 ) -> Any:
-    """Generate without capturing anything: a :class:`GeneratedText`, or a list of them for several prompts.
+    """Generate without capturing anything.
+
+    Returns:
+        An object with ``text``, ``output_ids``, ``timings`` (seconds, tokens a second) and ``interrupted``, or a list of them
+        for several prompts.
 
     Raises:
         LensError: no model is loaded, or an argument is out of range.
@@ -201,7 +208,7 @@ def diff(run: LensRun, steer: Any) -> LensDiff:
     Raises:
         LensError: another model is loaded, the run was steered itself or seen through another lens, or there is nothing to
             steer with.
-        KeyboardInterrupt: stopped by the user; nothing was kept.
+        KeyboardInterrupt: stopped by the user; an :class:`Interrupted` with its ``result`` where that was complete by then.
     """
     with watched() as told:
         return comparing.diff(current(), run, steer, told)

@@ -53,6 +53,10 @@ class Parser(argparse.ArgumentParser):
         parse = self.parse_intermixed_args if intermixed else self.parse_args
         return parse(self._joined(arguments))
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What a command's parser is called by: its options are its own, and joined here."""
+        return super().parse_known_args(self._joined(args or []), namespace)
+
     def _joined(self, words: Sequence[str]) -> list[str]:
         """Join an option with a value that argparse would take for an option."""
         options = self._option_string_actions
@@ -122,6 +126,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help='tokens to follow through all cells, " Paris, Rome" or id:42; alone, those ranked first in any layer',
     )
     add("--stream-lens", action="store_true", help="project while generating: rows appear in the table as they come")
+    add("--capture-dtype", metavar="DTYPE", help="keep the captured states in float32, bfloat16 or float16 (the model's own)")
     add("--offload", action="store_true", help="keep the captured states in the host's memory")
 
 
@@ -140,6 +145,7 @@ RUN_OPTIONS = (
     "norm",
     "track",
     "stream_lens",
+    "capture_dtype",
     "offload",
 )
 """Names of the above as :meth:`lens_magic.session.Session.run` takes them."""

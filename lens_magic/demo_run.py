@@ -21,11 +21,12 @@ def notebooks() -> Path:
     Raises:
         LensError: neither is there.
     """
-    places = [Path(__file__).parent.parent / "notebooks", Path(sysconfig.get_path("data")) / "share/lens-magic/notebooks"]
+    data = [sysconfig.get_path("data"), sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))]
+    places = [Path(__file__).parent.parent / "notebooks", *(Path(folder, "share/lens-magic/notebooks") for folder in data)]
     for place in places:
         if (place / TUTORIAL).is_file():
             return place
-    raise LensError(f"the tutorials are not there; looked in {places[0]} and {places[1]}")
+    raise LensError(f"the tutorials are not there; looked in {', '.join(map(str, places))}")
 
 
 def execute(out: Path) -> None:
@@ -41,6 +42,8 @@ def execute(out: Path) -> None:
     begun = time.perf_counter()
     notebook = nbformat.read(notebooks() / TUTORIAL, as_version=4)
     if model := os.environ.get("LENS_MODEL"):
+        if (folder := Path(model).expanduser()).is_dir():
+            model = str(folder.resolve())  # the kernel stands elsewhere
         for cell in notebook.cells:
             cell.source = cell.source.replace("%lens load demo", f"%lens load {model!r}")
     saved, page = (out / "demo.nc").resolve(), (out / "demo.html").resolve()
@@ -66,11 +69,12 @@ def execute(out: Path) -> None:
 def _report(saved: Path, seconds: float, out: Path) -> None:
     from .lens.run import open_run
     from .view.terminal import table_text
+    from .view.text import running
 
     run = open_run(saved)
     saved.unlink()
     rate = run.timings["tokens_per_s"]
-    print(f"{run.prompt}{run.text}\n")
+    print(f"{running(run.prompt + run.text)}\n")
     print(table_text(run))
     print(
         f"\n{len(run.output_ids)} tokens on {run.provenance['ranks']} ranks at {rate:.0f} tokens/s; "

@@ -50,6 +50,8 @@ def _torch() -> Finding:
 
 
 def _gpus() -> Finding:
+    if _version("torch") is None:
+        return Finding("GPUs", False, "not known without torch", "pip install torch")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -58,6 +60,8 @@ def _gpus() -> Finding:
 
 
 def _nccl() -> Finding:
+    if _version("torch") is None:
+        return Finding("NCCL", False, "not known without torch", "pip install torch")
     import torch
     import torch.distributed as dist
 

@@ -64,12 +64,14 @@ def install(
         raise LensError(f"there is no host file {hostfile}")
     display_name = "Lens" if name == NAME else f"Lens ({name})"
     known_hostfile = str(Path(hostfile).resolve()) if hostfile else None
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(own, name)  # its mode is copied too, and the temporary folder is this user's alone
+        folder.mkdir(mode=0o755)
         content = specification(ranks, known_hostfile, sys.executable, display_name)
-        Path(folder, "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-        shutil.copy(Path(__file__).parent / "view" / "static" / "logo.svg", Path(folder, "logo-svg.svg"))
+        (folder / "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        shutil.copy(Path(__file__).parent / "view" / "static" / "logo.svg", folder / "logo-svg.svg")
         try:
-            return Path(KernelSpecManager().install_kernel_spec(folder, name, user=user, prefix=prefix))
+            return Path(KernelSpecManager().install_kernel_spec(str(folder), name, user=user, prefix=prefix))
         except (OSError, ValueError) as error:
             raise LensError(f"the kernel {name!r} could not be installed: {error}") from error
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from . import runs, vectors
 from . import session as sessions
@@ -24,11 +24,9 @@ from .view.progress import Bars
 class LensMagics(Magics):
     """The magics of one shell."""
 
-    @no_var_expand  # expanded below, for the line alone
     @line_cell_magic
     def lens(self, line: str, cell: str | None = None) -> Any:
         """``%lens load|status|restart|runs``, and ``%%lens [options]`` with the prompt below. ``--help`` says more."""
-        line = self.shell.var_expand(line)
         if cell is None:
             return _command(line)
         return self._run(line, cell)
@@ -58,6 +56,8 @@ class LensMagics(Magics):
         answer.show(run, parsed.static)  # before it is saved: a full disk costs the file, not the sight of the run
         if parsed.save is not None:
             run.save(parsed.save)
+        if parsed.out is None:
+            make_value(self.shell, run)
         if stopped:
             done = len(run.output_ids)
             raise stopped_with(f"stopped after {done} token{'s' if done != 1 else ''}", parsed.out)
@@ -75,6 +75,11 @@ def check_variable(out: str | None) -> str | None:
     return out
 
 
+def make_value(shell: Any, result: Any) -> None:
+    """Make what was displayed already the cell's value, `_` and `Out[n]`, without displaying it again."""
+    shell.displayhook.update_user_ns(result)
+
+
 def one_line_interrupt(message: str) -> KeyboardInterrupt:
     """A KeyboardInterrupt (so that "run all" stops) that IPython shows as one line."""
     error = KeyboardInterrupt(message)
@@ -83,12 +88,12 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
 
 
 def stopped_with(words: str, out: str | None) -> KeyboardInterrupt:
-    """The same after a partial result was shown, which is also in the variable that ``--out`` names, if any."""
-    return one_line_interrupt(f"{words}; what there is is in `{out}`" if out else words)
+    """The same after a partial result was shown, which is in the variable that ``--out`` names, else the cell's value."""
+    return one_line_interrupt(f"{words}; what there is is in `{out or '_'}`")
 
 
 def _check_target(path: str) -> None:
-    target = Path(path)
+    target = Path(path).expanduser()
     if target.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
         raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
     if not target.parent.is_dir():
@@ -128,8 +133,8 @@ def _restart(parsed: argparse.Namespace) -> None:
 
 
 def _what_is_loaded() -> str:
-    model = sessions.current().model
-    return f"{model.name} is still loaded" if model is not None else "no model is loaded"
+    session = sessions.current()
+    return f"{session.model.name} is still loaded" if session.model is not None else session.nothing_loaded()
 
 
 def _say_loaded(seconds: float) -> None:

@@ -11,6 +11,7 @@ from . import options, runs
 from .model.tokens import TextStream, token_texts
 from .view import show
 from .view.progress import Bars
+from .view.text import running
 
 if TYPE_CHECKING:
     from .lens.run import LensRun
@@ -31,7 +32,7 @@ class Answer:
     def __call__(self, event: tuple[Any, ...]) -> None:
         """Take in an event of the ranks."""
         if event[0] == "token":
-            self._say(self._stream.add(event[1]))
+            self._say(running(self._stream.add(event[1])))
         else:
             self._bars(event)
 
@@ -50,7 +51,7 @@ class Answer:
 
 
 class LiveAnswer(Answer):
-    """Shows a run in its own table, whose rows appear as they are projected.
+    """Shows a run in its own table, whose rows appear as they are projected; from the first event on, when nothing is refused.
 
     Args:
         given: the options of the run.
@@ -67,13 +68,13 @@ class LiveAnswer(Answer):
         self._before = len(self._prompt) - 1 if given["prompt_tokens"] else 0
         sites, layers = options.parse_sites(given["capture"]), options.parse_layers(given["layers"], model.layers)
         self._view = LiveView(model.name, sites, layers, given["top_k"], on_stop=session.group.interrupt)
-
-    def __enter__(self) -> LiveAnswer:
-        display(self._view)
-        return self
+        self._shown = False
 
     def __call__(self, event: tuple[Any, ...]) -> None:
         """Take in an event of the ranks."""
+        if not self._shown:
+            display(self._view)
+            self._shown = True
         if event[0] == "token":
             self._ids.append(event[1])
         if event[0] == "rows":
@@ -92,6 +93,9 @@ class LiveAnswer(Answer):
 
     def show(self, run: LensRun, static: bool) -> None:
         """The view is there already; it becomes that of the whole run."""
+        if not self._shown:  # nothing was heard of it meanwhile
+            super().show(run, static)
+            return
         self._view.finish(run)
         live, tokens = run.timings.get("streamed", 0), len(run.positions)
         if 2 * live < tokens:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_cell_magic, magics_class
 from IPython.display import display
 
 from . import comparing, runs, vectors
 from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Parser, add_generation_options
 from .errors import LensError
-from .magics import check_variable, one_line_interrupt, stopped_with
+from .magics import check_variable, make_value, one_line_interrupt, stopped_with
 from .view.progress import Bars
 from .view.steered import Streaming
 
@@ -28,20 +28,19 @@ if TYPE_CHECKING:
 class SteerMagics(Magics):
     """``%steer`` of one shell."""
 
-    @no_var_expand  # expanded below, for the line alone
     @line_cell_magic
     def steer(self, line: str, cell: str | None = None) -> Any:
         """``%steer train|list|save|load|drop|eval|panel``; ``%%steer NAME[:ALPHA] … [options]`` with the prompt below.
 
         ``%steer NAME[:ALPHA] … "prompt"`` is the latter on one line. ``%steer COMMAND --help`` says more.
         """
-        words = _words(self.shell.var_expand(line))
+        words = _words(line)
         if cell is not None:
             return self._compare(words, cell.removesuffix("\n"))
         if words[:1] in (["-h"], ["--help"]) or not words:
             raise LensError(f"%steer takes a command: {', '.join(COMMANDS)}; each has --help")
         if words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:], self.shell.user_ns)
+            return COMMANDS[words[0]](words[1:], self.shell)
         if not _names_a_vector(words[0], self.shell.user_ns):
             known = f"{', '.join(COMMANDS)} are"
             raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
@@ -70,6 +69,8 @@ class SteerMagics(Magics):
         if not stopped and parsed.out is None:
             return compared
         display(compared)
+        if parsed.out is None:
+            make_value(self.shell, compared)
         if stopped:
             raise stopped_with(f"stopped after {len(compared.steered.output_ids)} tokens", parsed.out)
         return None
@@ -108,7 +109,7 @@ def value_of(word: str, variables: Mapping[str, Any]) -> Any:
     return variables[word] if word.isidentifier() and word in variables else word
 
 
-def _train(words: list[str], variables: dict[str, Any]) -> SteeringVector:
+def _train(words: list[str], shell: Any) -> SteeringVector:
     parser = Parser(prog="%steer train", description="Learn a direction from pairs and keep it under a name.")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--pairs", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
@@ -124,7 +125,7 @@ def _train(words: list[str], variables: dict[str, Any]) -> SteeringVector:
         try:
             vector = vectors.train(
                 session,
-                value_of(parsed.pairs, variables),
+                value_of(parsed.pairs, shell.user_ns),
                 layers=parsed.layers,
                 site=parsed.site,
                 position=parsed.position,
@@ -134,7 +135,7 @@ def _train(words: list[str], variables: dict[str, Any]) -> SteeringVector:
             )
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped training {name}; nothing was kept") from None
-    return _keep(vector, out, variables)
+    return _keep(vector, out, shell.user_ns)
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,9 @@ class VectorList:
         return f"<pre>{escape(repr(self))}</pre>"
 
 
-def _list(words: list[str], variables: dict[str, Any]) -> VectorList:
+def _list(words: list[str], shell: Any) -> VectorList:
     Parser(prog="%steer list", description="The vectors there are, those in variables too.").read(words)
-    named = {**vectors.variables_with_vectors(variables), **sessions.current().vectors}
+    named = {**vectors.variables_with_vectors(shell.user_ns), **sessions.current().vectors}
     return VectorList(tuple(named[name] for name in sorted(named)))
 
 
@@ -176,13 +177,13 @@ def _keep(vector: SteeringVector, out: str | None, variables: dict[str, Any]) ->
     return vector
 
 
-def _save(words: list[str], variables: dict[str, Any]) -> None:
+def _save(words: list[str], shell: Any) -> None:
     parsed = _name_and_file("%steer save", "Write a vector to a file.").read(words)
-    path = vectors.find(sessions.current(), parsed.name, variables).save(parsed.file)
+    path = vectors.find(sessions.current(), parsed.name, shell.user_ns).save(parsed.file)
     print(f"{parsed.name} is in {path}")  # noqa: T201 - the command's output
 
 
-def _load(words: list[str], variables: dict[str, Any]) -> SteeringVector:
+def _load(words: list[str], shell: Any) -> SteeringVector:
     parser = _name_and_file("%steer load", "Read a vector from a file and keep it under a name.")
     _add_out(parser)
     parsed = parser.read(words)
@@ -195,10 +196,10 @@ def _load(words: list[str], variables: dict[str, Any]) -> SteeringVector:
         vector.check_fits(session.model.family, session.model.layers, session.model.width)
         if vector.origin.fingerprint not in (None, session.model.fingerprint):
             print(f"{name} was made with other weights ({vector.origin.model}) than those loaded")  # noqa: T201
-    return _keep(vector, out, variables)
+    return _keep(vector, out, shell.user_ns)
 
 
-def _drop(words: list[str], variables: dict[str, Any]) -> None:
+def _drop(words: list[str], shell: Any) -> None:
     parser = Parser(prog="%steer drop", description="Forget a vector; variables that hold it stay.")
     parser.add_argument("name", metavar="NAME")
     name = parser.read(words).name
@@ -209,7 +210,7 @@ def _drop(words: list[str], variables: dict[str, Any]) -> None:
     del session.vectors[name]
 
 
-def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
+def _eval(words: list[str], shell: Any) -> SteerabilityReport:
     parser = Parser(prog="%steer eval", description="How far a vector moves the answers to two-way questions, by α and layer.")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--data", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
@@ -224,14 +225,14 @@ def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
     from . import steerability
 
     session = sessions.current()
-    vector = vectors.find(session, parsed.name, variables)
+    vector = vectors.find(session, parsed.name, shell.user_ns)
     stopped = False
     with Bars(evaluating=f"evaluating {vector.name}") as bars:
         try:
             report = steerability.evaluate(
                 session,
                 vector,
-                value_of(parsed.data, variables),
+                value_of(parsed.data, shell.user_ns),
                 alphas=steerability.parse_alphas(parsed.alphas),
                 layers=parsed.layers,
                 site=parsed.site,
@@ -244,22 +245,24 @@ def _eval(words: list[str], variables: dict[str, Any]) -> SteerabilityReport:
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped evaluating {vector.name}; no question was measured by then") from None
     if out is not None:
-        variables[out] = report
+        shell.user_ns[out] = report
     if stopped:
         display(report)
+        if out is None:
+            make_value(shell, report)
         raise stopped_with(f"stopped evaluating {vector.name} after {report.counts['test']} questions", out)
     return report
 
 
-def _panel(words: list[str], variables: dict[str, Any]) -> Any:
+def _panel(words: list[str], shell: Any) -> Any:
     Parser(prog="%steer panel", description="Sliders beside a generation that follows them.").read(words)
     from .view.panel import Panel
 
     session = sessions.current()
-    return Panel(session, {**vectors.variables_with_vectors(variables), **session.vectors})
+    return Panel(session, {**vectors.variables_with_vectors(shell.user_ns), **session.vectors})
 
 
-COMMANDS: dict[str, Callable[[list[str], dict[str, Any]], Any]] = {
+COMMANDS: dict[str, Callable[[list[str], Any], Any]] = {
     "train": _train,
     "list": _list,
     "save": _save,
@@ -268,4 +271,4 @@ COMMANDS: dict[str, Callable[[list[str], dict[str, Any]], Any]] = {
     "eval": _eval,
     "panel": _panel,
 }
-"""By the first word of the line: given the rest of the words and the user's variables."""
+"""By the first word of the line: given the rest of the words and the shell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -161,6 +162,40 @@ def test_intervals_hold_the_mean() -> None:
     low, high = ablation.interval(values)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 / 200**0.5, rel=0.3)
+
+
+def test_suites_of_different_machines_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Published a part at a time: a suite replaces itself wherever it was measured, and the page holds all of them."""
+    page = tmp_path / "page.md"
+    page.write_text("".join(f"<!-- {name} -->\n<!-- end -->\n" for name in ("machine", "speed", "lengths", "plot-speed")))
+    for name, value in (("ROOT", tmp_path), ("PUBLISHED", tmp_path / "results"), ("PAGES", (page,))):
+        monkeypatch.setattr(report, name, value)
+
+    def measure(suite: str, processor: str, tokens: int) -> None:
+        results = Results(tmp_path / processor, suite)
+        results.about["machine"] = {**results.about["machine"], "processor": processor, "cores": 2}
+        results.about["copy_bytes_per_s"] = 2e10
+        results.cell("demo", "float32", 1, tokens, OURS).samples.append({"round": 0, "wall_s": 1.0})
+        results.save()
+        report.write(tmp_path / processor, publish=True)
+
+    measure("speed", "Old(R) One", 10)
+    measure("lengths", "Other", 777)
+    text = page.read_text()
+    assert re.findall(r"\| (\d+) \| \*\*lens-magic", text) == ["10", "777"]
+    assert re.findall(r"^\*(.*), 2 cores, ....-..-..\.\*$", text, re.MULTILINE) == ["Old One", "Other"]
+    assert len(re.findall(r"^- (?:Old One|Other).* GB/s", text, re.MULTILINE)) == 2
+    plot = (tmp_path / "docs" / "images" / "bench-speed.svg").read_text()
+    assert "<!-- 10 -->" in plot
+    assert "<!-- 777 -->" not in plot  # another machine's seconds are no point of this line
+
+    measure("speed", "Other", 10)
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted((tmp_path / "results").rglob("*.json"))] == [
+        "results/other-2-cores/lengths.json",
+        "results/other-2-cores/speed.json",
+    ]
+    assert "Old One" not in page.read_text()
+    assert "<!-- 777 -->" in (tmp_path / "docs" / "images" / "bench-speed.svg").read_text()
 
 
 def test_pages_have_a_place_for_everything_measured() -> None:

@@ -14,7 +14,9 @@ import models
 import pytest
 
 import lens_magic as lens
-from lens_magic.cli import main
+from lens_magic import demo_run, doctor
+from lens_magic.cli import _parser, main
+from lens_magic.errors import LensError
 from lens_magic.kernelspec import specification
 from lens_magic.ranks.environment import mpi_prefix
 
@@ -58,6 +60,58 @@ def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_an_installed_kernel_is_everyones(tmp_path: Path) -> None:
+    assert main(["kernel", "install", "--prefix", str(tmp_path)]) == 0
+    (folder,) = tmp_path.glob("share/jupyter/kernels/lens")
+    assert folder.stat().st_mode & 0o055 == 0o055
+
+
+def test_commands_take_values_that_begin_with_a_minus_sign() -> None:
+    parsed = _parser().read(["run", "demo", "hi", "--layers", "-1,-2", "-t", "-.5"])
+    assert (parsed.layers, parsed.temperature, parsed.prompt) == ("-1,-2", -0.5, "hi")
+    assert _parser().read(["plan", "demo", "-l", "-3:"]).layers == "-3:"
+
+
+def test_a_file_that_cannot_be_written_costs_neither_the_run_nor_the_others(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("lens_magic.lens.files.paper_record", full)
+    first, second = tmp_path / "run.json", tmp_path / "run.nc"
+    arguments = ["run", str(checkpoints("llama-gqa")), "To be", "-n", "2", "--ranks", "1", "-o", str(first), "-o", str(second)]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert "most probable next token by layer" in told.out
+    assert told.err.strip().endswith(f"lens-magic: {first} cannot be written: no space left")
+    assert second.is_file()
+
+
+def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The kernel that executes the tutorial stands in another folder."""
+    import nbclient
+
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LENS_MODEL", "models/mine")
+    seen: list[str] = []
+
+    def execute(self: nbclient.NotebookClient) -> None:
+        seen.extend(cell.source for cell in self.nb.cells)
+        raise LensError("that will do")
+
+    monkeypatch.setattr(nbclient.NotebookClient, "execute", execute)
+    with pytest.raises(LensError, match="that will do"):
+        demo_run.execute(tmp_path / "out")
+    assert any(f"%lens load '{tmp_path}/models/mine'" in source for source in seen)
+
+
+def test_the_doctor_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    assert [str(look()).splitlines()[-1].split()[-1] for look in (doctor._torch, doctor._gpus, doctor._nccl)] == ["torch"] * 3
 
 
 def test_listing_kernels(capsys: pytest.CaptureFixture[str]) -> None:

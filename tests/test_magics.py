@@ -14,6 +14,7 @@ from IPython.utils.capture import capture_output
 
 import lens_magic as lens
 from lens_magic.errors import LensError
+from lens_magic.lens.run import LensRun
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
 
@@ -107,6 +108,49 @@ def test_a_run_can_be_saved_and_is_kept(loaded: Notebook, tmp_path: Path) -> Non
     assert len(kept.files) == 1
     loaded.run("%lens runs --clear")
     assert "removed 1" in loaded.output.stdout
+
+
+def test_what_cannot_be_kept_is_a_warning(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fills under HDF5 is a RuntimeError."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("Can't decrement id ref count\n(no space)")
+
+    monkeypatch.setattr(LensRun, "save", full)
+    with pytest.warns(UserWarning, match="this run was not kept on disk: Can't decrement id ref count$"):
+        run = loaded.run("%%lens -n 2\nTo be")
+    assert isinstance(run, LensRun)
+
+
+def test_files_of_the_users_own_are_no_kept_runs(loaded: Notebook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LENS_RUNS_DIR", str(tmp_path))
+    (tmp_path / "baseline.nc").write_text("mine")
+    loaded.run("%%lens -n 2 -o kept\nTo be")
+    assert len(loaded.run("%lens runs").files) == 1
+    loaded.run("%lens runs --clear")
+    assert [file.name for file in tmp_path.iterdir()] == ["baseline.nc"]
+
+
+@pytest.mark.parametrize("option", ["--static", "--stream-lens", "--save {folder}/run.nc"])
+def test_a_run_shown_otherwise_is_the_cells_value_too(loaded: Notebook, option: str, tmp_path: Path) -> None:
+    shell = loaded.shell
+    shell.run_cell("'the value before'", store_history=True)
+    count = shell.execution_count
+    with capture_output():
+        shell.run_cell(f"%%lens -n 2 {option.format(folder=tmp_path)}\nTo be", store_history=True)
+    assert isinstance(shell.user_ns["_"], LensRun)
+    assert shell.user_ns["Out"][count] is shell.user_ns["_"]
+
+
+def test_variables_in_a_line_are_the_users(loaded: Notebook) -> None:
+    """Not the magics' own of the same names, and those of the function that calls."""
+    loaded.shell.user_ns.update(line=2, cell=3)
+    for name, tokens in (("line", 2), ("cell", 3)):
+        loaded.run(f"%%lens -n {{{name}}} --ignore-eos -o counted\nTo be {{line}}")
+        assert len(loaded.shell.user_ns["counted"].output_ids) == tokens
+        assert loaded.shell.user_ns["counted"].prompt == "To be {line}"
+    error = loaded.run("def load(name):\n    %lens load {name}\nload('no/such/folder/at/all')")
+    assert "'no/such/folder/at/all' is not a folder" in str(error)
 
 
 def test_an_interrupt_shows_and_keeps_the_part(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:

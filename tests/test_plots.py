@@ -82,6 +82,18 @@ def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
     assert not any("math" in word for word in words(svg_of(left.figure)))
 
 
+def test_tokens_that_begin_with_an_underscore_are_in_the_legend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import matplotlib as mpl
+
+    monkeypatch.setitem(mpl.rcParams, "text.usetex", True)  # a user's setting; a token is no LaTeX
+    texts = dataclasses.replace(run, token_texts=dict.fromkeys(run.token_texts, "_name\\input{x}"))
+    left, _ = texts.plot("trajectories", position=4, site="mlp_out").axes
+    shown = [text.get_text() for text in left.get_legend().get_texts()]
+    assert len(shown) == len(left.lines)
+    assert all(text.startswith(" _name") for text in shown)
+    assert "\\input{x}" in " ".join(words(svg_of(left.figure)))
+
+
 def test_trajectories_of_each_positions_own_tokens(run: Any) -> None:
     own = lens.run(models.PROMPT, 6, ignore_eos=True, track=True)
     for position in (0, 4):

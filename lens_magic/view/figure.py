@@ -57,6 +57,7 @@ def styled(dark: bool) -> Iterator[Look]:
         "font.family": [name for name in _FONTS if name in _installed()] or ["sans-serif"],
         "font.size": 9,
         "text.parse_math": False,  # a token may be "$x_1$"
+        "text.usetex": False,  # nor is it LaTeX where the user's settings say that text is
         "figure.facecolor": look.paper,
         "savefig.facecolor": look.paper,
         "axes.facecolor": look.paper,

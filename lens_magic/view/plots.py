@@ -112,7 +112,9 @@ def trajectories(
     figure, (left, right) = panels([4.2, 4.2], 3.0)
     for number, token in enumerate(chosen[: len(look.lines)]):
         prob, rank = _followed(run, s, row, int(token))
-        style = {"color": look.lines[number], "marker": "o", "markersize": 3, "label": label(_text(run, int(token)))}
+        name = label(_text(run, int(token)))
+        name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out of legends
+        style = {"color": look.lines[number], "marker": "o", "markersize": 3, "label": name}
         left.plot(run.layers, prob, **style)
         right.plot(run.layers, rank, **style)
     left.set(ylabel="probability", ylim=(-0.02, 1.02))

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..model.tokens import TextStream
-from .text import visible
+from .text import running, visible
 
 if TYPE_CHECKING:
     from ..steer.compare import Side, SteeredText
@@ -128,12 +128,15 @@ class Growing:
 
     def html(self) -> str:
         """The columns as they are."""
-        shown = [escape(visible(text, keep=" \n")) if text else "" for text in self.texts]
+        shown = [escape(running(text)) for text in self.texts]
         return _page([_column(name, text) for name, text in zip(("unsteered", "steered"), shown, strict=True)])
 
 
 class Streaming:
-    """A display of both growing texts, which goes when they are done; in a terminal the steered text is printed."""
+    """A display of both growing texts, which goes when they are done; in a terminal the steered text is printed.
+
+    After an error it stays: it is all there is of them.
+    """
 
     def __init__(self, model: Any) -> None:
         from .progress import in_notebook
@@ -154,7 +157,7 @@ class Streaming:
             self._draw(self._growing.html())
         else:
             steered = self._growing.texts[1]
-            print(visible(steered[self._printed :], keep=" \n"), end="", flush=True)  # noqa: T201 - the cell's output
+            print(running(steered[self._printed :]), end="", flush=True)  # noqa: T201 - the cell's output
             self._printed = len(steered)
 
     def _draw(self, html: str) -> None:
@@ -165,8 +168,8 @@ class Streaming:
         else:
             self._handle.update(HTML(html))
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._handle is not None:
-            self._draw("")
+            self._draw("" if kind is None else self._growing.html())
         elif self._printed:
             print(flush=True)  # noqa: T201

@@ -15,6 +15,8 @@ DOTTED_CIRCLE = "◌"
 EMPTY = "∅"
 
 _PICTURES = {" ": SPACE, "\n": "⏎", "\t": "⇥", "\r": "\\r"}
+# What turns the direction of everything that follows: embeddings, overrides, isolates.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Letters and symbols by category, yet drawn as nothing.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _ZERO_WIDTH_JOINER = "\u200d"
@@ -44,6 +46,19 @@ def _joins_emoji(text: str, i: int) -> bool:
         return False
     before = unicodedata.category(text[i - 1])
     return before in ("So", "Sk", "Mn") and unicodedata.category(text[i + 1]) in ("So", "Sm")
+
+
+def running(text: str) -> str:
+    """Text to be read, a piece at a time: escaped is only what a terminal obeys, or what turns the text around it.
+
+    >>> running("a\\tb\\r\\u202ec")
+    'a\\tb\\\\r\\\\u202ec'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        _picture(c) if c in _TURNING or (c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cs")) else c for c in text
+    )
 
 
 def visible(text: str, keep: str = "") -> str:

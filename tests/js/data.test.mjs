@@ -131,6 +131,15 @@ test("bytes are those of the text, or of the piece of a character that a token i
   assert.deepEqual(query.bytesOf("👩"), ["f0", "9f", "91", "a9"]);
 });
 
+test("a growing run leaves what it was made from as it was: another view may be of the same", () => {
+  const { packed, pieces } = fixture.growing;
+  const header = structuredClone(packed.header);
+  const views = [1, 2].map(() => new LensData({ header, buffers: bytes(packed.buffers) }));
+  for (const { rows, buffers } of pieces) for (const view of views) view.append(rows, bytes(buffers));
+  assert.deepEqual(header, packed.header);
+  assert.deepEqual(views[0].header, views[1].header);
+});
+
 test("rows that arrive piece by piece make the same run", () => {
   const { packed, pieces, truth } = fixture.growing;
   const whole = read(fixture.small.packed);

@@ -51,7 +51,10 @@ export class LensData {
   /** @param {Packed} packed */
   constructor({ header, buffers }) {
     if (header.schema !== 2) throw new Error(`this view reads schema 2, the run was packed as ${header.schema}`);
-    this.header = { ...header, positions: [...header.positions], inputs: [...header.inputs], targets: [...header.targets] };
+    // A growing run adds to these, and another view may be of the same header.
+    const { positions, inputs, targets, tokens, raw } = header;
+    const own = { positions: [...positions], inputs: [...inputs], targets: [...targets], tokens: [...tokens], raw: { ...raw } };
+    this.header = { ...header, ...own };
     this.k = header.k;
     /** Positions for which there is room in every array. */
     this.room = header.positions.length;
