@@ -53,8 +53,8 @@ def _memory(results: Results) -> Iterator[Line]:
 def _overhead(results: Results) -> Iterator[Line]:
     for (model, dtype, ranks, tokens), group in groups(results.get("overhead", [])).items():
         where = f"{model}, {dtype}, {ranks} rank{'s' * (ranks > 1)}, T = {tokens}"
-        yield f"tokens/s, looking ÷ not looking; {where}", _over(group, BARE, OURS, generating), 0.97
-        yield f"tokens/s, looking ÷ transformers; {where}", _over(group, "generate", OURS, generating), 1
+        yield f"tokens/s, capturing ÷ not capturing; {where}", _over(group, BARE, OURS, generating), 0.97
+        yield f"tokens/s, capturing ÷ transformers; {where}", _over(group, "generate", OURS, generating), 1
 
 
 def _over(group: Group, upper: str, lower: str, of: Callable[[dict[str, Any]], float]) -> list[float]:

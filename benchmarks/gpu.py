@@ -1,4 +1,4 @@
-"""On one GPU: how near decoding comes to the memory's speed, and what looking costs there.
+"""On one GPU: how near decoding comes to the memory's speed, and what capturing costs there.
 
     python -m benchmarks gpu
 
@@ -57,19 +57,22 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
 
 
 def _rounds(shape: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Looking and not looking in turns, after both were warm."""
+    """Capturing and not capturing in turns, after both were warm."""
     import torch
 
     _attach(shape)
-    for method in (_looking, _not_looking):
+    for method in (_capturing, _not_capturing):
         method(WARM_TOKENS)
+    from lens_magic.session import current
+
     found = []
     for _ in range(rounds):
+        current().group.rank.store.pop("trajectories", None)  # the last run's states are no part of what was there before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        looking = _looking(tokens)
+        capturing = _capturing(tokens)
         grown = torch.cuda.max_memory_allocated() - before
-        found.append({"looking": looking, "not_looking": _not_looking(tokens), "peak_beyond_weights": grown})
+        found.append({"capturing": capturing, "not_capturing": _not_capturing(tokens), "peak_beyond_weights": grown})
     return found
 
 
@@ -89,11 +92,11 @@ def _attach(shape: str) -> None:
     lens.attach(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(DEMO))
 
 
-def _looking(tokens: int) -> dict[str, float]:
+def _capturing(tokens: int) -> dict[str, float]:
     return dict(lens.run(PROMPT, tokens, capture=SITES, ignore_eos=True).timings)
 
 
-def _not_looking(tokens: int) -> dict[str, float]:
+def _not_capturing(tokens: int) -> dict[str, float]:
     return dict(lens.generate(PROMPT, tokens, ignore_eos=True).timings)
 
 
@@ -104,7 +107,7 @@ def table(whole: Mapping[str, Any]) -> str:
         "shape",
         "tokens/s",
         "of the copy rate",
-        "÷ not looking",
+        "÷ not capturing",
         "projection ÷ generation",
         "peak beyond weights, GB",
         "N",
@@ -121,11 +124,11 @@ def table(whole: Mapping[str, Any]) -> str:
         if not rounds:
             lines.append(f"| {model['model']} | {model['left_out']} | | | | | 0 |")
             continue
-        looking, bare = ([each[name] for each in rounds] for name in ("looking", "not_looking"))
-        rate = [each["tokens_per_s"] for each in looking]
+        capturing, bare = ([each[name] for each in rounds] for name in ("capturing", "not_capturing"))
+        rate = [each["tokens_per_s"] for each in capturing]
         reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in rate]
-        kept = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(looking, bare, strict=True)]
-        projection = [100 * each["project_s"] / (each["prefill_s"] + each["decode_s"]) for each in looking]
+        kept = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(capturing, bare, strict=True)]
+        projection = [100 * each["project_s"] / (each["prefill_s"] + each["decode_s"]) for each in capturing]
         peak = statistics.median(each["peak_beyond_weights"] for each in rounds) / 1e9
         figures = [spread(rate), f"{spread(reached)} %", spread(kept), f"{spread(projection)} %"]
         lines.append(f"| {model['model']} | {' | '.join(figures)} | {peak:.2f} | {len(rounds)} |")

@@ -83,14 +83,14 @@ def speed_of_long_answers(tokens: int, ranks: int) -> Suite:
 
 
 def overhead(full: bool) -> Suite:
-    """What looking costs a generation, beside the physical limit."""
+    """What capturing costs a generation, beside the physical limit."""
     methods = (OURS, BARE, "generate")
     rows = [Row("demo", 1, 300, methods), Row(HALF, 1, 16, methods)]
     if full:
         rows = [Row("demo", ranks, 300, methods) for ranks in (1, 2, 4)]
         rows += [Row(HALF, 1, 32, methods, dtype) for dtype in ("float32", "bfloat16")]
         rows += [Row(HALF, 2, 32, methods)]
-    return Suite("overhead", "What does looking cost a generation?", tuple(rows))
+    return Suite("overhead", "What does capturing cost a generation?", tuple(rows))
 
 
 def memory(full: bool) -> Suite:

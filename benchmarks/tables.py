@@ -142,7 +142,7 @@ def _agreement(cell: Cell) -> str:
 
 
 def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, int], float]) -> str:
-    """Generating with and without looking, and transformers' own; against the memory's speed.
+    """Generating with and without capturing, and transformers' own; against the memory's speed.
 
     Args:
         read: bytes a token has to read, of (model, dtype, tokens).
@@ -172,8 +172,8 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
         "model",
         "ranks",
         "T",
-        "tokens/s, looking",
-        "÷ not looking",
+        "tokens/s, capturing",
+        "÷ not capturing",
         "÷ transformers",
         "of the copy rate",
         "projection",
@@ -203,17 +203,46 @@ def memory(cells: Sequence[Cell]) -> str:
     return _table(["model", "ranks", "T", "method", "N", "peak, MB a rank", "of it captured states", "× ours"], rows)
 
 
-def machine(about: dict[str, Any]) -> str:
-    """The machine in one sentence."""
+def measured_on(about: dict[str, Any]) -> str:
+    """The line below a table: which machine, and when."""
     its = about["machine"]
+    return f"*{_plain(its.get('gpu') or its['processor'])}, {its['cores']} cores, {_begun(about)['time'][:10]}.*"
+
+
+def machines(abouts: dict[str, dict[str, Any]]) -> str:
+    """An item a machine: what it is, and which suites it measured.
+
+    Args:
+        abouts: what each results file says about itself, by suite.
+    """
+    suites: dict[str, list[str]] = {}
+    for suite, about in abouts.items():
+        suites.setdefault(_machine(about["machine"]), []).append(suite)
+    items = []
+    for words, measured in suites.items():
+        rates = [abouts[suite]["copy_bytes_per_s"] / 1e9 for suite in measured if "copy_bytes_per_s" in abouts[suite]]
+        copies = f" Memory copied at {min(rates):.1f} to {max(rates):.1f} GB/s (read and written)." if rates else ""
+        loads = [f"{suite} ({_begun(abouts[suite])['load']})" for suite in measured]
+        items.append(f"- {words}.{copies} Measured, with the load before it: {', '.join(loads)}.")
+    return "\n".join(items)
+
+
+def _machine(its: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in its["versions"].items())
     virtual = " (virtual)" if its["hypervisor"] else ""
     return (
-        f"{its['processor']}{virtual}, {its['cores']} cores, {its['memory_bytes'] / 2**30:.0f} GiB, "
-        f"{', '.join(its['simd'])}; governor: {its['governor']}; memory copies at {about['copy_bytes_per_s'] / 1e9:.1f} GB/s "
-        f"(read and written); {its['system']}, Python {its['python']}, {versions}. "
-        f"Begun {about['begun']['time'][:16]}Z, load {about['begun']['load']} before."
+        f"{_plain(its['processor'])}{virtual}, {its['cores']} cores, {its['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{', '.join(its['simd'])}; governor: {its['governor']}; {its['system']}, Python {its['python']}, {versions}"
     )
+
+
+def _plain(processor: str) -> str:
+    return processor.replace("(R)", "")
+
+
+def _begun(about: dict[str, Any]) -> dict[str, Any]:
+    """Time and load; an ablation keeps them beside the rest."""
+    return about.get("begun", about)
 
 
 def bytes_a_token(model: str, dtype: str, tokens: int, prompt: int = 12) -> float:

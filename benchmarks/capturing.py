@@ -1,6 +1,6 @@
-"""What looking and steering cost generation, on one rank and in one run: tokens a second of each way, in turn.
+"""What capturing and steering cost generation, on one rank and in one run: tokens a second of each way, in turn.
 
-python -m benchmarks.looking [--model demo] [--tokens 300] [--rounds 7] [--threads 1]
+python -m benchmarks.capturing [--model demo] [--tokens 300] [--rounds 7] [--threads 1]
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def main() -> None:
     directions = {layer: torch.randn(width, generator=torch.Generator().manual_seed(layer)) for layer in range(layers)}
     vector, one = SteeringVector.of(directions, site="post_ln", name="random"), [layers // 2]
     ways: dict[str, Callable[[], float]] = {
-        "not looking": generate,
-        "looking": lambda: run(False),
-        "looking, rows live": lambda: run(True),
+        "not capturing": generate,
+        "capturing": lambda: run(False),
+        "capturing, rows live": lambda: run(True),
         "steered, one layer": lambda: generate(vector.steer(0.01, layers=one)),
         "one layer, decaying, clipped": lambda: generate(vector.steer(0.01, layers=one, decay=16, clip=0.5)),
         "steered, every layer": lambda: generate(vector.steer(0.01)),
@@ -73,7 +73,7 @@ def main() -> None:
     for way, rates in found.items():
         against = {
             other: statistics.median(a / b for a, b in zip(rates, found[other], strict=True))
-            for other in ("not looking", "transformers' generate")
+            for other in ("not capturing", "transformers' generate")
         }
         spread = f"({min(rates):.0f} – {max(rates):.0f})"
         ratios = ", ".join(f"{ratio:.3f} × {other}" for other, ratio in against.items())
