@@ -1,7 +1,7 @@
 # Thin: each target is a command that can be typed. `make demo` and `make test` are the two to know.
 BIN := .venv/bin
 
-.PHONY: setup demo test lint lab bench clean
+.PHONY: setup demo test lint lab bench tutorials clean
 
 setup:
 	@tools/setup.sh
@@ -24,6 +24,9 @@ lab: setup
 
 bench: setup
 	$(BIN)/lens-magic bench
+
+tutorials: setup
+	$(BIN)/python tools/tutorials.py
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache

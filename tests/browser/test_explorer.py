@@ -148,6 +148,7 @@ def test_layers_are_filtered(page: Page, run: FakeRun) -> None:
     field.fill("nonsense")
     field.press("Enter")
     assert field.get_attribute("aria-invalid") == "true"
+    assert "No such layers: there are" in field.evaluate("(input) => input.validationMessage")
     assert page.locator(".lens-colhead").all_inner_texts() == heads
 
 

@@ -81,10 +81,11 @@ def test_started_by_a_launcher(kernel: Kernel, checkpoint: Path, tmp_path: Path,
 
 
 def test_a_lens_kernel_without_a_model(tmp_path: Path) -> None:
-    """One rank needs no MPI: no other process is started. Bad numbers are said when ranks are first needed."""
+    """One rank needs no MPI: no other process is started. A bad number is said until another is asked for."""
     with driver.kernel(tmp_path, LENS_RANKS="many") as kernel:
-        reply = kernel.run("%lens status")
-        assert reply.traceback == ["LensError: LENS_RANKS 'many' is not a number of ranks; 1 or more would do"]
+        for line in ("%lens status", "%lens load demo", "%lens status"):
+            reply = kernel.run(line)
+            assert reply.traceback == ["LensError: LENS_RANKS 'many' is not a number of ranks; 1 or more would do"]
         assert kernel.value("1 + 1") == 2
         reply = kernel.run(f"%%lens\n{PROMPT}")
         assert (reply.ename, len(reply.traceback)) == ("LensError", 1), reply
@@ -93,5 +94,6 @@ def test_a_lens_kernel_without_a_model(tmp_path: Path) -> None:
         assert "no model is loaded" in reply.traceback[0]
         time.sleep(0.5)
         assert [process.pid for process in kernel.processes()] == [kernel.pid]
-        status = kernel.ok("lens.status()")
-        assert "no model is loaded" in status.text
+        kernel.ok("%lens load demo --ranks 1")
+        assert "demo" in kernel.ok("lens.status()").text
+        assert [process.pid for process in kernel.processes()] == [kernel.pid]

@@ -59,7 +59,8 @@ def test_in_decode(kernel: Kernel, times: int) -> None:
 
 def test_without_a_variable_the_partial_result_is_shown(kernel: Kernel) -> None:
     reply = interrupt_at(kernel, "token", 2, f"%%lens -n 400 --ignore-eos --static\n{PROMPT}")
-    stopped(reply, "stopped after 3 tokens")
+    stopped(reply, "stopped after 3 tokens; what there is is in `_`")
+    assert kernel.value("len(_.output_ids), _.interrupted") == (3, True)
     assert any("<table" in data.get("text/html", "") for data in reply.displays)
 
 

@@ -140,7 +140,10 @@ export class Toolbar {
   filter(input) {
     const layers = chosenLayers(input.value, this.labels.layers);
     input.setAttribute("aria-invalid", String(!layers));
+    const [first, last] = [this.labels.layers[0], this.labels.layers[this.labels.layers.length - 1]];
+    input.setCustomValidity(layers ? "" : `No such layers: there are ${first} to ${last}, as 0-4, 5-, -1, 0,8,-1 or ::4`);
     if (layers) this.on.onView({ layers });
+    else input.reportValidity();
   }
 
   /** @param {number} i */
