@@ -251,9 +251,11 @@ class TestExplorer:
         view._ipython_display_()
         assert [set(data) for data in outputs] == [
             {"application/vnd.jupyter.widget-view+json", "text/plain"},
-            {"text/html"},
+            {"text/html", "text/plain"},
         ]
+        assert outputs[0]["text/plain"] == repr(view)  # one line: a reopened notebook shows it above the table
         assert f'data-lens-for="{view.fallback}"' in str(outputs[1]["text/html"])
+        assert "most probable next token by layer" in str(outputs[1]["text/plain"])
 
     def test_static_is_plain_html(self) -> None:
         assert "<script" not in show(fake_run(), static=True)._repr_html_()

@@ -94,9 +94,15 @@ class Explorer(anywidget.AnyWidget):
         bundled = super()._repr_mimebundle_(**kwargs)
         if bundled is not None:
             data, metadata = bundled
-            text = "\n\n".join(table_text(run) for run in self._runs)
-            display({**data, "text/plain": text}, metadata=metadata, raw=True)
-            display({"text/html": fallback_html(self._runs, self.fallback, self._names)}, raw=True)
+            display({**data, "text/plain": repr(self)}, metadata=metadata, raw=True)
+            self._display_fallback()
+
+    def _display_fallback(self) -> None:
+        """What is seen where widgets are not: tables, in a terminal of text."""
+        from IPython.display import display
+
+        text = "\n\n".join(table_text(run) for run in self._runs)
+        display({"text/html": fallback_html(self._runs, self.fallback, self._names), "text/plain": text}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundled = super()._repr_mimebundle_(**kwargs)

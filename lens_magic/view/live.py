@@ -14,7 +14,6 @@ from . import codes
 from .comms import hear_while_busy
 from .data import SCHEMA, Run, pack, token_table
 from .explorer import Explorer
-from .static import fallback_html
 from .text import SPACE
 
 EVERY_S = 0.1  # between messages: faster is not seen, and each costs the kernel and the browser something
@@ -124,9 +123,7 @@ class LiveView(Explorer):
             self.buffers = packed.to_bytes()
         self._sent.clear()
         if self._displayed:
-            from IPython.display import display
-
-            display({"text/html": fallback_html(self._runs, self.fallback)}, raw=True)
+            self._display_fallback()
 
     _displayed = False
 
