@@ -49,13 +49,7 @@ def execute(out: Path) -> None:
     saved, page = (out / "demo.nc").resolve(), (out / "demo.html").resolve()
     take = f"{_RUN}.save({str(saved)!r}); {_RUN}.to_html({str(page)!r}); None"
     notebook.cells.append(nbformat.v4.new_code_cell(take))
-    client = nbclient.NotebookClient(
-        notebook,
-        kernel_name="lens",
-        timeout=_TIMEOUT_S,
-        coalesce_streams=True,  # else every token of an answer is an output, and has a line, of its own
-        resources={"metadata": {"path": str(out.resolve())}},
-    )
+    client = client_of(notebook, out)
     try:
         client.execute()
     except nbclient.exceptions.CellExecutionError as error:
@@ -64,6 +58,23 @@ def execute(out: Path) -> None:
         notebook.cells.pop()
         nbformat.write(notebook, out / "demo.ipynb")
     _report(saved, time.perf_counter() - begun, out)
+
+
+def client_of(notebook: Any, folder: Path, **options: Any) -> Any:
+    """What executes a notebook on the Lens kernel, which stands in a folder; ``options`` of nbclient's ``NotebookClient``.
+
+    Raises:
+        LensError: nbclient is missing.
+    """
+    _, nbclient = _notebook_packages()
+    return nbclient.NotebookClient(
+        notebook,
+        kernel_name="lens",
+        timeout=_TIMEOUT_S,
+        coalesce_streams=True,  # else every token of an answer is an output, and has a line, of its own
+        resources={"metadata": {"path": str(folder.resolve())}},
+        **options,
+    )
 
 
 def _report(saved: Path, seconds: float, out: Path) -> None:

@@ -317,10 +317,11 @@ def generate(
     ids = _all_prompt_ids(model, [prompt] if isinstance(prompt, str) else list(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
-    terms = vectors.steering_terms(model, steer, max(map(len, ids)), max_new_tokens, len(ids))
+    longest = max(map(len, ids))
+    terms = vectors.steering_terms(model, steer, longest, max_new_tokens, len(ids))
     group = session.group
     with group.exclusive():  # as in run
-        refuse_what_cannot_fit(session, Ask(max_new_tokens, max(len(one) for one in ids), batch=len(ids)))
+        refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))
         sampling = Sampling(temperature, top_p, seed)
         stop_ids = () if ignore_eos else model.stop_ids
         made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]

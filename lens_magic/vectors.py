@@ -205,10 +205,13 @@ def steering_terms(model: Model, steer: Any, prompt: int, new: int, batch: int =
     import torch
 
     most = torch.finfo(getattr(torch, model.dtype)).max
+    found = []
     for term in terms:
-        term.alphas(batch)
+        alphas = term.alphas(batch)
         term.check_effect(range(1 - prompt, max(new, 1)), most)
-    return tuple(replace(term, alpha=term.alphas(1)[0]) for term in terms) if batch == 1 else tuple(terms)
+        # One for one prompt is one for every copy of it: comparisons run several side by side.
+        found.append(replace(term, alpha=alphas[0]) if batch == 1 else term)
+    return tuple(found)
 
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import nbclient
 import nbformat
+
+from lens_magic.demo_run import client_of
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 KEPT = ("kernelspec", "language_info")
@@ -19,16 +20,7 @@ def main() -> None:
     """Execute all of them, in order."""
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
-        client = nbclient.NotebookClient(
-            notebook,
-            kernel_name="lens",
-            timeout=900,
-            coalesce_streams=True,  # else every token of an answer is an output of its own
-            store_widget_state=False,
-            record_timing=False,
-            resources={"metadata": {"path": str(NOTEBOOKS)}},
-        )
-        client.execute()
+        client_of(notebook, NOTEBOOKS, store_widget_state=False, record_timing=False).execute()
         notebook.metadata = {name: notebook.metadata[name] for name in KEPT}
         for cell in notebook.cells:
             if cell.cell_type == "code":

@@ -223,9 +223,8 @@ def waits_in_kernels() -> bool:
 
 
 def abort_kernels() -> None:
-    """End the kernels that wait for other ranks; these ranks exchange nothing after that."""
-    if waits_in_kernels():
-        dist.distributed_c10d._abort_process_group()
+    """End the kernels that wait for other ranks, where there are any; these ranks exchange nothing after that."""
+    dist.distributed_c10d._abort_process_group()
 
 
 def disconnect() -> None:

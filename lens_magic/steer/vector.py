@@ -252,8 +252,7 @@ class SteeringVector:
             LensError: it is not the kind of model this vector was made for; says which is.
         """
         origin = self.origin
-        fits = (origin.family or family, origin.layers or layers, self.width) == (family, layers, width)
-        if not fits or max(self.layers) >= layers:
+        if not self.made_for.fits(MadeFor(family, layers, width)) or max(self.layers) >= layers:
             depth = f"{origin.layers} layers" if origin.layers else f"at least {max(self.layers) + 1} layers"
             of = f" ({origin.model})" if origin.model else ""
             raise LensError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anywidget
 import traitlets
 
+from ..writing import written_whole
 from . import bundle
 from .data import Run, pack
 from .static import fallback_html, tables_html
@@ -81,10 +82,12 @@ class Explorer(anywidget.AnyWidget):
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
         from .plots import plot
 
-        target, run = Path(path), cast("LensRun", self._runs[0])
+        run = cast("LensRun", self._runs[0])
         given = {"site": self.selected.get("site"), **options}
-        plot(run, "heatmap", dark, **given).savefig(target, format=kind, dpi=dpi)
-        return target
+        figure = plot(run, "heatmap", dark, **given)
+        with written_whole(path) as partial:
+            figure.savefig(partial, format=kind, dpi=dpi)
+        return Path(path).expanduser()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
         # JupyterLab shows a widget's output as a widget or as "model not found", never as that output's own HTML:
