@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .lens.difference import LensDiff
     from .lens.run import LensRun
     from .steer.compare import SteeredText
+    from .steer.term import Strength
 
 
 def compare(
@@ -29,13 +30,13 @@ def compare(
     seed: int = 0,
     ignore_eos: bool = False,
     chat: bool = False,
-    live: Callable[[], Sequence[float]] | None = None,
+    live: Callable[[], Sequence[Strength]] | None = None,
     on_event: OnEvent | None = None,
 ) -> SteeredText:
     """See :func:`lens_magic.compare`.
 
     Args:
-        live: says α of every term, and may change its mind while tokens are generated.
+        live: says the strength of every term, and may change its mind while tokens are generated.
         on_event: hears ("token", id, sequence): sequence 0 is the unsteered text, 1 the steered one.
     """
     from .model.choose import Sampling
@@ -99,7 +100,8 @@ def _steered_text(
         timings=runs.timings_of(made),
         options=asked,
         provenance=runs.provenance(session),
-        alphas=tuple(answer["alphas"]),
+        alphas=tuple(tuple(strength.alpha for strength in token) for token in answer["strengths"]),
+        clips=tuple(tuple(strength.clip for strength in token) for token in answer["strengths"]),
         interrupted=made.interrupted,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import models
 import numpy as np
+import probes
 import pytest
 import reference as ref
 from steered import Change, steered
@@ -20,7 +21,7 @@ from lens_magic import comparing
 from lens_magic.errors import LensError
 from lens_magic.session import current
 from lens_magic.steer.compare import Side, SteeredText, first_difference
-from lens_magic.steer.term import SteeringTerm
+from lens_magic.steer.term import SteeringTerm, Strength
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 9
@@ -58,36 +59,54 @@ def test_both_texts_and_what_either_model_thinks_of_them(operator: str, ranks: i
 
 
 @pytest.mark.ranks
-def test_alpha_moved_while_tokens_come(ranks: int, checkpoints: Checkpoints) -> None:
-    """What rank 0 says is in effect from the next forward on, on every rank, and the record says from which token."""
+@pytest.mark.parametrize("operator", ["add", "set"])
+def test_strength_moved_while_tokens_come(operator: str, ranks: int, checkpoints: Checkpoints, replaying: None) -> None:
+    """What rank 0 says is in effect from the next forward on, on every rank, within the one recorded step."""
     folder = checkpoints("qwen3-gqa")
     use(folder, ranks)
+    current().group.call(probes.step_by, "replay", 256)
     v = direction(width_of(folder))
     seen = {"tokens": 0}
 
     def hear(event: tuple[Any, ...]) -> None:
         seen["tokens"] += event[0] == "token" and event[2] == 1
 
+    def moved() -> list[Strength]:
+        return [Strength(0.0 if seen["tokens"] < 4 else ALPHA, None if seen["tokens"] < 9 else 0.2)]
+
     compared = comparing.compare(
         current(),
         models.PROMPT,
-        SteeringTerm("test", {1: v}, "resid_post", 0.0),
-        max_new_tokens=TOKENS,
+        SteeringTerm("test", {1: v}, "resid_post", 0.0, operator=operator),
+        max_new_tokens=2 * TOKENS,
         ignore_eos=True,
-        live=lambda: [ALPHA if seen["tokens"] >= 4 else 0.0],
+        live=moved,
         on_event=hear,
     )
-    alphas = [alpha for (alpha,) in compared.alphas]
+    assert current().group.call(probes.replays)[0] == 2 * TOKENS - 3, "all but the first token, and the two of the recording"
     # Moved when four tokens were there: told with the fifth, and the sixth is chosen under it.
-    assert alphas == [0.0] * 5 + [ALPHA] * (TOKENS - 5)
+    assert compared.alphas == ((0.0,),) * 5 + ((ALPHA,),) * (2 * TOKENS - 5)
+    assert compared.clips == ((None,),) * 10 + ((0.2,),) * (2 * TOKENS - 10)
+    assert "α was moved from 0 to 60; clip was moved from none to 0.2" in repr(compared)
+    changes = [
+        Change("resid_post", 1, v, lambda p: 0.0 if p < 5 else None, operator),
+        Change("resid_post", 1, v, lambda p: ALPHA if 5 <= p < 10 else None, operator),
+        Change("resid_post", 1, v, lambda p: ALPHA if p >= 10 else None, operator, clip=0.2),
+    ]
     model, tokenizer = models.load_plain(folder)
     ids = tokenizer(models.PROMPT)["input_ids"]
-    with steered(model, [Change("resid_post", 1, v, lambda p: ALPHA if p >= 5 else None)], len(ids)):
-        assert list(compared.steered.output_ids) == ref.generate_ids(model, ids, TOKENS)
+    with steered(model, changes, len(ids)):
+        assert list(compared.steered.output_ids) == ref.generate_ids(model, ids, 2 * TOKENS)
     at = compared.first_difference
     assert at is not None
-    assert at >= 5
+    assert operator == "set" or at >= 5
     assert compared.log_prob_change == ((), ())
+
+
+@pytest.fixture
+def replaying() -> Iterator[None]:
+    yield
+    current().group.call(probes.step_by, "usual")
 
 
 def value(texts: dict[int, str], steered_ids: tuple[int, ...] = (1, 3)) -> SteeredText:

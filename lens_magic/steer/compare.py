@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LensError
 from ..writing import written_whole
+from .term import Strength
 
 if TYPE_CHECKING:
     from ..model.choose import Sampling
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
     from .term import SteeringTerm
 
 FORMAT = "lens-magic steered text 1"
-LIVE = "live_alphas"
-"""Where rank 0 keeps the function that says α of every term, while somebody may be moving it."""
+LIVE = "live_strengths"
+"""Where rank 0 keeps the function that says the strength of every term, while somebody may be moving it."""
 _POSITIONS_AT_ONCE = 64
 
 
@@ -52,7 +54,7 @@ class SteeredText:
         token_texts: readable text of their tokens.
         steering: the terms, in words.
         timings, options, provenance: as of a run.
-        alphas: where α was moved meanwhile: for each generated token, α of every term as it was chosen.
+        alphas, clips: where they could be moved meanwhile: for each generated token, those of every term as it was chosen.
         interrupted: it was stopped by the user.
     """
 
@@ -65,6 +67,7 @@ class SteeredText:
     options: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     alphas: tuple[tuple[float, ...], ...] = ()
+    clips: tuple[tuple[float | None, ...], ...] = ()
     interrupted: bool = False
 
     @property
@@ -106,7 +109,8 @@ class SteeredText:
             record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
         record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
         record["steering"] = tuple(record["steering"])
-        record["alphas"] = tuple(tuple(step) for step in record["alphas"])
+        for name in ("alphas", "clips"):
+            record[name] = tuple(tuple(step) for step in record.get(name, ()))
         return cls(**record)
 
     def __repr__(self) -> str:
@@ -143,27 +147,31 @@ def run_compared(
     """Generate after a prompt, unsteered and steered, as a batch of two. Collective.
 
     Args:
-        live: α of every term may change while it runs: rank 0's store says under :data:`LIVE` what they are. No
+        live: the strength of every term may change while it runs: rank 0's store says under :data:`LIVE` what they are. No
             probabilities are compared then, as there is no one steered model.
 
     Returns:
-        ``generation``; ``log_probs``, ``[text][condition][token]``; ``alphas`` of each token, where live.
+        ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths``, of each token, where live.
     """
     from ..lens.pipeline import model_of
     from ..model.generate import generate
     from .intervene import Steering
 
     loaded = model_of(rank)
-    steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2)
-    in_effect, alphas = [term.alphas(1)[0] for term in terms], list[tuple[float, ...]]()
-    current: Callable[[], Sequence[float]] = rank.store.get(LIVE) or (lambda: in_effect)
+    steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2, movable=live)
+    in_effect, strengths = [Strength(term.alphas(1)[0], term.clip) for term in terms], list[tuple[Strength, ...]]()
+    current: Callable[[], Sequence[Strength]] = rank.store.get(LIVE) or (lambda: in_effect)
+
+    def say() -> list[float]:
+        return [number for alpha, clip in current() for number in (alpha, math.inf if clip is None else clip)]
 
     def take(done: int, told: Sequence[float]) -> None:
-        alphas.append(tuple(in_effect))
-        in_effect[:] = told
-        steering.set_alphas(told)
+        strengths.append(tuple(in_effect))
+        pairs = zip(told[::2], told[1::2], strict=True)
+        in_effect[:] = [Strength(alpha, clip if math.isfinite(clip) else None) for alpha, clip in pairs]
+        steering.move(in_effect)
 
-    tell, after_step = (current, take) if live else (None, None)
+    tell, after_step = (say, take) if live else (None, None)
     made = generate(
         rank,
         loaded,
@@ -181,7 +189,7 @@ def run_compared(
         log_probs = [] if live else _log_probs(rank, loaded, prompt, made.outputs, terms)
     except KeyboardInterrupt:  # on all ranks alike; the texts are there
         log_probs, made.interrupted = [], True
-    return {"generation": made, "log_probs": log_probs, "alphas": alphas}
+    return {"generation": made, "log_probs": log_probs, "strengths": strengths}
 
 
 def _log_probs(

@@ -14,8 +14,8 @@ from ..errors import LensError
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Window
 from .oneposition import OnePosition
-from .operators import Operation, Values, apply, by_term
-from .term import MadeFor, SteeringTerm
+from .operators import UNCLIPPED, Operation, Values, apply, by_term
+from .term import MadeFor, SteeringTerm, Strength
 
 _AHEAD = 64
 """Decode steps whose values are worked out together: one at a time they would be a hundredth of a small model's time."""
@@ -27,29 +27,32 @@ class Steering:
     Args:
         terms: in the order in which they are applied where they meet.
         batch: how many sequences.
+        movable: α and clip of each term may be moved while the model generates, with :meth:`move`.
     """
 
-    def __init__(self, loaded: Loaded, terms: Sequence[SteeringTerm], batch: int = 1) -> None:
+    def __init__(self, loaded: Loaded, terms: Sequence[SteeringTerm], batch: int = 1, movable: bool = False) -> None:
         self.terms = list(terms)
         self.batch = batch
         self._alphas = [term.alphas(batch) for term in terms]
-        self._live: list[float] | None = None
+        self._clips = [term.clip for term in terms]
         self._operations: dict[Key, list[Operation]] = {}
         for number, term in enumerate(self.terms):
             for layer, direction in sorted(term.directions.items()):
                 placed = direction.to(loaded.device, torch.float32)
-                operation = Operation(number, term, term.scale.get(layer, 1.0), placed)
+                clipped = movable or term.clip is not None
+                operation = Operation(number, term, term.scale.get(layer, 1.0), placed, clipped)
                 self._operations.setdefault((term.site, layer), []).append(operation)
         self._device = loaded.device
-        shape = (len(self.terms), 2, batch, 1, 1)  # term, (m, m a), sequence, column
+        shape = (len(self.terms), 3, batch, 1, 1)  # term, (m, m a, c), sequence, column
         self._now: list[Values] = []
         self._one = OnePosition(self._operations, torch.zeros(shape, device=loaded.device))
         self._ahead = range(0)  # positions whose values have been worked out
 
-    def set_alphas(self, alphas: Sequence[float]) -> None:
-        """Another α for each term, from the next forward on. Every rank gives the same."""
-        if list(alphas) != self._live:
-            self._live = list(alphas)
+    def move(self, strengths: Sequence[Strength]) -> None:
+        """Another α and clip for each term, from the next forward on. Every rank gives the same."""
+        alphas, clips = [[strength.alpha] * self.batch for strength in strengths], [strength.clip for strength in strengths]
+        if (alphas, clips) != (self._alphas, self._clips):
+            self._alphas, self._clips = alphas, clips
             self._ahead = range(0)
 
     def visits(self) -> Mapping[Key, Visit]:
@@ -71,19 +74,18 @@ class Steering:
         """Nothing is kept."""
 
     def _values(self, positions: range) -> torch.Tensor:
-        """m and m a for every term, sequence and position: ``[terms, 2, batch, positions, 1]``."""
-        values = torch.zeros((len(self.terms), 2, self.batch, len(positions), 1))
+        """m, m a and c for every term, sequence and position: ``[terms, 3, batch, positions, 1]``."""
+        values = torch.zeros((len(self.terms), 3, self.batch, len(positions), 1))
         for number, term in enumerate(self.terms):
             mask = torch.tensor([float(term.covers(p)) for p in positions])
             factors = mask * torch.tensor([term.factor(p) for p in positions])
-            for sequence, alpha in enumerate(self._alphas_of(number)):
+            clip = self._clips[number]
+            values[number, 2] = UNCLIPPED if clip is None else clip
+            for sequence, alpha in enumerate(self._alphas[number]):
                 if term.sequences is None or sequence in term.sequences:
                     values[number, 0, sequence, :, 0] = mask
                     values[number, 1, sequence, :, 0] = alpha * factors
         return values
-
-    def _alphas_of(self, number: int) -> list[float]:
-        return self._alphas[number] if self._live is None else [self._live[number]] * self.batch
 
     def _visit(self, key: Key, operations: Sequence[Operation]) -> Visit:
         at_step = self._one.changes[key]

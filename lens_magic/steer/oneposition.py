@@ -23,7 +23,7 @@ class OnePosition:
 
     Args:
         operations: by (site, layer), in their order.
-        values: m and m a ``[terms, 2, batch, 1, 1]``; holds those of the step, where a change reads them.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``; holds those of the step, where a change reads them.
 
     Attributes:
         changes: by (site, layer), in their order.
@@ -52,7 +52,7 @@ class OnePosition:
             self._made_ready.append(Ahead(values))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """The values of the coming steps: ``[terms, 2, batch, steps, 1]``."""
+        """The values of the coming steps: ``[terms, 3, batch, steps, 1]``."""
         by_step = coming.to(self._device).movedim(3, 0)[..., None]
         for each in self._made_ready:
             each.fill(by_step)
@@ -67,7 +67,7 @@ def _kind(operation: Operation) -> str:
     """``plain``: what is added does not hang on h; ``clipped``: by its length alone; else ``general``."""
     if operation.term.operator != "add" or operation.term.keep_norm:
         return "general"
-    return "plain" if operation.term.clip is None else "clipped"
+    return "clipped" if operation.clipped else "plain"
 
 
 def _general(operation: Operation, values: Values) -> Change:
@@ -107,7 +107,7 @@ class Additions:
     """Runs of plain additions, each at one (site, layer), as one vector a run and sequence.
 
     Args:
-        values: m and m a ``[terms, 2, batch, 1, 1]``, where the model is.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``, where the model is.
 
     Attributes:
         changes: what each run does to h.
@@ -128,7 +128,7 @@ class Additions:
             self.changes.append(self._change(vector))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """m and m a of the coming steps, ``[steps, terms, 2, batch, 1, 1]``."""
+        """m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
         self._amounts.fill(coming[:, :, 1, :, 0, 0].mT)
 
     def write(self, place: int) -> None:
@@ -145,7 +145,7 @@ class ClippedAdditions:
     """Additions of at most c times h's length: sign(a) min(|a|, c ‖h‖) v̂ = min(|a| / c, ‖h‖) · (sign(a) c v̂).
 
     Args:
-        values: m and m a ``[terms, 2, batch, 1, 1]``, where the model is.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``, where the model is.
 
     Attributes:
         changes: what each operation does to h.
@@ -156,28 +156,27 @@ class ClippedAdditions:
         if not operations:
             return
         batch, width = values.shape[2], len(operations[0].direction)
-        clips = values.new_tensor([operation.term.clip for operation in operations])[:, None, None, None]
-        factors = values.new_tensor([operation.factor for operation in operations])[:, None, None, None]
         self._numbers = [operation.number for operation in operations]
-        self._scales = factors / clips
-        self._directions = clips * torch.stack([operation.direction for operation in operations])[:, None, None]
+        self._factors = values.new_tensor([operation.factor for operation in operations])[:, None, None, None]
+        self._directions = torch.stack([operation.direction for operation in operations])[:, None, None]
         self._limits = Ahead(values.new_zeros((len(operations), batch, 1, 1)))
-        self._signs = Ahead(values.new_zeros((len(operations), batch, 1, 1)))
+        self._clips = Ahead(values.new_zeros((len(operations), batch, 1, 1)))
         self._units = values.new_zeros((len(operations), batch, 1, width))
         for limit, unit in zip(self._limits.target, self._units, strict=True):
             self.changes.append(self._change(limit, unit))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """m and m a of the coming steps, ``[steps, terms, 2, batch, 1, 1]``."""
-        scaled = coming[:, self._numbers, 1] * self._scales  # [steps, operations, batch, 1, 1]
-        self._limits.fill(scaled.abs())
-        self._signs.fill(scaled.sign())
+        """m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
+        changes = coming[:, self._numbers, 1] * self._factors  # [steps, operations, batch, 1, 1]
+        clips = coming[:, self._numbers, 2]
+        self._limits.fill(changes.abs() / clips)
+        self._clips.fill(changes.sign() * clips)
 
     def write(self, place: int) -> None:
         """Take over those of one of the steps."""
         self._limits.write(place)
-        if self._signs.write(place):
-            torch.mul(self._signs.target, self._directions, out=self._units)
+        if self._clips.write(place):
+            torch.mul(self._clips.target, self._directions, out=self._units)
 
     @staticmethod
     def _change(limit: torch.Tensor, unit: torch.Tensor) -> Change:

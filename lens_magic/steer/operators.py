@@ -12,8 +12,11 @@ import torch
 
 from .term import SteeringTerm
 
-Values = tuple[torch.Tensor, torch.Tensor]
-"""m and m a, ``[batch, length, 1]``."""
+Values = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""m, m a and c, ``[batch, length, 1]``; c, how many times as long as h a change may be, is read where it is clipped."""
+
+UNCLIPPED = 2.0**100
+"""A c that limits nothing. A power of two: to divide by it and to multiply with it again rounds nothing."""
 
 
 class Operation(NamedTuple):
@@ -23,30 +26,32 @@ class Operation(NamedTuple):
         number: the term's.
         factor: on a, for this layer.
         direction: ``[d]``, float32, where the model is.
+        clipped: the change has a limit, which may be moved.
     """
 
     number: int
     term: SteeringTerm
     factor: float
     direction: torch.Tensor
+    clipped: bool
 
 
 def by_term(values: torch.Tensor) -> list[Values]:
-    """m and m a of each term, from ``[terms, 2, batch, length, 1]``."""
-    return [(term[0], term[1]) for term in values]
+    """m, m a and c of each term, from ``[terms, 3, batch, length, 1]``."""
+    return [(term[0], term[1], term[2]) for term in values]
 
 
 def apply(h: torch.Tensor, operation: Operation, values: Values) -> torch.Tensor:
     """One term at one (site, layer), on ``[batch, length, d]`` in float32."""
-    masked, change = values
+    masked, change, clip = values
     term, direction = operation.term, operation.direction
     if operation.factor != 1:
         change = change * operation.factor
     if term.operator != "add":
         projection = (h @ direction)[..., None]
         change = torch.addcmul(change, masked, projection, value=-1) if term.operator == "set" else -masked * projection
-    if term.clip is not None:
-        limit = term.clip * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+    if operation.clipped:
+        limit = clip * torch.linalg.vector_norm(h, dim=-1, keepdim=True)
         change = torch.clamp(change, -limit, limit)
     steered = torch.addcmul(h, change, direction)
     if term.keep_norm:

@@ -40,6 +40,13 @@ Span = tuple[int | None, int | None]
 Schedule = Callable[[int], float] | Sequence[float] | str
 
 
+class Strength(NamedTuple):
+    """What of a term may be moved while a model generates: α, and how many times as long as h the change may be."""
+
+    alpha: float
+    clip: float | None = None
+
+
 @dataclass(frozen=True)
 class SteeringTerm:
     """One term of a steering: what :meth:`SteeringVector.steer` makes.

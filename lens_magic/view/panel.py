@@ -1,7 +1,7 @@
-"""The steering panel: sliders beside a generation, unsteered next to steered, that follows α while it goes on.
+"""The steering panel: sliders beside a generation, unsteered next to steered, that follows α and clip while it goes on.
 
 The browser is heard on a thread of its own while the main one works, so nothing here starts a generation when a button is
-pressed: it is queued to the main thread, where cells run too, and so comes after a cell that is running. Moving α
+pressed: it is queued to the main thread, where cells run too, and so comes after a cell that is running. Moving α or clip
 only changes a number, which rank 0 tells all ranks with the next token; Stop only sets the flag that an interrupt sets.
 """
 
@@ -14,6 +14,7 @@ import ipywidgets as widgets
 
 from .. import comparing, runs
 from ..errors import LensError
+from ..steer.term import Strength
 from .comms import hear_while_busy
 from .steered import Growing, as_html
 
@@ -30,9 +31,9 @@ _LABEL = {"description_width": "70px"}
 
 
 class Panel(widgets.HBox):
-    """``%steer panel``: choose, press Run, and move α.
+    """``%steer panel``: choose, press Run, and move α or clip.
 
-    ``panel.result`` is the newest :class:`SteeredText`; its ``alphas`` say under which α each token was chosen.
+    ``panel.result`` is the newest :class:`SteeredText`; its ``alphas`` and ``clips`` say under which each token was chosen.
 
     Args:
         session: whose model is steered.
@@ -93,7 +94,9 @@ class Panel(widgets.HBox):
         )
         shown = widgets.VBox([self.output], layout=widgets.Layout(flex="3 1 320px", min_width="240px"))
         super().__init__([controls, shown], layout=widgets.Layout(display="flex", flex_flow="row wrap", width="100%"))
-        for widget in (self.alpha, self.start, self.stop):
+        # What a generation does not follow; choosing another vector would set α's slider, which it does.
+        self._fixed = (self.vector, self.layers, self.site, self.operator, self.schedule, self.tokens)
+        for widget in (self.alpha, self.clip, self.start, self.stop):
             hear_while_busy(widget)
 
     # -- heard from the browser, maybe in another thread ---------------------------------------------------------------
@@ -137,14 +140,14 @@ class Panel(widgets.HBox):
 
             with self._session.group.exclusive():  # a Stop from here on is kept until the generation sees it
                 self._pending, self._running, self.stop.disabled = False, True, False
-                self.vector.disabled = True  # choosing another would set α's slider, which the generation follows
+                self._fix(True)
                 self.output.value = growing.html()
                 self.result = comparing.compare(
                     self._session,
                     self.prompt.value,
                     [self.term()],
                     max_new_tokens=self.tokens.value,
-                    live=lambda: [float(self.alpha.value)],
+                    live=lambda: [Strength(float(self.alpha.value), self.clip.value or None)],
                     on_event=hear,
                 )
         except runs.Interrupted as interrupted:
@@ -158,7 +161,8 @@ class Panel(widgets.HBox):
             self._say("")
         finally:
             self._pending = self._running = False
-            self.start.disabled, self.stop.disabled, self.vector.disabled = False, True, False
+            self.start.disabled, self.stop.disabled = False, True
+            self._fix(False)
         if self.result is not None:
             self.output.value = as_html(self.result)
 
@@ -181,6 +185,10 @@ class Panel(widgets.HBox):
             schedule=self.schedule.value,
             clip=self.clip.value or None,
         )
+
+    def _fix(self, fixed: bool) -> None:
+        for widget in self._fixed:
+            widget.disabled = fixed
 
     def _say(self, text: str) -> None:
         from html import escape

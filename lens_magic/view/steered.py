@@ -55,14 +55,16 @@ def _caption(compared: SteeredText) -> str:
     at = compared.first_difference
     where = "the texts are the same" if at is None else f"they part at token {at}"
     stopped = "; interrupted" if compared.interrupted else ""
-    moved = ""
-    if len(set(compared.alphas)) > 1:
-        moved = f"; α was moved from {_alphas(compared.alphas[0])} to {_alphas(compared.alphas[-1])}"
+    moved = "".join(
+        f"; {name} was moved from {_numbers(values[0])} to {_numbers(values[-1])}"
+        for name, values in (("α", compared.alphas), ("clip", compared.clips))
+        if len(set(values)) > 1
+    )
     return f"{'; '.join(compared.steering)}: {where}{moved}{stopped}"
 
 
-def _alphas(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)
+def _numbers(values: tuple[float | None, ...]) -> str:
+    return ", ".join("none" if value is None else f"{value:.3g}" for value in values)
 
 
 def _legend(compared: SteeredText) -> str:
