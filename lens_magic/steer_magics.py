@@ -20,6 +20,7 @@ from .view.progress import Bars
 from .view.steered import Streaming
 
 if TYPE_CHECKING:
+    from .steer.ablation import SiteAblation
     from .steer.report import SteerabilityReport
     from .steer.vector import SteeringVector
 
@@ -30,7 +31,7 @@ class SteerMagics(Magics):
 
     @line_cell_magic
     def steer(self, line: str, cell: str | None = None) -> Any:
-        """``%steer train|list|save|load|drop|eval|panel``; ``%%steer NAME[:ALPHA] … [options]`` with the prompt below.
+        """``%steer train|list|save|load|drop|eval|sites|panel``; ``%%steer NAME[:ALPHA] … [options]`` with the prompt below.
 
         ``%steer NAME[:ALPHA] … "prompt"`` is the latter on one line. ``%steer COMMAND --help`` says more.
         """
@@ -55,7 +56,7 @@ class SteerMagics(Magics):
                 raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
         session = sessions.current()
         model = session.require_model()
-        names = ("layers", "site", "positions", "steps", "decay", "clip", "operator")
+        names = ("layers", "site", "positions", "steps", "decay", "schedule", "clip", "operator")
         choices = {name: getattr(parsed, name) for name in names}
         terms = vectors.terms_of(session, parsed.vectors, self.shell.user_ns, **choices)
         options = {name: getattr(parsed, name) for name in GENERATION_OPTIONS}
@@ -90,6 +91,7 @@ def _compare_parser() -> Parser:
     add("--positions", default="all", metavar="P", help="all, prompt, generated, last, or A:B (all)")
     add("--steps", metavar="A:B", help="generated tokens, half-open (all)")
     add("--decay", type=float, metavar="H", help="halve α every H tokens")
+    add("--schedule", metavar="S", help="of α: constant, linear (to 0 at the run's end) or on/off (constant)")
     add("--clip", type=float, metavar="C", help="change a state by at most C times its length")
     add("--operator", default="add", help="add, ablate or set (add)")
     add_generation_options(parser)
@@ -210,47 +212,103 @@ def _drop(words: list[str], shell: Any) -> None:
     del session.vectors[name]
 
 
-def _eval(words: list[str], shell: Any) -> SteerabilityReport:
-    parser = Parser(prog="%steer eval", description="How far a vector moves the answers to two-way questions, by α and layer.")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--data", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
-    parser.add_argument("-l", "--layers", metavar="SPEC", help="some of the vector's layers, one at a time (all)")
-    parser.add_argument("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="or a list, -1,0,1 (-1.5:1.5:0.5)")
-    parser.add_argument("--site", help="another than the one the vector was read at")
-    parser.add_argument("--reuse-layer", type=int, metavar="LAYER", help="apply this layer's direction at each of --layers")
-    parser.add_argument("--random", type=int, default=1, metavar="N", help="random directions beside it (1)")
+def _measuring_parser(prog: str, description: str) -> Parser:
+    parser = Parser(prog=prog, description=description)
+    add = parser.add_argument
+    add("--data", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
+    add("-l", "--layers", metavar="SPEC", help="one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
+    add("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="or a list, -1,0,1 (-1.5:1.5:0.5)")
     _add_out(parser, "report")
-    parsed = parser.read(words)
-    out = check_variable(parsed.out)
-    from . import steerability
+    return parser
 
-    session = sessions.current()
-    vector = vectors.find(session, parsed.name, shell.user_ns)
+
+def _eval(words: list[str], shell: Any) -> SteerabilityReport:
+    parser = _measuring_parser("%steer eval", "How far a vector moves the answers to two-way questions, by α and layer.")
+    add = parser.add_argument
+    add("name", metavar="NAME")
+    add("--site", help="another than the one the vector was read at")
+    add("--positions", default="all", metavar="P", help="steered ones: all, prompt, last, or A:B (all)")
+    add("--reuse-layer", type=int, metavar="LAYER", help="apply this layer's direction at each of --layers")
+    add("--random", type=int, default=1, metavar="N", help="random directions beside it (1)")
+    parsed = parser.read(words)
+    vector = vectors.find(sessions.current(), parsed.name, shell.user_ns)
+
+    def ask(bars: Bars) -> SteerabilityReport:
+        from . import steerability
+
+        return steerability.evaluate(
+            sessions.current(),
+            vector,
+            value_of(parsed.data, shell.user_ns),
+            alphas=steerability.parse_alphas(parsed.alphas),
+            layers=parsed.layers,
+            site=parsed.site,
+            reuse_layer=parsed.reuse_layer,
+            positions=parsed.positions,
+            random_directions=parsed.random,
+            on_event=bars,
+        )
+
+    report: SteerabilityReport = _measured(
+        shell, parsed.out, f"evaluating {vector.name}", ask, lambda part: f"{part.counts['test']} questions"
+    )
+    return report
+
+
+def _sites(words: list[str], shell: Any) -> SiteAblation:
+    parser = _measuring_parser(
+        "%steer sites", "Where a direction is best read and added: learnt anew from pairs at each site and position."
+    )
+    add = parser.add_argument
+    add("--pairs", required=True, metavar="VAR_OR_FILE", help="what it is learnt from, as in %%steer train")
+    add("--sites", default="post_ln,resid_pre,attn_out,resid_post", help="the paper's (post_ln,resid_pre,attn_out,resid_post)")
+    add("--read", default="label,last", metavar="POSITIONS", help="of label, last and mean, those to learn at (label,last)")
+    add("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")
+    parsed = parser.read(words)
+
+    def ask(bars: Bars) -> SiteAblation:
+        from . import steerability
+
+        return steerability.ablate_sites(
+            sessions.current(),
+            value_of(parsed.pairs, shell.user_ns),
+            value_of(parsed.data, shell.user_ns),
+            layers=parsed.layers,
+            sites=parsed.sites,
+            positions=[position.strip() for position in parsed.read.split(",")],
+            method=parsed.method,
+            alphas=steerability.parse_alphas(parsed.alphas),
+            on_event=bars,
+        )
+
+    sites: SiteAblation = _measured(
+        shell, parsed.out, "comparing sites", ask, lambda part: f"{len(part.reports)} sites and positions"
+    )
+    return sites
+
+
+def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any], amount: Callable[[Any], str]) -> Any:
+    """A report; of one that the user stopped, what was measured is shown and kept.
+
+    Args:
+        amount: how much a report covers, in words.
+    """
+    check_variable(out)
     stopped = False
-    with Bars(evaluating=f"evaluating {vector.name}") as bars:
+    with Bars(evaluating=doing) as bars:
         try:
-            report = steerability.evaluate(
-                session,
-                vector,
-                value_of(parsed.data, shell.user_ns),
-                alphas=steerability.parse_alphas(parsed.alphas),
-                layers=parsed.layers,
-                site=parsed.site,
-                reuse_layer=parsed.reuse_layer,
-                random_directions=parsed.random,
-                on_event=bars,
-            )
+            report = ask(bars)
         except runs.Interrupted as interrupted:
             report, stopped = interrupted.result, True
         except KeyboardInterrupt:
-            raise one_line_interrupt(f"stopped evaluating {vector.name}; no question was measured by then") from None
+            raise one_line_interrupt(f"stopped {doing}; nothing was measured by then") from None
     if out is not None:
         shell.user_ns[out] = report
     if stopped:
         display(report)
         if out is None:
             make_value(shell, report)
-        raise stopped_with(f"stopped evaluating {vector.name} after {report.counts['test']} questions", out)
+        raise stopped_with(f"stopped {doing} after {amount(report)}", out)
     return report
 
 
@@ -269,6 +327,7 @@ COMMANDS: dict[str, Callable[[list[str], Any], Any]] = {
     "load": _load,
     "drop": _drop,
     "eval": _eval,
+    "sites": _sites,
     "panel": _panel,
 }
 """By the first word of the line: given the rest of the words and the shell."""

@@ -119,6 +119,8 @@ def ablate_sites(
     model = session.require_model()
     wanted = options.parse_layers(layers, model.layers)
     check_alphas(alphas)
+    for position in positions:
+        vectors.check_choices(position, method)
     read = items_of.read(pairs), items_of.read(data, "questions")
     choices = [(site, position) for position in positions for site in options.parse_sites(sites)]
     reports: dict[tuple[str, str], SteerabilityReport] = {}
@@ -136,6 +138,11 @@ def ablate_sites(
             if not reports:
                 raise KeyboardInterrupt("stopped before a site was evaluated") from None
             raise Interrupted(SiteAblation(reports, without)) from stopped
+        except vectors.NoDirection as nothing:
+            without[site, position] = wanted
+            if len(without) == len(choices) and not reports:
+                raise LensError(f"{name}: {nothing}") from nothing
+            continue
         except LensError as error:
             raise LensError(f"{name}: {error}") from error
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .steer.train import Example, Learnt
     from .steer.vector import SteeringVector
 
-COMMANDS = ("train", "list", "save", "load", "drop", "panel", "eval")
+COMMANDS = ("train", "list", "save", "load", "drop", "eval", "sites", "panel")
 """Subcommands of ``%steer``, which are no names for vectors."""
 
 VECTOR_FILES = (".safetensors", ".gguf", ".npz")
@@ -42,14 +42,12 @@ def train(
         some_layers: layers without a direction are left out, as long as one has one.
     """
     from .steer import data
-    from .steer.train import METHODS, POSITIONS, examples_of, learn
+    from .steer.train import examples_of, learn
 
     model = session.require_model()
     chosen = options.parse_layers(layers, model.layers)
     (read_at,) = options.parse_sites([site])
-    for what, given, known in (("position", position, POSITIONS), ("method", method, tuple(METHODS))):
-        if given not in known:
-            raise LensError(f"{what} {given!r} is not one of {', '.join(known)}")
+    check_choices(position, method)
     items = data.read(pairs)
     if position == "label" and items.texts:
         raise LensError(f"{len(items.texts)} of the pairs are texts, which have no label; position last or mean would do")
@@ -68,12 +66,29 @@ def train(
     return _made(model, items, examples, learnt, shown, site=read_at, position=position, method=method, name=name)
 
 
+def check_choices(position: str, method: str) -> None:
+    """Where a direction is read, and how it is learnt.
+
+    Raises:
+        LensError: one of them is not known.
+    """
+    from .steer.train import METHODS, POSITIONS
+
+    for what, given, known in (("position", position, POSITIONS), ("method", method, tuple(METHODS))):
+        if given not in known:
+            raise LensError(f"{what} {given!r} is not one of {', '.join(known)}")
+
+
+class NoDirection(LensError):
+    """The two sides do not differ where they were read."""
+
+
 def _require_directions(learnt: Mapping[int, Learnt], site: str, position: str) -> None:
     empty = sorted(layer for layer, one in learnt.items() if one.nothing)
     if empty:
         one = learnt[empty[0]]
         where = f"layer{'s' if len(empty) > 1 else ''} {','.join(map(str, empty))}"
-        raise LensError(
+        raise NoDirection(
             f"the direction at {site} of {where} has length {abs(one.norm):.2g} against states of {one.scale:.2g}: at position "
             f"{position!r} the two sides are the same, or cancel; another position, site or --layers would do"
         )

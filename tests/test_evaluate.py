@@ -431,6 +431,17 @@ def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypa
     assert stopped.value.result.summary().equals(ablation.summary())
 
 
+def test_a_site_without_a_direction_does_not_cost_the_others(llama: object) -> None:
+    """Both answers end in the same token, which has read nothing yet."""
+    asked = {"layers": [0], "positions": ("last",), "alphas": (-1, 1)}
+    ablation = lens.ablate_sites(items(STEMS[:2]), items(), sites=("resid_pre", "resid_post"), **asked)
+    assert list(ablation.reports) == [("resid_post", "last")]
+    assert ablation.without == {("resid_pre", "last"): (0,)}
+    assert "no direction: resid_pre at last of layer 0" in ablation.title
+    with pytest.raises(LensError, match="resid_pre at last: the direction at resid_pre of layer 0 has length 0"):
+        lens.ablate_sites(items(STEMS[:2]), items(), sites=("resid_pre",), **asked)
+
+
 def test_progress_counts_to_its_end(llama: object) -> None:
     events: list[Any] = []
     vector = vector_of(unit_directions(128, [0, 2]))

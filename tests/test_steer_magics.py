@@ -117,6 +117,36 @@ def test_what_is_shown_is_escaped(notebook: Notebook) -> None:
     assert "&lt;b&gt;" in vector._repr_html_()
 
 
+def test_sites_compared_are_what_the_function_gives(notebook: Notebook) -> None:
+    line = "%steer sites --pairs two --data items --sites post_ln,resid_pre --read last -l 1 --alphas -1,1"
+    notebook.shell.user_ns["two"] = questions()[:2]
+    made = notebook.run(f"{line} -o where")
+    expected = lens.ablate_sites(questions()[:2], questions(), "1", ("post_ln", "resid_pre"), ("last",), alphas=(-1, 1))
+    assert made.summary().equals(expected.summary())
+    assert notebook.shell.user_ns["where"] is made
+    assert "all 5 questions are among those" in notebook.refuses(line.replace("two", "items"))
+    assert "position 'first' is not one of label, last, mean" in notebook.refuses(
+        line.replace("--read last", "--read label,first")
+    )
+
+
+def test_a_schedule_by_its_name(notebook: Notebook) -> None:
+    notebook.run("%steer train warm --pairs items -l 1")
+    made = notebook.run("%%steer warm:2 -n 4 --schedule on/off\nA lens")
+    assert made.steering == ("warm add α=2.0 at post_ln of layer 1; schedule 1 0 1 0",)
+    assert "schedule 'sometimes' is not one of" in notebook.refuses("%%steer warm:2 --schedule sometimes\nA lens")
+
+
+def test_an_interrupt_shows_what_was_measured(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook.run("%steer train warm --pairs texts -l 1 --position last")
+    monkeypatch.setattr("lens_magic.view.progress.Bars.__call__", lambda self, event: current().group.interrupt())
+    error = notebook.run("%steer eval warm --data items --alphas -1,1")
+    measured = len(notebook.shell.user_ns["_"].questions)
+    assert 0 < measured < 5
+    words = f"stopped evaluating warm after {measured} questions; what there is is in `_`"
+    assert error._render_traceback_() == [f"KeyboardInterrupt: {words}"]
+
+
 def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_magic.view.progress import Progress
 
@@ -133,7 +163,7 @@ def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("%steer", "takes a command: train, list, save, load, drop"),
+        ("%steer", "takes a command: train, list, save, load, drop, eval, sites, panel"),
         ("%steer fly", "'fly' is not a command of %steer, nor a vector"),
         ("%steer fly:2", "the prompt is missing"),
         ("%steer fly:2 prompt", "there is no vector 'fly'"),
