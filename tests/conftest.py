@@ -39,7 +39,7 @@ def ranks_end_with_the_tests() -> Iterator[None]:
     current().close()
 
 
-@pytest.fixture(scope="module", params=RANK_COUNTS, ids=lambda count: f"{count}-ranks")
+@pytest.fixture(scope="session", params=RANK_COUNTS, ids=lambda count: f"{count}-ranks")
 def ranks(request: pytest.FixtureRequest) -> int:
-    """Every number of ranks in turn; a module's tests of one number run together, so that ranks start once."""
+    """Every number of ranks in turn; all modules' tests of one number run together, so that ranks start once."""
     return int(request.param)

@@ -33,8 +33,9 @@ def plain(checkpoints: Checkpoints) -> Callable[[str], PreTrainedModel]:
     return cache(lambda name: models.load_plain(checkpoints(name))[0])
 
 
-@pytest.fixture(scope="module", params=(1, 2), ids=("1-ranks", "2-ranks"))
-def few(request: pytest.FixtureRequest) -> int:
+@pytest.fixture(scope="session", params=(1, 2), ids=lambda count: f"{count}-ranks")
+def ranks(request: pytest.FixtureRequest) -> int:
+    """As in conftest.py, of which all families on more would take too long."""
     return int(request.param)
 
 
@@ -45,10 +46,10 @@ def test_every_family_is_tested(plain: Callable[[str], PreTrainedModel]) -> None
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", models.FAMILIES)
 def test_a_visit_changes_the_logits_as_a_plain_hook_does(
-    name: str, few: int, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]
+    name: str, ranks: int, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]
 ) -> None:
     model = plain(name)
-    lens.load(str(checkpoints(name)), ranks=few)
+    lens.load(str(checkpoints(name)), ranks=ranks)
     untouched = last_logits(model)
     for layer, site in [(0, site) for site in ref.SITES] + [(1, "resid_post")]:
         vector = torch.randn(current().require_model().width, generator=torch.Generator().manual_seed(layer))
@@ -76,15 +77,15 @@ def shapes(name: str, ranks: int, checkpoints: Checkpoints) -> list[Mapping[str,
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
 def test_experts_are_split_over_the_ranks(
-    name: str, few: int, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]
+    name: str, ranks: int, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]
 ) -> None:
     """All experts together: no more than their size and what evens out rows to whole 8s."""
     whole = {key: value.shape for key, value in plain(name).named_parameters() if ".experts." in key}
     experts = sum(shape.numel() for shape in whole.values())
-    held = [{key: shape for key, shape in rank.items() if ".experts." in key} for rank in shapes(name, few, checkpoints)]
+    held = [{key: shape for key, shape in rank.items() if ".experts." in key} for rank in shapes(name, ranks, checkpoints)]
     counts = [sum(torch.Size(shape).numel() for shape in rank.values()) for rank in held]
     assert experts <= sum(counts) < 1.1 * experts
-    assert max(counts) < 0.65 * experts or few == 1
+    assert max(counts) < 0.65 * experts or ranks == 1
 
 
 @pytest.mark.parametrize("inner", [768, 14336, 76, 40, 9])

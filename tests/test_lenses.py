@@ -22,8 +22,9 @@ TOKENS = 6
 Checkpoints = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module", params=(1, 2, 3), ids=lambda count: f"{count}-ranks")
+@pytest.fixture(scope="session", params=(1, 2, 3), ids=lambda count: f"{count}-ranks")
 def ranks(request: pytest.FixtureRequest) -> int:
+    """As in conftest.py, less the largest."""
     return int(request.param)
 
 
