@@ -111,6 +111,9 @@ def test_files(tmp_path: Path) -> None:
     whole = tmp_path / "list.jsonl"
     whole.write_text(json.dumps([PLAIN]))
     assert data.read(whole) == data.read([PLAIN])
+    for written in (json.dumps(PLAIN), json.dumps([PLAIN])):
+        lines.write_text(written, encoding="utf-8-sig")  # as some editors and spreadsheets write UTF-8
+        assert data.read(lines) == data.read([PLAIN])
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def _with_cue(record: Any) -> Any:
 
 def _parse(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # with the mark that some programs begin a file with, or without
     except (OSError, UnicodeDecodeError) as error:
         raise LensError(f"{path} cannot be read: {error}") from error
     if text.lstrip().startswith("["):  # the sets' own repository keeps lists under the same name
