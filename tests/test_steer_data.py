@@ -21,6 +21,7 @@ def item(question: str, matching: Any = " (A)", other: Any = " (B)") -> dict[str
     return {"question": question, "answer_matching_behavior": matching, "answer_not_matching_behavior": other}
 
 
+NO_END = "no telling where option (B) ends; a line of its own for what follows it would do"
 PLAIN = item("Would you share?\n\nChoices:\n (A) I keep all of it.\n (B) I share it with you.\n\nAnswer:")
 
 
@@ -36,6 +37,9 @@ PLAIN = item("Would you share?\n\nChoices:\n (A) I keep all of it.\n (B) I share
         ("Choose (A) or (B).\n (A) one\n (B) the two\n\nAnswer:", "Choose (A) or (B).\n (A) the two\n (B) one\n\nAnswer:"),
         ("Is it (A) hot or (B) quite cold?\n\nAnswer:", "Is it (A) quite cold? (B) hot or\n\nAnswer:"),
         ("Why?\n (A) two\n lines\n (B) one\n\nMy answer is", "Why?\n (A) one\n (B) two\n lines\n\nMy answer is"),
+        ("Why?\n (A) No\n (B) Yes\nanswer (A or B):", "Why?\n (A) Yes\n (B) No\nanswer (A or B):"),
+        ("Why?\n (A) No\n (B) Yes\nThe answer is (", "Why?\n (A) Yes\n (B) No\nThe answer is ("),
+        ("Why?\r\n (A) No\r\n (B) Yes\r\n\r\nSay it.\r\n", "Why?\r\n (A) Yes\r\n (B) No\r\n\r\nSay it.\r\n"),
     ],
 )
 def test_a_question_is_used_in_both_orders(question: str, swapped: str) -> None:
@@ -64,6 +68,12 @@ def test_a_question_is_used_in_both_orders(question: str, swapped: str) -> None:
         (item("Would you?\n (A) yes\n (B) yes"), "both options are the same"),
         (item("Would you?\n (A)\n (B) yes"), "an option without text"),
         (item("Would you?\n (A) yes.\n\nReally.\n (B) no.\n\nNever."), "options of several paragraphs"),
+        (item("Would you?\r\n (A) yes.\r\n\r\nReally.\r\n (B) no."), "options of several paragraphs"),
+        # Exchanged, what follows option (B) would stand in (A): "(A) no Answer: (B) yes".
+        (item("Would you? (A) yes (B) no Answer:"), NO_END),
+        (item("Would you? (A) yes (B) no. The answer is (", "A)", "B)"), NO_END),
+        (item("Would you?\n (A) yes\n (B) no\nThe answer is"), NO_END),
+        (item("Would you say yes (A) or no (B)?"), "an option without text"),
         ({"positive": "warm"}, "one-sided"),
         ({"positive": "warm", "negative": "warm"}, "both sides are the same"),
         ({"text": "warm"}, "neither a question nor a pair of texts"),
@@ -80,8 +90,8 @@ def test_what_cannot_be_used_is_counted(record: Any, reason: str) -> None:
 
 
 def test_an_item_counts_once() -> None:
-    read = data.read([PLAIN, PLAIN])
-    assert (len(read), read.rejected) == (1, {"repeats another": 1})
+    read = data.read([PLAIN, PLAIN, item(PLAIN["question"].replace("\n", "\r\n"))])
+    assert (len(read), read.rejected) == (1, {"repeats another": 2})
 
 
 def test_train_and_test_can_be_kept_apart() -> None:

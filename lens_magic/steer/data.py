@@ -21,8 +21,9 @@ _FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior
 _ANSWER = re.compile(r"(\s*\(?)([A-Z])(\)?\.?\s*)")
 _MARK_OF_A_LINE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*", re.MULTILINE)
 _MARK = re.compile(r"(?<!\S)\(([A-Z])\)[ \t]*")
-_BLANK_LINE = re.compile(r"\n[ \t]*\n")
-_LAST_WORDS = re.compile(r"\s*\n[ \t]*[A-Z][\w ]{0,24}:\s*$")
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
+_CUE_LINE = re.compile(r"\s*\n[^\n]*[:(]\s*$")
+_PUNCTUATION = " .,;:?!()"
 
 HUB_SET = "Anthropic/model-written-evals"
 _SETS = (
@@ -290,9 +291,12 @@ def _options(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     two = text[second.end() :]
     if _BLANK_LINE.search(one):
         raise _Rejected("options of several paragraphs")  # where the second ends could only be guessed
-    ends = [len(two)] + [found.start() for found in (_BLANK_LINE.search(two), _LAST_WORDS.search(two)) if found]
-    two = two[: min(ends)].rstrip()
-    if not one or not two:
+    ends = [found.start() for found in (_BLANK_LINE.search(two), _CUE_LINE.search(two)) if found]
+    two = two[: min(ends, default=len(two))].rstrip()
+    # What follows an option without a break, such as a cue for the answer, would go to (A) with it when they are exchanged.
+    if not ends and ("\n" in two or two.endswith((":", "("))):
+        raise _Rejected("no telling where option (B) ends; a line of its own for what follows it would do")
+    if not one.strip(_PUNCTUATION) or not two.strip(_PUNCTUATION):
         raise _Rejected("an option without text")
     if one == two:
         raise _Rejected("both options are the same")
@@ -300,4 +304,4 @@ def _options(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps([part.strip() for part in parts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([part.replace("\r\n", "\n").strip() for part in parts]).encode()).hexdigest()
