@@ -74,7 +74,7 @@ def evaluate(
     group = session.group
     with group.exclusive():  # an interrupt after the last question must not cost the user the report
         measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
-        complete = measured.complete.reshape(-1, 2).all(1)  # [question]: in both orders
+        complete = measured.complete.reshape(-1, 2).all(1).numpy()  # [question]: in both orders
         late = group.rank.stop_requested
     if not complete.any():
         raise KeyboardInterrupt("stopped before any question was measured")

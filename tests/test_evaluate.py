@@ -251,6 +251,16 @@ def test_training_questions_are_left_out(llama: object) -> None:
         lens.evaluate(vector, items(STEMS[:2]))
 
 
+def test_a_single_question_is_evaluated(llama: object) -> None:
+    vector = vector_of(unit_directions(128, [1]))
+    report = lens.evaluate(vector, items(STEMS[:1]), alphas=(-1, 1))
+    together = lens.evaluate(vector, items(STEMS[:2]), alphas=(-1, 1))
+    np.testing.assert_allclose(report.propensities, together.propensities[:, :, :1], atol=CLOSE)
+    assert report.counts["test"] == 1
+    assert report.slopes.shape == (1,)
+    assert "nan" not in repr(report)  # what a single prompt does not tell is left empty
+
+
 def test_a_direction_towards_the_letter_a_is_not_steering(llama: tuple[PreTrainedModel, Any]) -> None:
     """Planted: it raises the logit of A over B, whatever A says."""
     model, tokenizer = llama

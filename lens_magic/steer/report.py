@@ -241,18 +241,23 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
     """Of a summary the columns most looked at, as short texts."""
     import pandas as pd
 
-    mean, std, low, high = (summary[name] for name in ("mean_slope", "slope_std", "slope_low", "slope_high"))
+    def shown(column: str, form: str) -> list[str]:
+        return ["–" if np.isnan(value) else f"{value:{form}}" for value in summary[column]]
+
+    def pairs(one: str, form: str, between: str, other: str, other_form: str) -> list[str]:
+        return [f"{a}{between}{b}" for a, b in zip(shown(one, form), shown(other, other_form), strict=True)]
+
     return pd.DataFrame(
         {
-            "slope ± std": [f"{m:+.3f} ± {s:.3f}" for m, s in zip(mean, std, strict=True)],
-            "95 %": [f"{a:+.3f} … {b:+.3f}" for a, b in zip(low, high, strict=True)],
-            "random": [f"{value:+.3f}" for value in summary["random_slope"]],
-            "R²": [f"{value:.2f}" for value in summary["r2"]],
-            "p": [f"{value:.2g}" for value in summary["p_value"]],
-            "Δ": [f"{value:+.2f}" for value in summary["mean_change"]],
-            "α for +0.3": ["–" if np.isnan(value) else f"{value:+.2f}" for value in summary["alpha_for_0.3"]],
-            "monotone": [f"{value:.0%}" for value in summary["monotone"]],
-            "anti": [f"{value:.0%}" for value in summary["anti_steerable"]],
+            "slope ± std": pairs("mean_slope", "+.3f", " ± ", "slope_std", ".3f"),
+            "95 %": pairs("slope_low", "+.3f", " … ", "slope_high", "+.3f"),
+            "random": shown("random_slope", "+.3f"),
+            "R²": shown("r2", ".2f"),
+            "p": shown("p_value", ".2g"),
+            "Δ": shown("mean_change", "+.2f"),
+            "α for +0.3": shown("alpha_for_0.3", "+.2f"),
+            "monotone": shown("monotone", ".0%"),
+            "anti": shown("anti_steerable", ".0%"),
         },
         index=summary.index,
     )
