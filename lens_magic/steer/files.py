@@ -27,6 +27,7 @@ _OWN = "lens_magic"
 _GGUF = "controlvector"  # general.architecture of repeng's and llama.cpp's files
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 _NUMBERED = re.compile(r"(?:.*\D)?(\d{1,5})$", re.DOTALL)
+_FROM_THE_END = re.compile(r"(?:.*\W)?-\d+$", re.DOTALL)  # -1, not layer-1
 
 # What steering-vectors calls the layer types it reads; the norm before the MLP gives the MLP's input.
 _LAYER_TYPES = {
@@ -229,7 +230,7 @@ def _read_gguf(path: Path) -> SteeringVector:
         fields = {name: str(field.contents()) for name, field in reader.fields.items() if name in _gguf_fields()}
         found = [(tensor.name, tensor.data.copy()) for tensor in reader.tensors if tensor.name.startswith("direction.")]
     except Exception as error:  # it looks wherever the file's numbers send it
-        raise LensError(f"it is damaged or not gguf ({type(error).__name__}: {str(error).splitlines()[:1]})") from error
+        raise LensError(f"it is damaged or not gguf ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
     if fields.get("general.architecture") != _GGUF:
         raise LensError(f"it holds a {_words(fields.get('general.architecture', 'model'))}, not a {_GGUF}")
     for name, values in found:
@@ -268,10 +269,9 @@ def _from_object(source: Any) -> SteeringVector:
         return _foreign(activations, kind, "vector")
     directions = getattr(source, "directions", None)
     if isinstance(directions, Mapping):
-        tensors = {layer: torch.as_tensor(direction) for layer, direction in directions.items()}
         hint = getattr(source, "model_type", None)
         origin = Origin(family=None if hint is None else str(hint))
-        return SteeringVector.of(_by_layer(tensors), site="resid_post", origin=origin)
+        return SteeringVector.of(_by_layer(directions), site="resid_post", origin=origin)
     raise LensError(
         f"a {type(source).__name__} is no steering vector; a file, or an object with layer_activations or directions, would do"
     )
@@ -287,13 +287,16 @@ def _by_layer(tensors: Mapping[Any, Any]) -> dict[int, torch.Tensor]:
     """Tensors by the number their names end in, each checked to be one direction.
 
     Raises:
-        LensError: a name without a number, a layer twice, or something that is not one row of numbers.
+        LensError: a name without a number, or one that counts from the end; a layer twice; something that is not one row of
+            numbers.
     """
     found: dict[int, torch.Tensor] = {}
     for name, values in tensors.items():
         match = _NUMBERED.fullmatch(str(name))
         if match is None:
             raise LensError(f"the name {str(name)[:60]!r} has no layer's number at its end")
+        if _FROM_THE_END.fullmatch(str(name)):
+            raise LensError(f"the name {str(name)[:60]!r} counts from the last layer; layers numbered from 0 would do")
         layer = int(match[1])
         with suppress(TypeError, ValueError, RuntimeError):
             values = torch.as_tensor(values)
