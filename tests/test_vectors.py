@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,12 @@ def test_terms() -> None:
     assert (some.steps, some.decay, some.clip, some.scale) == ((0, 4), 2, 0.5, {3: 2.0})
     assert [term.alpha for term in vector * 1 + made() * 2 + vector * 3] == [1, 2, 3]
     assert [term.alpha for term in sum([vector * 1, made() * 2])] == [1, 2]
+    counted = vector.steer(1, positions=(np.int64(-2), None), steps=[None, np.int64(4)])  # as argmax and shape give them
+    assert (counted.positions, counted.steps) == ((-2, None), (None, 4))
+    # A cell that ends in a term shows what it does, not its numbers; a term can be looked for among others.
+    assert repr(counted) == "<vector add α=1.0 at post_ln of layer 1,3; positions -2:; steps :4>"
+    assert counted in [vector * 1, counted]
+    assert counted != vector.steer(1, positions=(-2, None), steps=(None, 4))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,8 @@ def test_terms() -> None:
         ({"site": "block"}, "site 'block' is not one of"),
         ({"operator": "multiply"}, "operator 'multiply'"),
         ({"positions": "middle"}, "positions 'middle'"),
+        ({"positions": (0, 0.5)}, "positions 0.5 are not integers"),
+        ({"steps": 4}, "steps 4 are not a span"),
         ({"clip": -1}, "clip -1"),
     ],
 )
@@ -221,8 +230,21 @@ def test_activations_of_steering_vectors(tmp_path: Path) -> None:
     assert lens.load_vector(tmp_path / "a.npz").layers == (4, 7)
     theirs = SimpleNamespace(directions={2: np.ones(4, dtype=np.float32)}, model_type="qwen3")
     assert lens.load_vector(theirs).origin.family == "qwen3"
+    for name, words in ((-1, "'-1' counts from the last layer"), ("direction.-2", "counts from the last layer")):
+        with pytest.raises(lens.LensError, match=words):
+            lens.load_vector(SimpleNamespace(directions={name: np.ones(4)}))
+    assert lens.load_vector(SimpleNamespace(directions={"layer-2": np.ones(4)})).layers == (2,)
+    with pytest.raises(lens.LensError, match="'2' is not one direction"):
+        lens.load_vector(SimpleNamespace(directions={2: None}))
     with pytest.raises(lens.LensError, match="'input_layernorm' are none of the sites"):
         lens.load_vector(SimpleNamespace(layer_activations=activations, layer_type="input_layernorm"))
+
+
+def test_columns_stay_apart() -> None:
+    """Of a direction so short that its length needs an exponent, too."""
+    vector = made()
+    shown = repr(replace(vector, norms={1: 1.234e-05, 3: 2.853e38})).splitlines()[2:]
+    assert [line.split()[:2] for line in shown] == [["1", "1.234e-05"], ["3", "2.853e+38"]]
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Strength(NamedTuple):
     clip: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringTerm:
     """One term of a steering: what :meth:`SteeringVector.steer` makes.
 
@@ -195,6 +195,9 @@ class SteeringTerm:
         strength = "" if self.operator == "ablate" else f" α={self.alpha}"
         return "; ".join([f"{self.name} {self.operator}{strength} at {self.site} of layer {layers}", *self._choices()])
 
+    def __repr__(self) -> str:
+        return f"<{self}>"
+
     def _choices(self) -> Iterator[str]:
         """What is not as it is by default."""
         if self.positions != "all":
@@ -242,11 +245,16 @@ def check_positions(positions: Any) -> None:
 
 def parse_positions(given: Any) -> Any:
     """What a term takes, from what a user gives: text such as ``-3:5``, a span, or anything else iterable of positions p."""
-    if isinstance(given, str) and ":" in given:
+    if isinstance(given, tuple) or (isinstance(given, str) and ":" in given):
         return parse_span("positions", given)
-    if isinstance(given, Iterable) and not isinstance(given, (str, tuple)):
+    if isinstance(given, Iterable) and not isinstance(given, str):
         return frozenset(integers("positions", given))
     return given
+
+
+def parse_steps(given: Any) -> Any:
+    """The same of generated tokens, which are always a span."""
+    return parse_span("steps", given) if isinstance(given, str | tuple | list) else given
 
 
 def describe_positions(positions: Any) -> str | list[int]:
@@ -256,12 +264,16 @@ def describe_positions(positions: Any) -> str | list[int]:
     return positions if isinstance(positions, str) else sorted(positions)
 
 
-def parse_span(what: str, given: str) -> Span:
-    """``A:B`` half-open, either end of which may be left out.
+def parse_span(what: str, given: str | Sequence[Any]) -> Span:
+    """``A:B`` half-open, either end of which may be left out; or the two numbers, NumPy's too, of which either may be None.
 
     Raises:
         LensError: it is none.
     """
+    if not isinstance(given, str):
+        span = tuple(bound if bound is None else integers(what, bound)[0] for bound in given)
+        _check_span(what, span)
+        return span  # type: ignore[return-value]
     parts = given.split(":")
     try:
         begin, end = (int(part) if part.strip() else None for part in parts)

@@ -14,7 +14,7 @@ from .. import options
 from ..errors import LensError
 from ..tables import as_html
 from .data import left_out
-from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_span
+from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -210,7 +210,7 @@ class SteeringVector:
             alpha=alphas,
             scale=self._scale(scale or {}, chosen),
             positions=parse_positions(positions),
-            steps=parse_span("steps", steps) if isinstance(steps, str) else tuple(steps) if isinstance(steps, list) else steps,
+            steps=parse_steps(steps),
             decay=decay,
             schedule=parse_schedule(schedule),
             clip=clip,
@@ -293,7 +293,7 @@ class SteeringVector:
         return rows
 
     def __repr__(self) -> str:
-        return "\n".join([self.summary(), *("".join(f"{cell:>9}" for cell in row) for row in self._rows())])
+        return "\n".join([self.summary(), *("".join(f"{cell:>11}" for cell in row) for row in self._rows())])
 
     def _repr_html_(self) -> str:
         header, *rows = self._rows()
