@@ -15,6 +15,7 @@ from test_magics import Notebook
 import lens_magic as lens
 from lens_magic import vectors
 from lens_magic.session import current
+from lens_magic.view.text import running
 
 Checkpoints = Callable[[str], Path]
 
@@ -89,6 +90,13 @@ def test_both_texts_beside_each_other(notebook: Notebook) -> None:
         assert again.steered == made.steered
     notebook.run("%%steer warm:-3 --operator set -n 2 -o both\nA lens")
     assert notebook.shell.user_ns["both"].steering == ("warm set α=-3.0 at resid_post of layer 1,2",)
+
+
+def test_a_terminal_shows_the_steered_text_to_its_end(notebook: Notebook) -> None:
+    notebook.run("%steer train warm --pairs items -l 1")
+    notebook.run("%%steer warm:2 -n 8 --ignore-eos -o both\nA lens gathers")
+    whole = notebook.shell.user_ns["both"].steered.text.rstrip("\ufffd")  # but for half a character
+    assert notebook.output.stdout.startswith(running(whole))
 
 
 def test_an_interrupt_shows_both_texts_so_far(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,9 +158,12 @@ class Streaming:
         if self._in_notebook:
             self._draw(self._growing.html())
         else:
-            steered = self._growing.texts[1]
-            print(running(steered[self._printed :]), end="", flush=True)  # noqa: T201 - the cell's output
-            self._printed = len(steered)
+            self._print()
+
+    def _print(self, end: str = "") -> None:
+        steered = self._growing.texts[1]
+        print(running(steered[self._printed :]), end=end, flush=True)  # noqa: T201 - the cell's output
+        self._printed = len(steered)
 
     def _draw(self, html: str) -> None:
         from IPython.display import HTML, display
@@ -174,4 +177,4 @@ class Streaming:
         if self._handle is not None:
             self._draw("" if kind is None else self._growing.html())
         elif self._printed:
-            print(flush=True)  # noqa: T201
+            self._print(end="\n")  # what came since the last time
