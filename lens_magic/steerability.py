@@ -47,11 +47,13 @@ def evaluate(
     model = session.require_model()
     vector.check_fits(model.family, model.layers, model.width)
     steps = check_alphas(alphas)
-    site = options.parse_sites(site or vector.site)[0]
+    (site,) = options.parse_sites([site or vector.site])
     positions = parse_positions(positions)
     check_positions(positions)
     if random_directions < 1:
         raise LensError(f"random_directions {random_directions} is too few; 1 or more would do")
+    if reuse_layer is not None:
+        (reuse_layer,) = options.parse_layers(int(reuse_layer), model.layers)  # -1 is the last, as everywhere
     directions = _directions(model, vector, layers, reuse_layer)
     given = items_of.read(data, "questions")
     held_out = given.without(vector.training.digests)
@@ -168,7 +170,10 @@ def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
     Raises:
         LensError: fewer than two, or one that is no finite number.
     """
-    given = [float(alpha) for alpha in alphas]
+    try:
+        given = [float(alpha) for alpha in alphas]
+    except (TypeError, ValueError):
+        raise LensError(f"alphas {alphas!r} are not numbers; (-1, 0, 1) would do") from None
     for alpha in given:
         if not math.isfinite(alpha):
             raise LensError(f"alpha {alpha} is not a finite number")
@@ -179,20 +184,20 @@ def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """α from text: ``-1.5:1.5:0.5`` (both ends included) or ``-1,0,1``.
+    """α from text: ``-1.5:1.5:0.5`` (the last one included where the steps meet it) or ``-1,0,1``.
 
     Raises:
         LensError: it is neither.
     """
     try:
         if ":" not in text:
-            return check_alphas(float(piece) for piece in text.split(","))
+            return check_alphas([float(piece) for piece in text.split(",")])
         first, last, step = (float(piece) for piece in text.split(":"))
-        count = round((last - first) / step) + 1
+        count = math.floor((last - first) / step + 1e-6) + 1
         if step <= 0 or not 2 <= count <= 1000:
             raise ValueError
         # Counted, not added up: ten steps of 0.1 are not 1.
-        return check_alphas(round(first + number * step, 10) for number in range(count))
+        return check_alphas([round(first + number * step, 10) for number in range(count)])
     except (ValueError, OverflowError, ZeroDivisionError):
         raise LensError(f"alphas {text!r} are not understood; -1.5:1.5:0.5 or -1,0,1 would do") from None
 

@@ -274,8 +274,8 @@ def test_a_direction_towards_the_letter_a_is_not_steering(llama: tuple[PreTraine
 
 def test_a_direction_can_be_reused_at_other_layers(llama: tuple[PreTrainedModel, Any]) -> None:
     vector = vector_of(unit_directions(128, [1]))
-    report = lens.evaluate(vector, items(), alphas=(-1, 1), reuse_layer=1)
-    assert report.layers == (0, 1, 2, 3)
+    report = lens.evaluate(vector, items(), alphas=(-1, 1), reuse_layer=-3)
+    assert (report.layers, report.provenance["reuse_layer"]) == ((0, 1, 2, 3), 1)
     assert set(report.norms.values()) == set(vector.norms.values())
     model, tokenizer = llama
     prompt = tokenizer(asked(*STEMS[0]) + " (")["input_ids"]
@@ -468,7 +468,11 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"layers": [1, 3]}, "planted has no direction of layer 3; it has 1, 2; reuse_layer applies one anywhere"),
         ({"layers": "9"}, "layer 9 is out of range"),
         ({"reuse_layer": 0}, "planted has no direction of layer 0 to reuse; it has 1, 2"),
+        ({"reuse_layer": 4}, "layer 4 is out of range"),
+        ({"alphas": "-1:1:1"}, "alphas '-1:1:1' are not numbers"),
+        ({"alphas": 1.5}, "alphas 1.5 are not numbers"),
         ({"site": "residual"}, "site 'residual' is not one of"),
+        ({"site": "post_ln,mlp_out"}, "site 'post_ln,mlp_out' is not one of"),
         ({"positions": "first"}, "positions 'first' are not understood"),
         ({"random_directions": 0}, "random_directions 0 is too few; 1 or more would do"),
         ({"data": [{"positive": "a", "negative": "b"}]}, "can train a vector but not measure it"),
@@ -498,7 +502,8 @@ def test_a_question_longer_than_the_context_is_one_clear_line(llama: object) -> 
         ("-1.5:1.5:0.5", (-1.5, -1, -0.5, 0, 0.5, 1, 1.5)),
         ("0:1:0.1", tuple(number / 10 for number in range(11))),
         ("1,0,-1", (-1, 0, 1)),
-        ("-1:1:0.7", (-1, -0.3, 0.4, 1.1)),
+        ("-1:1:0.7", (-1, -0.3, 0.4)),  # never beyond what was asked for: the ends are what is tested
+        ("-1.5:1.5:0.4", (-1.5, -1.1, -0.7, -0.3, 0.1, 0.5, 0.9, 1.3)),
     ],
 )
 def test_alphas_are_understood(text: str, expected: tuple[float, ...]) -> None:
