@@ -163,7 +163,9 @@ def test_a_value_is_written_and_read(tmp_path: Path) -> None:
     assert SteeredText.load(path) == whole
     assert whole.log_prob_change == ((-2.0, 1.0), (0.5, 5.75))
     (tmp_path / "other.json").write_text('{"format": "something"}')
-    for name, words in (("other.json", "no steered text"), ("nothing.json", "cannot be read")):
+    (tmp_path / "broken.json").write_text('{"format": "lens-magic steered text 1"}')
+    refused = {"other.json": "no steered text", "nothing.json": "there is no file", "broken.json": "it has no 'unsteered'"}
+    for name, words in refused.items():
         with pytest.raises(LensError, match=words):
             SteeredText.load(tmp_path / name)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from scipy import stats
@@ -201,6 +204,32 @@ def test_bad_paths_are_one_line(tmp_path: Path) -> None:
     report.to_xarray().to_netcdf(tmp_path / "plain.nc", engine="h5netcdf")
     with pytest.raises(LensError, match="is not a steerability report"):
         open_report(tmp_path / "plain.nc")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda record: record.update(norms=[1]), "has no attribute 'items'"),
+        (lambda record: record.update(questions=None), "not iterable"),
+        (lambda record: record.pop("labels"), "it has no 'labels'"),
+        (None, "is not a saved report: .*file signature not found"),
+    ],
+)
+def test_damaged_files_are_one_clear_line(damage: Any, words: str, tmp_path: Path, recwarn: Any, capfd: Any) -> None:
+    path = planted(slopes_around(0.5)).save(tmp_path / "report.nc")
+    if damage is None:
+        path.write_text("a table of something else")
+    else:
+        with h5py.File(path, "a") as opened:
+            record = json.loads(opened.attrs["report"])
+            damage(record)
+            opened.attrs["report"] = json.dumps(record)
+    with pytest.raises(LensError, match=words) as caught:
+        open_report(path)
+    assert "\n" not in str(caught.value)
+    gc.collect()
+    assert not recwarn.list  # nor is anything said beside it
+    assert capfd.readouterr().err == ""
 
 
 def test_tables_and_texts() -> None:

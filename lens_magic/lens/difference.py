@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..reading import read_as
 from ..writing import written_whole
 from . import files
 from .run import LensRun
@@ -131,9 +132,9 @@ class LensDiff:
         import xarray as xr
 
         source = _netcdf(path)
-        if not source.exists():
+        if not source.is_file():
             raise LensError(f"there is no file {source}")
-        try:
+        with read_as("a saved difference", source, hdf5=True):
             with xr.open_dataset(source, engine="h5netcdf") as opened:
                 if opened.attrs.get("lens_magic_diff") != FORMAT:
                     raise LensError(f"{source} is no difference that lens-magic saved")
@@ -142,8 +143,6 @@ class LensDiff:
             for name in ("base", "steered"):
                 with xr.open_dataset(source, engine="h5netcdf", group=name) as opened:
                     runs.append(LensRun(**files.unpacked(opened.load())))
-        except (OSError, ValueError, KeyError) as error:
-            raise LensError(f"{source} is not a saved difference: {error}") from error
         return cls(runs[0], runs[1], kl)
 
     def __repr__(self) -> str:

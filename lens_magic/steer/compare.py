@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import LensError
+from ..reading import read_as
 from ..writing import written_whole
 from .term import Strength
 
@@ -98,20 +99,21 @@ class SteeredText:
         Raises:
             LensError: there is no such file, or it holds something else.
         """
-        try:
-            record = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise LensError(f"{path} cannot be read as a steered text: {error}") from error
-        if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
-            raise LensError(f"{path} is no steered text that lens-magic saved")
-        for name in ("unsteered", "steered"):
-            side = record[name]
-            record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
-        record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
-        record["steering"] = tuple(record["steering"])
-        for name in ("alphas", "clips"):
-            record[name] = tuple(tuple(step) for step in record.get(name, ()))
-        return cls(**record)
+        source = Path(path).expanduser()
+        if not source.is_file():
+            raise LensError(f"there is no file {source}")
+        with read_as("a steered text that lens-magic saved", source):
+            record = json.loads(source.read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+                raise LensError(f"{path} is no steered text that lens-magic saved")
+            for name in ("unsteered", "steered"):
+                side = record[name]
+                record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
+            record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
+            record["steering"] = tuple(record["steering"])
+            for name in ("alphas", "clips"):
+                record[name] = tuple(tuple(step) for step in record.get(name, ()))
+            return cls(**record)
 
     def __repr__(self) -> str:
         from ..view.steered import as_text

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..reading import read_as
 from ..writing import written_whole
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     import xarray as xr
 
     _check(path)
-    if not path.exists():
+    if not path.is_file():
         raise LensError(f"there is no file {path}")
-    try:
+    with read_as("a saved report", path, hdf5=True):
         datasets = {name.strip("/"): dataset for name, dataset in xr.open_groups(path, engine="h5netcdf").items()}
         stored = {name: dataset.load() for name, dataset in datasets.items() if dataset.attrs}
         for dataset in datasets.values():
@@ -82,11 +83,9 @@ def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         if not stored or any(dataset.attrs.get("lens_magic_report") != FORMAT for dataset in stored.values()):
             raise LensError(f"{path} is not a steerability report, or one of another version of its format")
         also = {name: value for name, value in next(iter(stored.values())).attrs.items() if name not in _OWN}
-        return {name: _fields(dataset) for name, dataset in stored.items()}, {
-            name: json.loads(value) for name, value in also.items()
-        }
-    except (OSError, ValueError, KeyError) as error:
-        raise LensError(f"{path} is not a saved report: {error}") from error
+        reports = {name: _fields(dataset) for name, dataset in stored.items()}
+        kept = {name: json.loads(value) for name, value in also.items()}
+    return reports, kept
 
 
 def _fields(dataset: xr.Dataset) -> dict[str, Any]:
