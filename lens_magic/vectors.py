@@ -194,28 +194,34 @@ def terms_of(
     return terms
 
 
-def steering_terms(model: Model, steer: Any, prompt: int, new: int, batch: int = 1) -> tuple[SteeringTerm, ...]:
+def steering_terms(
+    model: Model, steer: Any, prompt: int, new: int, batch: int = 1, asked: int | None = None
+) -> tuple[SteeringTerm, ...]:
     """The terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
 
     Args:
         prompt: tokens of the longest prompt.
         new: as many may follow it.
         batch: prompts.
+        asked: how many tokens schedules run over, where a run that ended early is walked along; ``new`` by default.
 
     Raises:
         LensError: it is something else, does not fit the model or the batch, or would change nothing.
     """
-    if not steer and not hasattr(steer, "steer"):
+    if steer is None:
         return ()
-    from .steer.intervene import check
     from .steer.term import MadeFor, SteeringTerm
 
-    given = [steer] if isinstance(steer, SteeringTerm) or hasattr(steer, "steer") else list(steer)
-    terms = [one.steer(1.0) if hasattr(one, "steer") else one for one in given]
+    single = isinstance(steer, SteeringTerm) or hasattr(steer, "steer") or not isinstance(steer, Iterable)
+    terms = [one.steer(1.0) if hasattr(one, "steer") else one for one in ([steer] if single else steer)]
+    if not terms:
+        return ()
+    from .steer.intervene import check
+
     for term in terms:
         if not isinstance(term, SteeringTerm):
             raise LensError(f"steer= takes vectors and terms (vector * 1.5), not {type(term).__name__}")
-    terms = [term.over(new) for term in terms]
+    terms = [term.over(new if asked is None else asked) for term in terms]
     check(terms, MadeFor(model.family, model.layers, model.width))
     import torch
 

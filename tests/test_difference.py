@@ -117,6 +117,16 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert [view.header["name"], view.other_header["name"]] == ["unsteered", "steered"]
 
 
+def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Checkpoints) -> None:
+    """Of a run that ended early, too: steered anew with the same limit, it is steered as much."""
+    use(folder := checkpoints("llama-odd-vocab"), 1)
+    run = lens.run(models.PROMPT, 3, layers=-1, ignore_eos=True)
+    ended_early = replace(run, options={**run.options, "max_new_tokens": 30})
+    steered = replace(term(folder), schedule="linear")
+    assert lens.diff(ended_early, steer=steered).steered.options["steering"][0].endswith("schedule 1 0.967 0.933 0.9 … 0.0333")
+    assert lens.diff(run, steer=steered).steered.options["steering"][0].endswith("schedule 1 0.667 0.333")
+
+
 def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-odd-vocab")
     use(folder, 1)
