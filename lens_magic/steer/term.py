@@ -137,7 +137,8 @@ class SteeringTerm:
                 f"p = {positions[0]} to {positions[-1]}, and generated tokens 0 to {max(0, positions[-1])}"
             )
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
-        largest = math.prod(max(map(abs, values), default=1.0) for values in (alphas, self.scale.values(), self._factors))
+        scales = [self.scale.get(layer, 1.0) for layer in self.directions]
+        largest = math.prod(max(map(abs, values), default=1.0) for values in (alphas, scales, self._factors))
         if largest > most:
             raise LensError(
                 f"α of {self.name!r} ({largest:g} with scale and schedule) is more than the model's dtype holds ({most:g})"
