@@ -80,7 +80,7 @@ class Steering:
             mask = torch.tensor([float(term.covers(p)) for p in positions])
             factors = mask * torch.tensor([term.factor(p) for p in positions])
             clip = self._clips[number]
-            values[number, 2] = UNCLIPPED if clip is None else clip
+            values[number, 2] = UNCLIPPED if clip is None else min(clip, UNCLIPPED)
             for sequence, alpha in enumerate(self._alphas[number]):
                 if term.sequences is None or sequence in term.sequences:
                     values[number, 0, sequence, :, 0] = mask
