@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -16,7 +19,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
-from lens_magic.model.graph import OnGPU
+from lens_magic.model import graph as graph_module
+from lens_magic.model.graph import OnGPU, Recorded
 from lens_magic.ranks.recording import Recording
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
@@ -186,6 +190,73 @@ def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[
         fine.warm_up(lambda: loaded.head.logits(expected[0]))
     assert fine._watched is not None
     assert fine._watched.refusal is None
+
+
+class FakeGraphs:
+    """Stands in for CUDA graphs, and fails as they do where a step turns out not to be recordable."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stream = "own"
+        self.ended: list[str] = []
+        for name in ("CUDAGraph", "graph_pool_handle", "Stream", "set_stream", "graph"):
+            patch.setattr(torch.cuda, name, getattr(self, name))
+        patch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "current_stream", lambda: self.stream)
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            patch.setattr(torch._C, name, lambda *_, name=name: self.ended.append(name), raising=False)
+        graph_module._recording_stream.cache_clear()
+
+    def CUDAGraph(self) -> Any:  # noqa: N802 - torch's names
+        return SimpleNamespace(replay=lambda: None)
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        return (0, 1)
+
+    def Stream(self, device: Any) -> str:  # noqa: N802
+        return "side"
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, pool: Any, stream: str, capture_error_mode: str) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        except RuntimeError as error:  # torch ends the capture, which raises, and so leaves its stream in place
+            raise RuntimeError("CUDA error: operation failed due to a previous error\nmore lines") from error
+        self.stream = before
+
+
+@pytest.mark.parametrize("telling", [True, False])
+def test_a_graph_that_cannot_be_recorded_costs_speed_alone(telling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of a step has run by then: it is run as it is, where it would have been, and so are those after it."""
+    graphs = FakeGraphs(monkeypatch)
+    streams: list[str] = []
+    fails = True
+
+    def step() -> torch.Tensor:
+        streams.append(graphs.stream)
+        if fails and graphs.stream == "side":
+            raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+        return torch.ones(1)
+
+    recorded = Recorded(OnGPU(torch.device("cuda", 0), telling))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        results = [recorded(step, "shape", like_it=100) for _ in range(4)]
+    assert all(torch.equal(one, torch.ones(1)) for one in results)
+    assert streams == ["own", "side", "own", "own", "own"]
+    assert graphs.ended == ["_cuda_endAllocateToPool", "_cuda_releasePool"]
+    words = "a decode step cannot be made a CUDA graph (CUDA error: operation failed due to a previous error)"
+    assert [words in str(one.message) for one in said] == [True] * telling
+
+    fails = False
+    recorded, streams = Recorded(OnGPU(torch.device("cuda", 0))), []
+    for _ in range(4):
+        recorded(step, "shape", like_it=100)
+    assert streams == ["own", "side"]
 
 
 def test_a_recording_goes_with_its_generation(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ step and read after it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Protocol
 
@@ -114,12 +117,14 @@ class OnGPU:
 
     Args:
         device: the model's, which need not be the process's own.
+        telling: whether this rank is the one to warn where a step cannot be recorded; the others need not repeat it.
     """
 
     calls_python = False
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, telling: bool = True) -> None:
         self._device = device
+        self._telling = telling
         self._watched: Watching | None = None
 
     def warm_up(self, step: Step) -> torch.Tensor:
@@ -133,12 +138,38 @@ class OnGPU:
         """See :class:`Recorder`."""
         if self._watched is None or self._watched.refusal is not None:
             return None, step()
-        graph = torch.cuda.CUDAGraph()
-        # A pool of its own: the recording before has gone by now, and its pool with it.
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=torch.cuda.Stream(self._device)):  # runs nothing
-            result = step()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        # A pool of its own: the recording before has gone by now, and its pool with it. "thread_local": what the user's other
+        # threads do with the GPU meanwhile is no error, and does not end the recording.
+        recording = torch.cuda.graph(graph, pool, _recording_stream(self._device), capture_error_mode="thread_local")
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream()
+            try:
+                with recording:
+                    result = step()  # runs nothing
+            except RuntimeError as error:
+                torch.cuda.set_stream(stream)
+                self._give_up(error, pool)
+                result = None
+        if result is None:
+            return None, step()
         graph.replay()
         return graph.replay, result
+
+    def _give_up(self, error: RuntimeError, pool: tuple[int, int]) -> None:
+        """Some operations copy to the host within (grouped products, before Hopper), which nobody can tell from outside."""
+        with contextlib.suppress(RuntimeError):  # where recording was ended in order the pool has gone already
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        if self._telling:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"tokens come more slowly: a decode step cannot be made a CUDA graph ({reason})", stacklevel=2)
+
+
+@functools.cache
+def _recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that graphs are recorded on; one, as torch keeps workspaces for every stream that had a matrix product."""
+    return torch.cuda.Stream(device)
 
 
 def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager | Recorded:
@@ -149,7 +180,7 @@ def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager |
         return Recorded(OnCPU())
     # On a GPU the ranks' exchanges have to be kernels too.
     kernels = device.type == "cuda" and (rank.size == 1 or dist.get_backend() == "nccl")
-    return Recorded(OnGPU(device)) if kernels else Eager()
+    return Recorded(OnGPU(device, telling=rank.rank == 0)) if kernels else Eager()
 
 
 def _is_plain(module: nn.Module) -> bool:
