@@ -16,6 +16,7 @@ import probes
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
 from lens_magic.ranks import collectives
@@ -282,6 +283,22 @@ def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group
     assert isinstance(caught.value.__cause__, ValueError)
     assert ended == [True]
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(("backend", "ended_by"), [("nccl", "_abort_process_group"), ("lens_mpi", "destroy_process_group")])
+def test_what_ranks_that_are_gone_would_take_part_in_is_not_waited_for(
+    backend: str, ended_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the others have gone, NCCL's end in order, which all ranks of a host have to come to, would never come."""
+    done = []
+    monkeypatch.setattr(collectives, "_connected", [None])
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(dist.distributed_c10d, "_abort_process_group", lambda: done.append("_abort_process_group"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroy_process_group"))
+    collectives.disconnect()
+    assert done == [ended_by]
+    assert not collectives._connected
 
 
 def test_ranks_that_end_after_a_failure_are_not_given_up(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:

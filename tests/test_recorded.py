@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
 from lens_magic.model import graph as graph_module
+from lens_magic.model.choose import Chooser
 from lens_magic.model.graph import OnGPU, Recorded
 from lens_magic.ranks.recording import Recording
 from lens_magic.session import current
@@ -274,5 +275,35 @@ def test_a_recording_goes_with_its_generation(checkpoints: Callable[[str], Path]
     try:
         lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
         assert [recording() for recording in made] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_recording_goes_with_a_generation_that_failed(
+    checkpoints: Callable[[str], Path], stepping: Stepping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its error is kept: NCCL's communicators wait for the last graph that uses them."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    stepping(True)
+    kept: list[weakref.ref[Recording]] = []
+    usual = Chooser.read
+
+    def fail_at_length(self: Chooser, chosen: torch.Tensor) -> Any:
+        if kept:
+            raise ValueError("on purpose")
+        return usual(self, chosen)
+
+    def noted(self: Recording, replay: Callable[[Recording], None] = Recording.replay) -> None:
+        kept.append(weakref.ref(self))
+        replay(self)
+
+    monkeypatch.setattr(Chooser, "read", fail_at_length)
+    monkeypatch.setattr(Recording, "replay", noted)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="on purpose") as caught:
+            lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+        assert caught.tb is not None
+        assert [recording() for recording in kept] == [None]
     finally:
         gc.enable()

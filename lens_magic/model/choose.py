@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import LensError
-from ..ranks.rank import Rank
+from ..ranks.rank import Aborted, Rank
 from .load import Loaded
 
 
@@ -79,8 +79,11 @@ class Chooser:
 
         Raises:
             LensError: the model's logits are not finite; on every rank at once.
+            Aborted: another rank has failed, so that what came of the exchange may be anything.
         """
         values: list[float] = chosen.tolist()
+        if self.rank.aborted.is_set():
+            raise Aborted
         tokens = [int(value) for value in values[: self.batch]]
         if not all(token < self.vocabulary for token in tokens):
             raise LensError("the model's logits are not finite; another dtype (--dtype float32) may help")

@@ -209,9 +209,16 @@ class _Loop:
 
     def run(self, normalised: torch.Tensor, started: float) -> None:
         """Choose the first tokens from the prefill's states, then step until all sequences have ended."""
-        made, loaded = self.sequence.made, self.sequence.loaded
+        loaded = self.sequence.loaded
         # No attribute: what it records holds on to this loop, and all of it is to go when the run ends.
         run_step = runner_for(self.rank, loaded.backbone, loaded.device)
+        try:
+            self._steps(run_step, normalised, started)
+        finally:
+            run_step.forget()
+
+    def _steps(self, run_step: Eager | Recorded, normalised: torch.Tensor, started: float) -> None:
+        made = self.sequence.made
         made.outputs = [[] for _ in self.ended]
         self._prepare()
         choice = self.chooser.read(self._choose(normalised))

@@ -42,6 +42,9 @@ class Eager:
         """The step's result."""
         return step()
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
 
 class Recorder(Protocol):
     """What records steps, on one kind of device.
@@ -94,6 +97,10 @@ class Recorded:
         else:
             self._recording = (new, result)
         return result
+
+    def forget(self) -> None:
+        """Let go of the recording: an error's traceback may hold on to all the rest, and NCCL cannot end before its graphs."""
+        self._recording = None
 
 
 class OnCPU:

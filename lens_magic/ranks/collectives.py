@@ -233,11 +233,13 @@ def disconnect() -> None:
 
     if not _connected:
         return
+    if waits_in_kernels():
+        abort_kernels()  # NCCL ends in order only on all ranks together, and the others are gone by now
+    elif dist.is_initialized():
+        dist.destroy_process_group()
     _connected.clear()
     while _threads_before:
         torch.set_num_threads(_threads_before.pop())
-    if dist.is_initialized():
-        dist.destroy_process_group()
     if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):
         deepspeed_comm.cdb = None  # type: ignore[attr-defined]
     if engine := sys.modules.get("deepspeed.inference.engine"):
