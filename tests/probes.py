@@ -39,6 +39,16 @@ def hang(rank: Any, who: int) -> None:
     rank.wait_for(rank.communicator.Ibarrier())
 
 
+def connect_but(rank: Any, who: int) -> bool:
+    """Connect; one rank fails before it meets the others, as where its GPU cannot be had."""
+    from lens_magic.ranks import collectives
+
+    if rank.rank == who:
+        raise ValueError(f"planned on {rank.rank}")
+    collectives.connect(rank)
+    return collectives.dist.is_initialized()
+
+
 def fail_while_others_hang(rank: Any, who: int) -> None:
     if rank.rank == who:
         raise ValueError(f"planned on {who}")

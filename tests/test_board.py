@@ -24,7 +24,7 @@ def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """Two ranks with a board; or without, as where there is no room for its memory."""
     current().close()  # torch.distributed of this process belongs to one group at a time
     if request.param == "mpi":
-        monkeypatch.setattr(board, "_make_file", lambda size: None)
+        monkeypatch.setattr(board, "_make_file", lambda size: "")
     made = Group(2)
     yield made
     made.close()

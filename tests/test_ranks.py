@@ -23,6 +23,7 @@ from lens_magic.ranks import collectives
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
+from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 
 pytestmark = pytest.mark.ranks
@@ -47,6 +48,29 @@ def pair() -> Iterator[Group]:
 
 def workers(group: Group) -> list[psutil.Process]:
     return [psutil.Process(pid) for rank, pid, _ in group.processes() if rank > 0]
+
+
+def test_a_rank_that_fails_before_it_meets_the_others_leaves_none_waiting(
+    group: Group, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where its GPU cannot be had. (First here: connected ranks do not meet again.)"""
+    for who in range(group.size):
+        with pytest.raises((ValueError, RankError), match=f"planned on {who}"):
+            group.call(probes.connect_but, who)
+    assert group.call(probes.connect_but, -1) == [group.size > 1] * group.size
+    assert capfd.readouterr().err == "", "nothing for MPI to complain of"
+    assert not list(runtime_folder().glob("board-*"))
+
+
+@pytest.mark.parametrize("seen", ["nccl", "lens_mpi"])
+def test_ranks_whose_hosts_have_other_gpus_agree_how_to_talk(seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with GPUs enough would otherwise wait, in NCCL, for those of a host with too few."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    rank = Rank()
+    rank.local_size = 2
+    monkeypatch.setattr(rank, "texts", lambda own: [own, seen])
+    assert collectives.backend_for(rank) == seen
 
 
 def test_a_call_runs_on_every_rank(group: Group) -> None:

@@ -58,18 +58,20 @@ class Board:
         if rank.local_size != rank.size or (sys.platform, platform.machine()) != ("linux", "x86_64"):
             return None
         size = rank.size * (_LINE * 8 + 2 * CAPACITY)
-        made = _make_file(size) if rank.rank == 0 else None
-        path = rank.communicator.bcast(made[0] if made else None, root=0)
-        if path is None:
-            return None
-        descriptor = made[1] if made else os.open(path, os.O_RDWR)
+        made = _make_file(size) if rank.rank == 0 else ""
         try:
-            memory = mmap.mmap(descriptor, size)
+            path = rank.texts(made)[0]
+            if not path:
+                return None
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                memory = mmap.mmap(descriptor, size)
+            finally:
+                os.close(descriptor)
+            rank.wait_for(rank.communicator.Ibarrier())
         finally:
-            os.close(descriptor)
-        rank.wait_for(rank.communicator.Ibarrier())
-        if made:
-            Path(path).unlink()
+            if made:
+                Path(made).unlink()
         return cls(memory, rank.rank, rank.size, rank.aborted)
 
     def reduce(self, values: np.ndarray, operation: np.ufunc) -> None:
@@ -119,14 +121,15 @@ class Board:
                     os.sched_yield()  # lets another of this core's ranks run, or costs a microsecond
 
 
-def _make_file(size: int) -> tuple[str, int] | None:
-    """A file of zeros in memory: its path, and a descriptor of it. None where there is no room for it."""
+def _make_file(size: int) -> str:
+    """The path of a file of zeros in memory; "" where there is no room for it."""
     path = str(runtime_folder() / f"board-{secrets.token_hex(8)}")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, size)  # or the first write where nothing is left would kill the process
     except OSError:
-        os.close(descriptor)
         Path(path).unlink()
-        return None
-    return path, descriptor
+        return ""
+    finally:
+        os.close(descriptor)
+    return path

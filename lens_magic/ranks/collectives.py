@@ -161,10 +161,9 @@ def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProces
 
 
 def backend_for(rank: Rank) -> str:
-    """NCCL where every rank of this host has a GPU to itself, else MPI."""
-    if torch.cuda.is_available() and torch.cuda.device_count() >= rank.local_size and rank.size > 1:
-        return "nccl"
-    return BACKEND
+    """NCCL where every rank has a GPU to itself, on whichever host it is, else MPI; collective."""
+    own = torch.cuda.is_available() and torch.cuda.device_count() >= rank.local_size
+    return "nccl" if set(rank.texts("nccl" if own else BACKEND)) == {"nccl"} else BACKEND
 
 
 def device_for(rank: Rank) -> torch.device:
@@ -198,7 +197,8 @@ def connect(rank: Rank) -> None:
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
-        _threads_before[:] = [torch.get_num_threads()]
+        if not _threads_before:  # else connecting failed the last time
+            _threads_before.append(torch.get_num_threads())
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
     backend = backend_for(rank)
     rank.share_memory()
@@ -206,7 +206,7 @@ def connect(rank: Rank) -> None:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
     # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is
     # in rank 0's folder: in a launched world every rank has one of its own.
-    path = rank.communicator.bcast(str(runtime_folder() / f"store-{secrets.token_hex(8)}"), root=0)
+    path = rank.texts(str(runtime_folder() / f"store-{secrets.token_hex(8)}"))[0]
     store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
     if backend == "nccl":
         # A rank that waits too long is given up by the group, not ended with the user's process by NCCL's own watchdogs.

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from .collectives import MPIProcessGroup
 
 
+_TEXT_BYTES = 4096  # as long as a path can be
+
+
 class Aborted(Exception):
     """Another rank failed; what this rank was computing has been given up."""
 
@@ -100,6 +103,13 @@ class Rank:
         flag = bytearray([self.stop_requested])
         self.wait_for(self._communicator.Ibcast(flag, root=0))
         return bool(flag[0])
+
+    def texts(self, own: str) -> list[str]:
+        """Every rank's short text. A collective that ends where a rank has failed, as MPI's own of objects do not."""
+        mine, all_of_them = bytearray(own.encode().ljust(_TEXT_BYTES, b"\0")), bytearray(_TEXT_BYTES * self.size)
+        self.wait_for(self._communicator.Iallgather(mine, all_of_them))
+        starts = range(0, len(all_of_them), _TEXT_BYTES)
+        return [all_of_them[start : start + _TEXT_BYTES].rstrip(b"\0").decode() for start in starts]
 
     def wait_for(self, request: Any) -> None:
         """Wait for an MPI operation to complete, unless another rank fails meanwhile.
