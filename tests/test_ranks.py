@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
-from lens_magic.ranks import collectives
+from lens_magic.ranks import collectives, environment
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
@@ -292,6 +292,30 @@ def test_everything_is_in_one_folder() -> None:
         assert list(runtime_folder().glob("sm_segment*"))
     finally:
         group.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_neither_uses_ends_nor_keeps_them(pair: Group, tmp_path: Path) -> None:
+    """A worker of multiprocessing, say: what it does of ours is refused, and its end is not the ranks'."""
+    said = tmp_path / "said"
+    links = [str(Path(f"/proc/self/fd/{link.connection.fileno()}").readlink()) for _, link in pair._workers.values()]
+    pid = os.fork()
+    if pid == 0:
+        for refused in (lambda: pair.call(probes.place), lambda: Group(2)):
+            try:
+                refused()
+            except LensError as error:
+                with said.open("a") as file:
+                    file.write(f"{error}\n")
+        pair.close()
+        held = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+        environment._remove_own(os.getppid())
+        os._exit(sum(str(one) in links for one in held))
+    assert os.waitpid(pid, 0)[1] == 0
+    assert "forked from" in said.read_text()
+    assert "MPI was started before this process was forked" in said.read_text()
+    assert pair.call(probes.place) == [(0, 2), (1, 2)]
+    assert runtime_folder().is_dir()
 
 
 def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:

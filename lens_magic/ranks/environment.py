@@ -81,8 +81,13 @@ def runtime_folder() -> Path:
     folder = parent / f"{_PREFIX}{os.getuid()}-{os.getpid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     os.environ[RUNTIME_VARIABLE] = str(folder)
-    atexit.register(remove_runtime_folder)
+    atexit.register(_remove_own, os.getpid())
     return folder
+
+
+def _remove_own(pid: int) -> None:
+    if os.getpid() == pid:  # a process forked from this one ends without it
+        remove_runtime_folder()
 
 
 def remove_stale(parent: Path) -> None:

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from types import FrameType
@@ -63,6 +64,8 @@ class Group:
         self._under_way: int | None = None  # the number of the call, while it goes on
         self._loss: RanksLost | None = None
         self.closed = False
+        self._forked = False
+        _groups.add(self)
         if self._workers:
             threading.Thread(target=self._listen, daemon=True, name="lens-ranks").start()
 
@@ -306,6 +309,8 @@ class Group:
 
     def require_all(self) -> None:
         """Raise RanksLost, naming them, if any rank is gone."""
+        if self._forked:
+            raise RanksLost("the ranks belong to the process that this one was forked from; use them there")
         if self.closed:
             raise RanksLost("these ranks were ended; `%lens restart` starts new ones")
         if self._gone:
@@ -324,12 +329,22 @@ class Group:
             self._kill_workers()
         return self._loss
 
+    def _disown(self) -> None:
+        """In a process forked from this one: the ranks are not its own, and would live as long as it holds on to them."""
+        self._forked = self.closed = bool(self._workers)
+        for _, link in self._workers.values():
+            link.close()
+
     def _kill_workers(self) -> None:
         here = socket.gethostname()
         for joined, _ in self._workers.values():
             if joined.host == here and joined.rank not in self._gone:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(joined.pid, signal.SIGKILL)
+
+
+_groups: weakref.WeakSet[Group] = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [group._disown() for group in list(_groups)])
 
 
 def _waits_in_kernels() -> bool:

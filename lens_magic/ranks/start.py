@@ -11,6 +11,8 @@ from ..errors import LensError
 from . import loopback
 from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
 
+_mpi_of: set[int] = set()  # the process that has initialised MPI
+
 
 def launched_ranks() -> int:
     """How many ranks a launcher (``mpiexec -n N``) started this process among; 1 where there was none.
@@ -31,6 +33,8 @@ def load_mpi() -> Any:
     Raises:
         LensError: MPI is not installed.
     """
+    if _mpi_of and os.getpid() not in _mpi_of:
+        raise LensError("MPI was started before this process was forked and cannot be used in it; start one that is not forked")
     folder = prepare(one_host="LENS_HOSTFILE" not in os.environ)
     import mpi4py
 
@@ -41,6 +45,7 @@ def load_mpi() -> Any:
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LensError(f"MPI cannot be loaded ({error}); `lens-magic doctor` says what is missing") from error
+    _mpi_of.add(os.getpid())
     for communicator in (MPI.COMM_WORLD, MPI.COMM_SELF):
         communicator.Set_errhandler(MPI.ERRORS_RETURN)
     return MPI
