@@ -146,6 +146,18 @@ def reductions(rank: Any) -> dict[str, Any]:
     }
 
 
+def reductions_by_torch(rank: Any) -> dict[str, Any]:
+    """The same the way NCCL has them: by ``torch.distributed``."""
+    from lens_magic.ranks import collectives
+
+    collectives.connect(rank)
+    groups, rank.process_groups = rank.process_groups, []
+    try:
+        return reductions(rank)
+    finally:
+        rank.process_groups = groups
+
+
 def hooks(rank: Any) -> int:
     """How much is attached to this rank's model: hooks, forwards stood in for."""
     model = rank.store["model"].model

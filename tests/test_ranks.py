@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import probes
 import psutil
@@ -84,8 +85,9 @@ def test_tensors_travel_as_values(group: Group) -> None:
         assert received.tolist() == [value + number for value in range(5)]
 
 
-def test_collectives(group: Group) -> None:
-    for rank, got in enumerate(group.call(probes.reductions)):
+@pytest.mark.parametrize("way", [probes.reductions, probes.reductions_by_torch])
+def test_collectives(group: Group, way: Callable[..., Any]) -> None:
+    for rank, got in enumerate(group.call(way)):
         tens = 10 * sum(range(group.size))
         assert got["sum"] == [tens + group.size * place for place in range(3)], rank
         assert got["max"] == [10.0 * (group.size - 1) + place for place in range(3)]

@@ -136,6 +136,11 @@ class MPIProcessGroup(dist.ProcessGroup):
                 place.copy_(part)
         return _Done(outputs)
 
+    def all_gather_single(self, output: Any, tensor: Any, opts: Any = None) -> Any:
+        """Collect every rank's tensor in one."""
+        output.copy_(self.gathered(tensor).view_as(output))
+        return _Done(output)
+
     def barrier(self, opts: Any = None) -> Any:
         """Wait for all ranks."""
         self._wait_for(self._communicator.Ibarrier())

@@ -73,7 +73,9 @@ class Rank:
         import torch.distributed as dist
 
         out = tensor.new_empty((self.size, *tensor.shape))
-        dist.all_gather(list(out.unbind()), tensor.contiguous())
+        # Into one: several tensors would be gathered elsewhere first, and copied.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in older releases
+        gather(out, tensor.contiguous())
         return out
 
     def all_reduce(self, tensor: torch.Tensor, operation: str = "sum") -> torch.Tensor:
