@@ -344,7 +344,14 @@ class Group:
 
 
 _groups: weakref.WeakSet[Group] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [group._disown() for group in list(_groups)])
+
+
+def _disown_all() -> None:
+    for group in list(_groups):
+        group._disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def _waits_in_kernels() -> bool:
