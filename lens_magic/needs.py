@@ -125,6 +125,7 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
     from .lens.decode import workspace_bytes
     from .model.footprint import cache_bytes, forward_bytes
     from .model.head import shard_bounds
+    from .ranks.memory import pinned_bytes
 
     ranks = len(rooms)
     asked = [(site, layer) for layer in ask.layers for site in ask.sites]
@@ -136,6 +137,8 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
     for rank, room in enumerate(rooms):
         state = len(kept[rank::ranks]) * ask.batch * facts.width
         captures = ask.rows * state * (ask.capture_itemsize or facts.itemsize)
+        offloaded = ask.offload and room.kind != "cpu"
+        captures = pinned_bytes(captures) if offloaded else captures
         work = (room.kind, least, rows, facts.width, facts.itemsize, len(kept), ask.rows, facts.softcapped)
         found.append(
             Need(
@@ -145,7 +148,7 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
                 forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
                 projection=workspace_bytes(*work) if kept else 0,
                 lens=_lens_bytes(facts, ask, kept[rank::ranks], ranks),
-                on_host=captures if ask.offload and room.kind != "cpu" else 0,
+                on_host=captures if offloaded else 0,
             )
         )
     return found
@@ -225,16 +228,18 @@ def room_of_rank(rank: Rank, run: bool = False) -> Room:
     """
     from .lens.projector import bytes_held
     from .ranks.collectives import device_for
-    from .ranks.memory import free_memory, host_memory, own_bytes
+    from .ranks.memory import free_memory, host_memory, own_bytes, pinned_bytes
 
     device = device_for(rank)
     kept = rank.store.get("trajectories") if run else None
-    dropped = kept[1].nbytes if kept is not None and kept[1].buffer.device.type == device.type else 0
+    here = kept is not None and kept[1].buffer.device.type == device.type
+    dropped = kept[1].nbytes if kept is not None and here else 0
+    unpinned = pinned_bytes(kept[1].nbytes) if kept is not None and not here else 0
     if run and "lens" in rank.store:
         dropped += bytes_held(rank.store["lens"][1])
     loaded = rank.store.get("model")
     own = own_bytes(loaded.model.parameters()) if loaded is not None else 0
-    return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size, own)
+    return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size + unpinned, own)
 
 
 def fit(needs: Sequence[Need], rooms: Sequence[Room]) -> bool:
@@ -310,7 +315,9 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] 
 
     fitting = [words for _, words in run_alternatives(facts, ask, rooms, needs_of, smaller)]
     would = f"{' or '.join(fitting)} would fit" if fitting else "more ranks or more memory would do"
-    raise LensError(f"this run needs {size(need.total)} on rank {rank} ({parts}) and {size(room.free)} is free there; {would}")
+    lacks_host = need.total <= room.free
+    needed, free = (f"{size(need.on_host)} of the host's memory", room.host) if lacks_host else (size(need.total), room.free)
+    raise LensError(f"this run needs {needed} on rank {rank} ({parts}) and {size(free)} is free there; {would}")
 
 
 def _worst(needs: Sequence[Need], rooms: Sequence[Room]) -> tuple[int, Need, Room]:

@@ -13,6 +13,7 @@ import torch
 
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Window
+from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
 
 
@@ -60,6 +61,8 @@ class Trajectories:
         step = (len(owned), plan.batch, loaded.width)
         on_host = plan.offload and loaded.device.type != "cpu"
         place = {"device": torch.device("cpu"), "pin_memory": True} if on_host else {"device": loaded.device}
+        if on_host:
+            give_back_pinned()  # of the run before, which may have been of another size
         self.buffer = torch.empty((plan.rows, *step), dtype=dtype, **place)  # [rows, owned, batch, d]
         self._step = torch.empty(step, dtype=loaded.dtype, device=loaded.device)  # one step's states, until it has ended
         self._place = {key: place for place, key in enumerate(owned)}
@@ -86,7 +89,7 @@ class Trajectories:
         """Take in what a step has left."""
         row = window.start - self.plan.first
         if window.length == 1 and self._place and 0 <= row < self.plan.rows:
-            self.buffer[row].copy_(self._step, non_blocking=True)  # to the host, where it goes there, while the next step runs
+            self.buffer[row].copy_(self._step, non_blocking=True)  # to the host, where it goes there, without waiting for it
 
     def _writer(self, place: int) -> Visit:
         first, last = self.plan.first, self.plan.first + self.plan.rows

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import LensError
 from ..ranks import collectives
+from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
 from .anatomy import Anatomy, anatomy_of, part, replace_part
 from .checkpoint import Checkpoint
@@ -128,6 +129,7 @@ def unload(rank: Rank) -> None:
     gc.collect()  # a model's modules refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        give_back_pinned()
 
 
 def describe(rank: Rank, model: Any, anatomy: Anatomy, head: Any, device: torch.device, whole_bytes: int = 0) -> Loaded:

@@ -61,6 +61,18 @@ def free_memory(rank: Rank, device: torch.device) -> int:
     return free // len(others) + kept
 
 
+def pinned_bytes(count: int) -> int:
+    """What torch takes of the host's memory for so many bytes that a GPU can write to: the next power of two."""
+    return 1 << max(0, count - 1).bit_length() if count else 0
+
+
+def give_back_pinned() -> None:
+    """Return pinned memory that is in use no more; torch keeps it, for what happens to need as much."""
+    import torch
+
+    torch._C._host_emptyCache()
+
+
 def host_memory() -> int:
     """Bytes that can be had on this host without swapping, within the limits of the control groups this process is in."""
     import psutil
