@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,6 +148,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done()
 
 
+_stores: list[str] = []  # where the ranks of the connected group found each other
 _connected: list[Rank] = []  # the rank of the group that is connected now; torch creates process groups by callback
 _threads_before: list[int] = []  # torch's in this process, which has fewer while the ranks of a group share the processor
 
@@ -212,6 +214,7 @@ def connect(rank: Rank) -> None:
     # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is
     # in rank 0's folder: in a launched world every rank has one of its own.
     path = rank.texts(str(runtime_folder() / f"store-{secrets.token_hex(8)}"))[0]
+    _stores.append(path)
     store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
     if backend == "nccl":
         # A rank that waits too long is given up by the group, not ended with the user's process by NCCL's own watchdogs.
@@ -242,7 +245,9 @@ def disconnect() -> None:
         abort_kernels()  # NCCL ends in order only on all ranks together, and the others are gone by now
     elif dist.is_initialized():
         dist.destroy_process_group()
-    _connected.clear()
+    _connected.pop().give_up_memory()
+    while _stores:  # it stays where not every rank has closed it in order
+        Path(_stores.pop()).unlink(missing_ok=True)
     while _threads_before:
         torch.set_num_threads(_threads_before.pop())
     if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):

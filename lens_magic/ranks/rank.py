@@ -135,6 +135,13 @@ class Rank:
 
         self.board = Board.open(self)
 
+    def give_up_memory(self) -> None:
+        """Let go of the board, which whatever still knows this rank would keep, with its file; after the last exchange."""
+        self.board = None
+        for group in self.process_groups:
+            group.use(self._communicator, None)
+        self.process_groups.clear()
+
     def acknowledge_stop(self) -> None:
         """The stop all ranks agreed on has been acted on; what follows can be interrupted anew."""
         self._stop.clear()
