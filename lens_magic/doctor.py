@@ -56,7 +56,22 @@ def _gpus() -> Finding:
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(sorted({torch.cuda.get_device_name(index) for index in range(count)}))
+    if not count and (there := _cards()):
+        if torch.version.cuda is None:
+            lacks = f"pip install --force-reinstall torch=={torch.__version__.partition('+')[0]}  (a CUDA build)"
+        else:
+            lacks = f"update the driver (this torch needs one for CUDA {torch.version.cuda}), or see CUDA_VISIBLE_DEVICES"
+        return Finding("GPUs", False, f"{there} there, which torch {torch.__version__} cannot use", lacks)
     return Finding("GPUs", True, f"{count} ({names})" if count else "none; ranks compute on the CPU")
+
+
+def _cards() -> int:
+    """How many GPUs the driver knows of, whatever torch makes of them."""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)  # noqa: S607
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
 def _nccl() -> Finding:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import models
 import pytest
+import torch
 
 import lens_magic as lens
 from lens_magic import demo_run, doctor
@@ -161,6 +162,20 @@ def test_a_launched_world_is_joined(checkpoints: Checkpoints, tmp_path: Path) ->
 
 
 @pytest.mark.ranks
+@pytest.mark.parametrize(("built_for", "remedy"), [(None, "a CUDA build"), ("13.0", "needs one for CUDA 13.0")])
+def test_the_doctor_sees_gpus_that_torch_cannot_use(
+    built_for: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set up where there was none, or with a driver too old: all would run on the CPU, and nothing would say why."""
+    monkeypatch.setattr(doctor, "_cards", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    found = doctor._gpus()
+    assert not found.good
+    assert f"2 there, which torch {torch.__version__} cannot use" in str(found)
+    assert remedy in str(found)
+
+
 def test_the_doctor_finds_all_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
