@@ -115,8 +115,15 @@ export class Detail {
   /** @param {HTMLElement} el @param {number} layer index, or −1 @param {Cell} cell */
   link(el, layer, cell) {
     const label = this.frame.data.header.layers[layer];
-    if (layer < 0) el.textContent = "–";
-    else el.replaceChildren(button(`layer ${label}`, `Go to layer ${label} of ${cell.site}`, () => this.on.onGo({ ...cell, layer: label }), "lens-link"));
+    if (layer < 0) {
+      el.textContent = "–";
+      return;
+    }
+    // What has been pressed makes room for its like, and hands the focus on.
+    const link = button(`layer ${label}`, `Go to layer ${label} of ${cell.site}`, () => this.on.onGo({ ...cell, layer: label }), "lens-link");
+    const focused = el.contains(document.activeElement);
+    el.replaceChildren(link);
+    if (focused) link.focus({ preventScroll: true });
   }
 
   /** @param {HTMLElement} el @param {number} index @param {string} what */

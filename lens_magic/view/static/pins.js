@@ -12,12 +12,16 @@ import { cut, integer } from "./format.js";
 const MOST_PINS = 6; // as many as there are colours that can be told apart
 
 export class Pins {
-  /** @param {{onChange: () => void, onGo: (pin: Pin) => void}} on */
+  /** @param {{onChange: () => void, onGo: (pin: Pin) => void, onLeave: () => void}} on `onLeave`: the focus has to go elsewhere */
   constructor(on) {
     this.on = on;
     /** @type {Pin[]} */
     this.list = [];
     this.el = make("div", "lens-pins");
+    this.followed = make("span", "lens-chips");
+    this.pinned = make("span", "lens-chips");
+    this.el.append(this.followed, this.pinned);
+    this.drawn = this.list;
   }
 
   /** Adds a pin, or takes it away where it is there. @param {Pin} pin */
@@ -30,6 +34,15 @@ export class Pins {
   clear() {
     this.list = [];
     this.on.onChange();
+    this.on.onLeave();
+  }
+
+  /** Takes a pin away by its own button, which goes with it: the next one has the focus then. @param {Pin} pin @param {number} at */
+  remove(pin, at) {
+    this.toggle(pin);
+    const rest = /** @type {NodeListOf<HTMLElement>} */ (this.el.querySelectorAll(".lens-chip-off"));
+    if (rest.length) rest[Math.min(at, rest.length - 1)].focus({ preventScroll: true });
+    else this.on.onLeave();
   }
 
   /** Chips, which are the chart's key too. @param {{name: string, what: string}[]} followed what the chart shows unasked */
@@ -39,15 +52,22 @@ export class Pins {
       chip.append(make("i", `lens-swatch lens-follow-${i}`), make("span", "lens-token", cut(name, 24)), make("small", "", what));
       return chip;
     });
-    this.list.forEach((pin, i) => {
-      const chip = make("span", "lens-chip");
-      const where = `${pin.site}${pin.layer === null ? "" : ` · layer ${pin.layer}`} · position ${integer(pin.position)}`;
-      const go = button("", `Go to ${where}`, () => this.on.onGo(pin), "lens-chip-go");
-      go.append(make("i", `lens-swatch lens-line-${i}`), make("span", "lens-token", cut(pin.name, 24)), make("small", "", `${pin.layer === null ? "" : `L${pin.layer} `}@ ${integer(pin.position)}`));
-      chip.append(go, button("×", `Unpin ${pin.name}`, () => this.toggle(pin), "lens-chip-off"));
-      chips.push(chip);
-    });
-    if (this.list.length > 1) chips.push(button("clear", "Unpin all", () => this.clear(), "lens-small"));
-    this.el.replaceChildren(...chips);
+    this.followed.replaceChildren(...chips);
+    // That changes with every cell; pins that are as they were stay, and the focus in them too.
+    if (this.drawn === this.list) return;
+    this.drawn = this.list;
+    const pins = this.list.map((pin, i) => this.chip(pin, i));
+    if (pins.length > 1) pins.push(button("clear", "Unpin all", () => this.clear(), "lens-small"));
+    this.pinned.replaceChildren(...pins);
+  }
+
+  /** @param {Pin} pin @param {number} i */
+  chip(pin, i) {
+    const chip = make("span", "lens-chip");
+    const where = `${pin.site}${pin.layer === null ? "" : ` · layer ${pin.layer}`} · position ${integer(pin.position)}`;
+    const go = button("", `Go to ${where}`, () => this.on.onGo(pin), "lens-chip-go");
+    go.append(make("i", `lens-swatch lens-line-${i}`), make("span", "lens-token", cut(pin.name, 24)), make("small", "", `${pin.layer === null ? "" : `L${pin.layer} `}@ ${integer(pin.position)}`));
+    chip.append(go, button("×", `Unpin ${pin.name}`, () => this.remove(pin, i), "lens-chip-off"));
+    return chip;
   }
 }

@@ -65,7 +65,11 @@ export class Stage {
       return new Detail(frame, on, datas.length > 1 ? this.nameOf(i) : undefined);
     });
     this.legend = new Legend();
-    this.pins = new Pins({ onChange: () => this.draw(), onGo: (pin) => acts.go({ site: pin.site, layer: pin.layer ?? this.cell.layer, position: pin.position }) });
+    this.pins = new Pins({
+      onChange: () => this.draw(),
+      onGo: (pin) => acts.go({ site: pin.site, layer: pin.layer ?? this.cell.layer, position: pin.position }),
+      onLeave: () => this.grids[0].el.focus({ preventScroll: true }),
+    });
     this.chart = new Chart();
     if (options.state) this.restore(options.state);
     this.assemble();

@@ -177,8 +177,11 @@ export class Toolbar {
     this.mode.inputs.forEach((input, i) => (input.checked = (view.mode === "token") === (i === 1)));
     this.pairing?.inputs.forEach((input, i) => (input.checked = (view.pairing === "difference") === (i === 1)));
     this.swap.setAttribute("aria-pressed", String(view.transposed));
-    this.less.disabled = view.zoom === 0;
-    this.more.disabled = view.zoom === zooms - 1;
+    for (const [size, other, last] of /** @type {const} */ ([[this.less, this.more, 0], [this.more, this.less, zooms - 1]])) {
+      // A button that goes out of use takes the focus with it.
+      if (view.zoom === last && document.activeElement === size) other.focus();
+      size.disabled = view.zoom === last;
+    }
     if (!this.shade || !this.over || !this.token || !this.position) return;
     this.token.hidden = view.mode !== "token";
     this.position.textContent = `${integer(cell.position)} ${next}`;

@@ -1,0 +1,64 @@
+"""The explorer without a mouse: what is pressed keeps the focus, or hands it on, and everything can be reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_run import fake_run
+from reading import place
+
+from lens_magic.view import page_html
+
+if TYPE_CHECKING:
+    from conftest import Visit
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def page(visit: Visit, tmp_path: Path) -> Page:
+    return visit.open(page_html(fake_run(9, 6, seed=3)), tmp_path / "run.html")
+
+
+def focused(page: Page) -> str:
+    """The name of what has the focus."""
+    return str(page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.tagName"))
+
+
+def test_going_to_a_layer_keeps_the_focus(page: Page) -> None:
+    link = page.locator(".lens-link").first
+    name = link.get_attribute("aria-label")
+    link.focus()
+    page.keyboard.press("Enter")
+    assert place(page).split(" · ")[1] in str(name)
+    assert focused(page) == name
+
+
+def test_pins_keep_the_focus_and_hand_it_on(page: Page) -> None:
+    names = []
+    for at in (1, 2):
+        page.locator(".lens-candidate").nth(at).focus()
+        names.append(page.locator(".lens-candidate").nth(at).inner_text())
+        page.keyboard.press("Enter")
+    page.locator(".lens-chip-go").first.focus()
+    there = focused(page)
+    page.keyboard.press("Enter")
+    page.locator("[role=gridcell]").nth(20).hover()
+    assert focused(page) == there
+    page.keyboard.press("Tab")
+    for expected in (f"Unpin {names[0]}", f"Unpin {names[1]}"):
+        assert focused(page) == expected
+        page.keyboard.press("Enter")
+    assert focused(page) == page.get_by_role("grid").get_attribute("aria-label")
+
+
+def test_at_the_last_size_the_focus_goes_to_the_other_button(page: Page) -> None:
+    page.get_by_label("Smaller cells").focus()
+    page.keyboard.press("Enter")
+    assert focused(page) == "Larger cells"
+    for _ in range(3):
+        page.keyboard.press("Enter")
+    assert focused(page) == "Smaller cells"
