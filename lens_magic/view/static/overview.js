@@ -20,6 +20,7 @@ export class Overview {
     this.frame = make("div", "lens-window");
     this.el.append(this.canvas, this.frame);
     this.task = 0;
+    this.owed = false; // a drawing, while the strip is hidden or a host has not put it into its document yet
     const go = (/** @type {PointerEvent} */ event) => {
       const box = this.canvas.getBoundingClientRect();
       onGo(clamp((event.clientY - box.top) / box.height, 0, 1), clamp((event.clientX - box.left) / box.width, 0, 1));
@@ -42,7 +43,8 @@ export class Overview {
 
   draw() {
     const { model, canvas } = this;
-    if (!model || !canvas.isConnected || this.el.hidden) return;
+    this.owed = !canvas.isConnected || this.el.hidden;
+    if (!model || this.owed) return;
     const [rows, cols] = [Math.min(model.rows, MOST_PIXELS), Math.min(model.cols, MOST_PIXELS)];
     const context = canvas.getContext("2d");
     if (!context || !rows || !cols) return;
@@ -70,11 +72,8 @@ export class Overview {
   /** Marks what is in view. @param {number[]} window the grid's `[row, col, rows, cols]` */
   mark([row, col, rows, cols]) {
     if (!this.model) return;
-    const whole = rows >= this.model.rows && cols >= this.model.cols;
-    if (this.el.hidden !== whole) {
-      this.el.hidden = whole;
-      if (!whole) this.draw();
-    }
+    this.el.hidden = rows >= this.model.rows && cols >= this.model.cols;
+    if (this.owed) this.draw();
     const part = (/** @type {number} */ n, /** @type {number} */ of) => `${(100 * clamp(n / of, 0, 1)).toFixed(2)}%`;
     this.frame.style.top = part(row, this.model.rows);
     this.frame.style.left = part(col, this.model.cols);

@@ -1,0 +1,31 @@
+"""How the explorer lies on a page: in hosts that are late, with many candidates, in narrow columns, on paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_run import fake_run
+
+from lens_magic.view import page_html
+
+if TYPE_CHECKING:
+    from conftest import Visit
+
+pytestmark = pytest.mark.browser
+
+
+def test_the_strip_is_drawn_in_a_host_that_is_late(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(90, 40)), tmp_path / "run.html")
+    page.wait_for_function("() => document.querySelector('.lens-overview canvas').width === 40")
+    page.evaluate(
+        """() => {
+          const main = document.getElementById("lens");
+          const root = main.firstElementChild;
+          root.remove(); // as it is before a host has put it into its document
+          root.querySelector("[aria-label='Swap rows and columns']").click();
+          return new Promise((done) => setTimeout(() => { main.append(root); done(); }, 100));
+        }"""
+    )
+    page.wait_for_function("() => document.querySelector('.lens-overview canvas').width === 90")
