@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import fake_run
+from reading import settle
 
 from lens_magic.view import page_html
 
@@ -29,3 +30,22 @@ def test_the_strip_is_drawn_in_a_host_that_is_late(visit: Visit, tmp_path: Path)
         }"""
     )
     page.wait_for_function("() => document.querySelector('.lens-overview canvas').width === 90")
+
+
+@pytest.mark.parametrize("mode", ["table", "one token"])
+def test_many_candidates_do_not_push_the_rest_away(visit: Visit, tmp_path: Path, mode: str) -> None:
+    page = visit.open(page_html(fake_run(30, 8, k=40)), tmp_path / "run.html")
+    page.get_by_role("radio", name=mode).check(force=True)
+    settle(page)
+    sizes = page.evaluate(
+        """() => {
+          const box = (name) => document.querySelector(name).getBoundingClientRect();
+          return [box(".lens-detail").height, box(".lens-facts dd:last-child").bottom - box(".lens-facts").top];
+        }"""
+    )
+    assert sizes[0] < 520
+    assert sizes[1] < 130  # six lines, not spread over the height of the list beside them
+    last = page.locator(".lens-candidate").last
+    last.focus()
+    inside = "(el) => el.getBoundingClientRect().bottom <= el.closest('.lens-list').getBoundingClientRect().bottom + 1"
+    assert last.evaluate(inside)

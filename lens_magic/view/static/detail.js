@@ -80,7 +80,9 @@ export class Detail {
     const top = make("thead");
     top.append(head);
     table.append(top, body);
-    return table;
+    const list = make("div", "lens-list");
+    list.append(table);
+    return list;
   }
 
   /** @param {Cell} cell */
