@@ -49,3 +49,12 @@ def test_many_candidates_do_not_push_the_rest_away(visit: Visit, tmp_path: Path,
     last.focus()
     inside = "(el) => el.getBoundingClientRect().bottom <= el.closest('.lens-list').getBoundingClientRect().bottom + 1"
     assert last.evaluate(inside)
+
+
+def test_columns_far_into_a_group_say_whose_they_are(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(3, 4, k=40)), tmp_path / "run.html")
+    page.get_by_role("radio", name="one token").check(force=True)
+    page.get_by_role("grid").evaluate("(el) => el.scrollTo(el.scrollWidth / 2, 0)")
+    settle(page)
+    names = page.locator(".lens-group-name").all_inner_texts()
+    assert set(names) == {"", "mlp_out"}

@@ -9,6 +9,8 @@ import { integer, quoted } from "./format.js";
  *   text: (i: number) => string}} Axis
  */
 
+const NAMED_EVERY = 6;
+
 /** What is read and what comes next at one of the run's positions. @param {Frame} frame @param {number} i */
 export function flowOf({ data, labels, position }, i) {
   const { inputs, targets } = data.header;
@@ -69,7 +71,8 @@ export function layerAxis(layers) {
 }
 
 /**
- * Pairs along one side, the first of each group carrying the group's name: (layer, site), (site, candidate).
+ * Pairs along one side, the first of each group carrying the group's name: (layer, site), (site, candidate). A long
+ * group says it again every few pairs, as its first is soon out of view.
  * @param {{group: string, item: string, title: string}[]} pairs @param {string} name @param {number} size of a group
  * @returns {Axis}
  */
@@ -83,10 +86,13 @@ export function groupedAxis(pairs, name, size) {
     paint(el, i) {
       if (el.children.length !== 2) el.replaceChildren(make("b", "lens-group-name", ""), make("span", "lens-item", ""));
       el.classList.add("lens-paired");
-      el.children[0].textContent = i % size === 0 ? pairs[i].group : "";
+      const at = i % size;
+      const named = at % NAMED_EVERY === 0 && (at === 0 || size - at > 2); // a name may reach over three
+      el.children[0].textContent = named ? pairs[i].group : "";
       el.children[1].textContent = pairs[i].item;
       el.title = pairs[i].title;
-      el.classList.toggle("lens-group", i % size === 0);
+      el.classList.toggle("lens-group", at === 0);
+      el.classList.toggle("lens-named", named);
     },
   };
 }
