@@ -28,7 +28,7 @@ HINTS = 10
 # in a saved notebook cannot know. GitHub drops the style sheet, so every cell also says its probability.
 _STYLE = """
 <style>
-.lens-static{font:13px/1.4 system-ui,sans-serif;max-width:100%}
+.lens-static{font:13px/1.4 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
 .lens-static p{margin:4px 0;opacity:.8;font-size:12px}
 .lens-static .lens-box{overflow:auto;max-height:460px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
 .lens-static table{border-collapse:separate;border-spacing:0;margin:0;
@@ -46,6 +46,7 @@ background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
 .lens-static small{opacity:.75;font-weight:400}
 .lens-static u{text-decoration:underline 2px #d97a2b;text-underline-offset:3px}
 .lens-static summary{cursor:pointer;margin:4px 0}
+@media print{.lens-static .lens-box{max-height:none;overflow:visible}}
 </style>"""
 
 
@@ -289,6 +290,7 @@ overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e}
 main{--lens-height:max(320px,min(680px,100vh - 440px));max-width:2000px;margin:auto}
 @media (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
 .passage mark{color:#e3e7ec}}
+@media print{main{--lens-height:460px}}
 """
 
 # decodeURIComponent and fetch are not needed: atob gives bytes as characters, and the policy forbids fetching.

@@ -18,7 +18,7 @@ FULL_SHADE = 4.0  # nats of change from which on the shade is as strong as it ge
 
 # Translucent shades and inherited colours are readable on any background, light or dark, as a saved notebook's is unknown.
 _STYLE = """<style>
-.lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%}
+.lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
 .lens-steered .lens-columns{display:flex;flex-wrap:wrap;gap:8px}
 .lens-steered .lens-column{flex:1 1 260px;min-width:0;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:6px 10px}
 .lens-steered h4{margin:0 0 4px;font-size:12px;font-weight:600;opacity:.8}

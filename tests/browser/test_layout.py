@@ -9,7 +9,7 @@ import pytest
 from fake_run import fake_run
 from reading import settle
 
-from lens_magic.view import page_html
+from lens_magic.view import page_html, table_html
 
 if TYPE_CHECKING:
     from conftest import Visit
@@ -58,3 +58,23 @@ def test_columns_far_into_a_group_say_whose_they_are(visit: Visit, tmp_path: Pat
     settle(page)
     names = page.locator(".lens-group-name").all_inner_texts()
     assert set(names) == {"", "mlp_out"}
+
+
+def test_on_paper(visit: Visit, tmp_path: Path) -> None:
+    """Shades are printed, of a static table all rows are, and charts fit though nothing is drawn anew."""
+    run = fake_run(40, 6)
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    page.emulate_media(media="print")
+    adjust = "(el) => getComputedStyle(el).printColorAdjust"
+    assert page.locator("[role=gridcell]").first.evaluate(adjust) == "exact"
+    sticks_out = page.evaluate(
+        """() => {
+          document.querySelector(".lens-root").style.width = "500px"; // and measured before anything can hear of it
+          const right = (el) => el.getBoundingClientRect().right;
+          return [...document.querySelectorAll(".lens-panel svg")].map((svg) => right(svg) - right(svg.parentElement));
+        }"""
+    )
+    assert max(sticks_out) < 1
+    page = visit.open(f"<body>{table_html(run)}", tmp_path / "table.html")
+    assert page.locator("td").first.evaluate(adjust) == "exact"
+    assert page.locator(".lens-box").first.evaluate("(el) => el.scrollHeight - el.clientHeight") <= 0

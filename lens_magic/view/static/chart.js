@@ -39,7 +39,9 @@ class Panel {
     const depth = Math.log1p(worst);
     const x = (/** @type {number} */ i) => LEFT + 6 + (layers.length > 1 ? (i * (right - LEFT - 12)) / (layers.length - 1) : (right - LEFT) / 2);
     const y = (/** @type {number} */ value) => TOP + (this.ranks ? Math.log1p(value) / depth : 1 - value) * (bottom - TOP);
+    // Its own size, and smaller with it where the page is: paper is narrower, and nothing is drawn anew for it.
     this.svg.setAttribute("width", String(width));
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.replaceChildren();
     const put = (/** @type {string} */ tag, /** @type {Record<string, string | number>} */ attributes, /** @type {string} */ text) =>
       this.svg.append(drawn(tag, attributes, text));
