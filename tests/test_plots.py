@@ -73,6 +73,25 @@ def test_a_heatmap_is_of_the_runs_numbers(run: Any) -> None:
         np.testing.assert_allclose(image.get_array(), expected.T, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dark", [False, True])
+def test_tokens_can_be_read_on_every_shade(run: Any, dark: bool) -> None:
+    """WCAG 2's contrast of small text, on all that a scale has."""
+    shades = np.linspace(0, 1, run.variables["prob"][..., 0].size, dtype=np.float32).reshape(run.variables["prob"].shape[:3])
+    graded = dataclasses.replace(run, variables={**run.variables, "prob": shades[..., None]})
+
+    def luminance(colour: Any) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    axes = graded.plot("heatmap", dark=dark).axes[0]
+    (image,) = axes.images
+    for text in axes.texts:
+        column, row = text.get_position()
+        behind = luminance(image.cmap(image.norm(image.get_array()[row, column])))
+        ink = luminance((0, 0, 0) if text.get_color() == "#000000" else (1, 1, 1))
+        assert (max(ink, behind) + 0.05) / (min(ink, behind) + 0.05) >= 4.5
+
+
 def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
     left, right = run.plot("trajectories", position=4, site="mlp_out").axes
     for place, (prob, rank) in enumerate(zip(left.lines, right.lines, strict=True)):
