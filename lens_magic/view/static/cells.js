@@ -15,7 +15,8 @@ import { difference, measureOf, shade } from "./measures.js";
  * @typedef {{at: (a: number, b: number) => number[], find: (cell: Cell & {j?: number}) => [number, number]}} Places
  *   `at`: indices of the site, layer and position among the frame's labels, and which candidate
  * @typedef {{paint: (el: HTMLElement, a: number, b: number) => void, describe: (a: number, b: number) => string,
- *   tint: (a: number, b: number) => [Ramp, number], text: (a: number, b: number) => [string, string]}} Painter
+ *   tint: (a: number, b: number) => [Ramp, number], text: (a: number, b: number) => [string, string],
+ *   number: (a: number, b: number) => number}} Painter `text`: the token and its number as the cell has them; `number`: the whole of it
  * @typedef {{label: string, ramp: Ramp, low: string, high: string}} Scale
  */
 
@@ -118,6 +119,11 @@ function runPainter(frame, view, marks, places) {
       const { offset, position } = at(a, b);
       return offset < 0 ? ["", ""] : [tokens[data.top(offset)], measure.text(measure.value(offset, position))];
     },
+    number(a, b) {
+      const { offset, position } = at(a, b);
+      const value = offset < 0 ? NaN : measure.value(offset, position);
+      return view.shade === "rank" && value < 0 ? NaN : value;
+    },
   };
 }
 
@@ -154,6 +160,10 @@ function candidatePainter(frame, view, marks, places) {
     text(a, b) {
       const { token, prob } = at(a, b);
       return [tokens[token] ?? "", brief(prob)];
+    },
+    number(a, b) {
+      const { token, prob } = at(a, b);
+      return token < 0 ? NaN : prob;
     },
   };
 }
@@ -199,6 +209,7 @@ function differencePainter(frames, views, places) {
       const found = at(a, b);
       return [found.same ? found.was.token || found.is.token : both(found), change.text(found.change)];
     },
+    number: (a, b) => at(a, b).change,
   };
 }
 
@@ -283,6 +294,7 @@ export function gridModel(frames, views, marks, cell) {
     describe: /** @type {(r: number, c: number) => string} */ (turned(painter.describe)),
     tint: /** @type {(r: number, c: number) => [Ramp, number]} */ (turned(painter.tint)),
     text: /** @type {(r: number, c: number) => [string, string]} */ (turned(painter.text)),
+    number: /** @type {(r: number, c: number) => number} */ (turned(painter.number)),
     toCell: /** @type {(r: number, c: number) => Cell & {j: number}} */ (turned((a, b) => named(frames[0].labels, places.at(a, b)))),
     fromCell(/** @type {Cell & {j?: number}} */ where) {
       const [a, b] = places.find(where);

@@ -8,8 +8,14 @@ import { palette } from "./theme.js";
  * @typedef {number[]} Range `[r0, c0, r1, c1]`, both ends included
  */
 
-/** One field of a table: no character in it that could end it. @param {string} text */
+/** One field of a line: no character in it that could end it. @param {string} text */
 const field = (text) => text.replaceAll(/[\t\r\n]/g, " ");
+
+/** The same for a spreadsheet, to which a quotation mark at a field's start is the beginning of a longer one. @param {string} text */
+const quotedField = (text) => (text.startsWith('"') ? `"${field(text).replaceAll('"', '""')}"` : field(text));
+
+/** A number for a spreadsheet; nothing where it is not known. @param {number} value */
+const figure = (value) => (Number.isNaN(value) ? "" : String(Number(value.toPrecision(6))));
 
 /** The tokens of a part of a table, a line a row. @param {Model} model @param {Range} range */
 export function asText(model, [r0, c0, r1, c1]) {
@@ -22,14 +28,14 @@ export function asText(model, [r0, c0, r1, c1]) {
   return lines.join("\n");
 }
 
-/** The same with headers, each cell's token and number in two columns. @param {Model} model @param {Range} range */
+/** The same with headers, each cell's token and number in two columns, for spreadsheets. @param {Model} model @param {Range} range */
 export function asTable(model, [r0, c0, r1, c1]) {
   const head = [""];
-  for (let c = c0; c <= c1; c++) head.push(field(model.colText(c)), model.scale.label);
+  for (let c = c0; c <= c1; c++) head.push(quotedField(model.colText(c)), field(model.scale.label));
   const lines = [head.join("\t")];
   for (let r = r0; r <= r1; r++) {
-    const row = [field(model.rowText(r))];
-    for (let c = c0; c <= c1; c++) row.push(...model.text(r, c).map(field));
+    const row = [quotedField(model.rowText(r))];
+    for (let c = c0; c <= c1; c++) row.push(quotedField(model.text(r, c)[0]), figure(model.number(r, c)));
     lines.push(row.join("\t"));
   }
   return lines.join("\n");
@@ -37,7 +43,7 @@ export function asTable(model, [r0, c0, r1, c1]) {
 
 /** One cell's candidates. @param {import("./data.js").Candidate[]} candidates */
 export function candidatesTable(candidates) {
-  const lines = candidates.map(({ shown, id, prob, share, logit }) => [field(shown), id, prob, share, logit].join("\t"));
+  const lines = candidates.map(({ shown, id, prob, share, logit }) => [quotedField(shown), id, prob, share, logit].join("\t"));
   return ["token\tid\tprob\tprob_topk\tlogit", ...lines].join("\n");
 }
 
