@@ -78,3 +78,19 @@ def test_on_paper(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(f"<body>{table_html(run)}", tmp_path / "table.html")
     assert page.locator("td").first.evaluate(adjust) == "exact"
     assert page.locator(".lens-box").first.evaluate("(el) => el.scrollHeight - el.clientHeight") <= 0
+
+
+def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(visit: Visit, tmp_path: Path) -> None:
+    run = fake_run(9, 8)
+    run.token_texts.update(dict.fromkeys(run.token_texts, " Massachusetts"))
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    numbers = "(el) => getComputedStyle(el, '::after').content !== 'none'"
+    cut = "(el) => el.scrollWidth > el.clientWidth"
+    cell = page.locator("[role=gridcell]").first
+    page.set_viewport_size({"width": 2000, "height": 800})
+    settle(page)
+    assert cell.evaluate(numbers)
+    assert not cell.evaluate(cut)
+    page.set_viewport_size({"width": 1120, "height": 800})
+    settle(page)
+    assert not cell.evaluate(numbers)

@@ -23,7 +23,7 @@ import { difference, measureOf, shade } from "./measures.js";
 /** Cell sizes, small to large; `shows` is how much fits inside. */
 export const ZOOMS = [
   { colWidth: 44, leastWidth: 40, maxColWidth: 60, rowHeight: 20, shows: "token", className: "lens-zoom-tiny" },
-  { colWidth: 92, leastWidth: 58, maxColWidth: 124, rowHeight: 26, shows: "token", className: "lens-zoom-small" },
+  { colWidth: 92, leastWidth: 58, maxColWidth: 168, rowHeight: 26, shows: "token", className: "lens-zoom-small" },
   { colWidth: 108, leastWidth: 92, maxColWidth: 150, rowHeight: 42, shows: "number", className: "lens-zoom-medium" },
   { colWidth: 158, leastWidth: 138, maxColWidth: 220, rowHeight: 0, shows: "all", className: "lens-zoom-large" },
 ];

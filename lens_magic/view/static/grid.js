@@ -20,7 +20,7 @@ import { destination } from "./keys.js";
  */
 
 const OVERSCAN = 2;
-const NUMBER_WIDTH = 74; // of a column that has room for a token and a number on one line
+const NUMBER_WIDTH = 84; // of a column that has room for five characters of a token and a number; in a narrower one a token goes first
 const CELL_NODES = 900; // of at most 1,500 in all: rows, headers, details and charts need the rest
 
 export class VirtualGrid {
