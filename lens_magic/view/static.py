@@ -306,6 +306,12 @@ for (const { buffers } of packs) {
 }
 const began = performance.now();
 mount(document.getElementById("lens"), packs[0], { compare: packs[1] });
+// A page has no other use for the key, and its reader may not have been in the table yet.
+addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.target !== document.body || event.ctrlKey || event.metaKey || event.altKey) return;
+  event.preventDefault();
+  document.querySelector("#lens [role=combobox]")?.focus();
+});
 // A task after the next frame: by then it has been painted.
 requestAnimationFrame(() => setTimeout(() => performance.measure("lens-first-paint", { start: began })));
 """
