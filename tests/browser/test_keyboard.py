@@ -62,3 +62,19 @@ def test_at_the_last_size_the_focus_goes_to_the_other_button(page: Page) -> None
     for _ in range(3):
         page.keyboard.press("Enter")
     assert focused(page) == "Smaller cells"
+
+
+def test_a_page_is_searched_at_once(page: Page) -> None:
+    assert focused(page) == "BODY"
+    page.keyboard.press("/")
+    assert focused(page) == "Find a token"
+    page.keyboard.type("/")
+    assert page.get_by_label("Find a token").input_value() == "/"
+
+
+def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(5, 4), fake_run(5, 4, seed=1), ("before", "after")), tmp_path / "two.html")
+    names = [name or "" for name in page.locator("[role=grid]").evaluate_all("(all) => all.map((el) => el.ariaLabel)")]
+    assert [name.split(":")[0] for name in names] == ["before", "after"]
+    page.get_by_role("radio", name="difference").check(force=True)
+    assert str(page.get_by_role("grid").get_attribute("aria-label")).startswith("before → after: ")

@@ -188,6 +188,7 @@ export class Stage {
     });
     this.models.forEach((model, i) => {
       const grid = this.grids[i];
+      if (this.captions) model.label = `${this.captions[i].textContent}: ${model.label}`;
       const kept = [grid.el.scrollTop, grid.el.scrollLeft];
       grid.setModel(model, model.fromCell(this.cell));
       if (follow) grid.setActive(model.fromCell(this.cell));
