@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from typing import TYPE_CHECKING
 
-from .text import visible
+from .text import fitted, visible
 
 if TYPE_CHECKING:
     from .data import Run
 
-_CELL = 9
+_HEAD, _CELL, _NUMBER = 12, 9, 5  # characters of a row's token, of a cell's, of its probability
 
 
-def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8) -> str:
+def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
     """A few positions and layers of one site.
 
     Args:
         site: by default the last one captured, usually the residual stream.
         positions, layers: how many at most; layers are thinned out evenly, the last always shown.
+        width: characters in a line, which take fewer layers (two at least); by default the terminal's, where there is one.
     """
+    if width is None and sys.stdout is not None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    if width is not None:
+        layers = min(layers, max(2, (width - _HEAD - 1) // (_CELL + _NUMBER + 2)))
     data = run.to_xarray()
     site = site or str(data.site.values[-1])
     ids, probabilities = (data[name].sel(site=site).values for name in ("token_id", "prob"))
@@ -29,10 +36,10 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
 
     def cell(layer: int, row: int) -> str:
         text = visible(texts.get(int(ids[layer, row, 0]), ""))
-        return f"{text[: _CELL - 1]:{_CELL}}{100 * probabilities[layer, row, 0]:3.0f}%"
+        return f"{fitted(text, _CELL)}{100 * probabilities[layer, row, 0]:{_NUMBER - 1}.0f}%"
 
-    header = f"{'token':>12} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + 4}}" for c in columns)
-    lines = [f"{_target(run, places[row]):>12} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
+    header = f"{'token':>{_HEAD}} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + _NUMBER}}" for c in columns)
+    lines = [f"{_target(run, places[row])} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
     more = len(places) - len(rows)
     title = f"{run.model}, {site}: most probable next token by layer"
     rest = [f"… and {more} more tokens"] if more > 0 else []
@@ -48,4 +55,4 @@ def _thinned(count: int, most: int) -> list[int]:
 def _target(run: Run, position: int) -> str:
     """The token that came next, as text."""
     index = run.output_ids[position] if position >= 0 else run.prompt_ids[len(run.prompt_ids) + position]
-    return visible(run.token_texts.get(index, ""))[:12]
+    return fitted(visible(run.token_texts.get(index, "")), _HEAD, right=True)

@@ -81,3 +81,30 @@ def visible(text: str, keep: str = "") -> str:
     if unicodedata.category(text[0]) in ("Mn", "Mc", "Me") and text[0] not in _BLANK:
         return DOTTED_CIRCLE + shown
     return shown
+
+
+def fitted(text: str, width: int, right: bool = False) -> str:
+    """`text` in so many columns of a terminal: filled up, or cut with an ellipsis.
+
+    >>> fitted("·Massachusetts", 8), fitted("漢字", 6)
+    ('·Massac…', '漢字  ')
+    """
+    wide = sum(map(_columns, text))
+    if wide > width:
+        kept = ""
+        for char in text:
+            if sum(map(_columns, kept + char)) >= width:
+                break
+            kept += char
+        text = kept + "…"
+        wide = sum(map(_columns, text))
+    filling = " " * (width - wide)
+    return filling + text if right else text + filling
+
+
+@cache
+def _columns(char: str) -> int:
+    """How many columns of a terminal a character takes."""
+    if unicodedata.category(char) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
