@@ -183,13 +183,12 @@ class Tags(HTMLParser):
 def test_hostile_tokens_stay_text_and_the_first_difference_is_marked() -> None:
     html = value({1: "<img src=x onerror=alert(1)>", 2: '"><script>', 3: "\u202ea\u0301\x00"})._repr_html_()
     tags = Tags(html).found
-    assert {tag for tag, _ in tags} <= {"div", "style", "h4", "p", "span"}
+    assert {tag for tag, _ in tags} <= {"div", "style", "h4", "p", "span", "mark"}
     assert not any(name.startswith("on") for _, attributes in tags for name in attributes)
     assert "\u202e" not in html
     assert "\x00" not in html
-    marked = [
-        attributes["title"] for tag, attributes in tags if attributes.get("class") == "lens-first" and "title" in attributes
-    ]
+    # By its element too: readers of notebooks drop style sheets, and the legend speaks of what is marked.
+    marked = [attributes["title"] for tag, attributes in tags if tag == "mark" and "title" in attributes]
     assert marked == [
         "log p -2.00 unsteered, -1.00 steered: +1.00",
         "log p -6.00 unsteered, -0.25 steered: +5.75",

@@ -24,9 +24,10 @@ _STYLE = """<style>
 .lens-steered h4{margin:0 0 4px;font-size:12px;font-weight:600;opacity:.8}
 .lens-steered p{margin:6px 0 0;font-size:12px;opacity:.8}
 .lens-steered .lens-text{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
-.lens-steered .lens-text span{unicode-bidi:isolate;border-radius:3px}
-.lens-steered .lens-first{outline:2px solid #d97a2b;outline-offset:1px}
+.lens-steered .lens-text :is(span,mark){unicode-bidi:isolate;border-radius:3px}
 </style>"""
+# Inline, and on an element that is a mark without it: where notebooks are only read, style sheets are often dropped.
+_MARK = "outline:2px solid #d97a2b;outline-offset:1px;color:inherit;background:"
 
 
 def as_html(compared: SteeredText) -> str:
@@ -68,7 +69,9 @@ def _numbers(values: tuple[float | None, ...]) -> str:
 
 
 def _legend(compared: SteeredText) -> str:
-    marked = "" if compared.first_difference is None else '<span class="lens-first">marked</span>: the first that differs; '
+    marked = ""
+    if compared.first_difference is not None:
+        marked = f'<mark class="lens-first" style="{_MARK}none">marked</mark>: the first that differs; '
     shades = "".join(
         f'<span style="background:{_shade(change)}">&nbsp;{change:+.0f}&nbsp;</span>' for change in (-4.0, -1.0, 1.0, 4.0)
     )
@@ -82,13 +85,15 @@ def _spans(side: Side, texts: Mapping[int, str], first: int | None) -> str:
     found = []
     for number, index in enumerate(side.output_ids):
         text = escape(visible(texts.get(index, ""), keep=" \n"))
-        mark = ' class="lens-first"' if number == first else ""
-        shade = ""
+        shade, hint = "none", ""
         if number < len(changes):
             before, after = side.log_probs_unsteered[number], side.log_probs_steered[number]
-            hint = f"log p {before:.2f} unsteered, {after:.2f} steered: {changes[number]:+.2f}"
-            shade = f' style="background:{_shade(changes[number])}" title="{hint}"'
-        found.append(f"<span{mark}{shade}>{text}</span>")
+            shade = _shade(changes[number])
+            hint = f' title="log p {before:.2f} unsteered, {after:.2f} steered: {changes[number]:+.2f}"'
+        if number == first:
+            found.append(f'<mark class="lens-first" style="{_MARK}{shade}"{hint}>{text}</mark>')
+        else:
+            found.append(f'<span style="background:{shade}"{hint}>{text}</span>')
     return "".join(found)
 
 
