@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import pytest
@@ -15,6 +17,7 @@ from test_magics import Notebook
 import lens_magic as lens
 from lens_magic import vectors
 from lens_magic.session import current
+from lens_magic.view.steered import EVERY_S
 from lens_magic.view.text import running
 
 Checkpoints = Callable[[str], Path]
@@ -92,8 +95,10 @@ def test_both_texts_beside_each_other(notebook: Notebook) -> None:
     assert notebook.shell.user_ns["both"].steering == ("warm set α=-3.0 at resid_post of layer 1,2",)
 
 
-def test_a_terminal_shows_the_steered_text_to_its_end(notebook: Notebook) -> None:
+def test_a_terminal_shows_the_steered_text_to_its_end(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what comes within a moment of the last time it was drawn."""
     notebook.run("%steer train warm --pairs items -l 1")
+    monkeypatch.setattr("lens_magic.view.steered.time", SimpleNamespace(monotonic=itertools.count(1, 0.3 * EVERY_S).__next__))
     notebook.run("%%steer warm:2 -n 8 --ignore-eos -o both\nA lens gathers")
     whole = notebook.shell.user_ns["both"].steered.text.rstrip("\ufffd")  # but for half a character
     assert notebook.output.stdout.startswith(running(whole))
