@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -16,11 +17,33 @@ from .errors import LensError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; what the user got wrong is one line on stderr and exit status 2."""
+    _ready_streams()
     try:
-        return _main(list(sys.argv[1:] if arguments is None else arguments))
-    except BrokenPipeError:  # `lens-magic … | head` has read enough
+        status = _main(list(sys.argv[1:] if arguments is None else arguments))
+        print(end="", flush=True)  # what cannot be written is heard of here, not at the interpreter's end
+    except KeyboardInterrupt:
+        print("lens-magic: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.filename is not None:  # of some file; the output has no name
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # `lens-magic … | head` has read enough
+            return 0
+        print(f"lens-magic: the output cannot be written: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _ready_streams() -> None:
+    """A stream that is closed (``>&-``) becomes one that nobody reads; one that lacks │ or α shows ? in their place."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # what is opened takes the lowest free descriptor: the closed one
+            stream = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _main(arguments: list[str]) -> int:
@@ -133,8 +156,10 @@ def _run(parsed: argparse.Namespace) -> int:
                 stopped = False
             except runs.Interrupted as interrupted:
                 run, stopped = interrupted.result, True
-        print(table_text(run))  # first: a full disk costs the files, not the sight of the run
-        write(run, outputs)
+        try:
+            print(table_text(run))  # first: a full disk costs the files, not the sight of the run
+        finally:  # nor does an output that takes no more (`| head`) cost the files
+            write(run, outputs)
     finally:
         session.close()
     return 130 if stopped else 0

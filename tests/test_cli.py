@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import models
 import pytest
@@ -89,6 +93,48 @@ def test_a_file_that_cannot_be_written_costs_neither_the_run_nor_the_others(
     assert "most probable next token by layer" in told.out
     assert told.err.strip().endswith(f"lens-magic: {first} cannot be written: no space left")
     assert second.is_file()
+
+
+def test_a_reader_that_has_gone_costs_no_file(
+    checkpoints: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``lens-magic run … -o run.json | head -1``."""
+    with (tmp_path / "output").open("w") as output:
+        gone = io.StringIO()
+        monkeypatch.setattr(gone, "write", Mock(side_effect=BrokenPipeError(errno.EPIPE, "Broken pipe")))
+        monkeypatch.setattr(gone, "fileno", output.fileno)
+        monkeypatch.setattr(sys, "stdout", gone)
+        out = tmp_path / "run.json"
+        assert main(["run", str(checkpoints("llama-gqa")), "To be", "-n", "2", "--ranks", "1", "-o", str(out)]) == 0
+    assert json.loads(out.read_text())["step_0"]["input_text"] == "To be"
+
+
+@pytest.mark.parametrize(
+    ("environment", "redirected", "status", "said"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "", 0, ""),
+        ({}, ">/dev/full", 2, "lens-magic: the output cannot be written: No space left on device\n"),
+    ],
+    ids=["ascii", "full"],
+)
+def test_odd_outputs(environment: dict[str, str], redirected: str, status: int, said: str) -> None:
+    """``equivalence --help`` has a character that is not ASCII."""
+    command = f"{shlex.quote(sys.executable)} -m lens_magic.cli equivalence --help {redirected}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_without_an_output(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``lens-magic run … >&-``, or a service that has none."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["run", str(checkpoints("llama-gqa")), "To be", "-n", "2", "--ranks", "1"]) == 0
+
+
+def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "examine", Mock(side_effect=KeyboardInterrupt))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "lens-magic: interrupted\n"
 
 
 def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
