@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from . import comparing, runs, vectors
 from .ranks.status import Status
@@ -63,6 +63,50 @@ def status() -> Status:
     return current().status()
 
 
+@overload
+def run(  # type: ignore[overload-overlap]  # a text is a sequence of texts too: here it is one
+    prompt: str,
+    max_new_tokens: int = ...,
+    top_k: int = ...,
+    layers: str | int | Iterable[int] | None = ...,
+    capture: str | Sequence[str] = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    ignore_eos: bool = ...,
+    prompt_tokens: bool = ...,
+    steer: Any = ...,
+    force: Any = ...,
+    track: Track = ...,
+    chat: bool = ...,
+    capture_dtype: str | None = ...,
+    offload: bool = ...,
+    stream_lens: bool = ...,
+    lens: TunedLens | Basis | str | Path | None = ...,
+    norm: str = ...,
+) -> LensRun: ...
+@overload
+def run(
+    prompt: Sequence[str],
+    max_new_tokens: int = ...,
+    top_k: int = ...,
+    layers: str | int | Iterable[int] | None = ...,
+    capture: str | Sequence[str] = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    ignore_eos: bool = ...,
+    prompt_tokens: bool = ...,
+    steer: Any = ...,
+    force: Any = ...,
+    track: Track = ...,
+    chat: bool = ...,
+    capture_dtype: str | None = ...,
+    offload: bool = ...,
+    stream_lens: bool = ...,
+    lens: TunedLens | Basis | str | Path | None = ...,
+    norm: str = ...,
+) -> list[LensRun]: ...
 def run(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
@@ -143,6 +187,28 @@ def run(
         )
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]
+    prompt: str,
+    max_new_tokens: int = ...,
+    ignore_eos: bool = ...,
+    steer: Any = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    chat: bool = ...,
+) -> runs.GeneratedText: ...
+@overload
+def generate(
+    prompt: Sequence[str],
+    max_new_tokens: int = ...,
+    ignore_eos: bool = ...,
+    steer: Any = ...,
+    temperature: float = ...,
+    top_p: float = ...,
+    seed: int = ...,
+    chat: bool = ...,
+) -> list[runs.GeneratedText]: ...
 def generate(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
@@ -156,8 +222,7 @@ def generate(
     """Generate without capturing anything.
 
     Returns:
-        An object with ``text``, ``output_ids``, ``timings`` (seconds, tokens a second) and ``interrupted``, or a list of them
-        for several prompts.
+        ``text``, ``output_ids``, ``timings`` (seconds, tokens a second), ``interrupted``; a list of them for several prompts.
 
     Raises:
         LensError: no model is loaded, or an argument is out of range.

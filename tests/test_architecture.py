@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_overloads
 
 import pytest
+
+from lens_magic import api
 
 PACKAGE = Path(__file__).parent.parent / "lens_magic"
 MOST_LINES = 400
@@ -87,3 +91,15 @@ def test_no_module_hides_a_public_name() -> None:
     import lens_magic as lens
 
     assert not {path.stem for path in PACKAGE.glob("*")} & set(lens.__all__)
+
+
+@pytest.mark.parametrize("name", ["run", "generate"])
+def test_one_text_gives_one_result_and_several_a_list(name: str) -> None:
+    """The overloads that a type checker reads take what the function takes, each option of the same type."""
+    function = getattr(api, name)
+    taken = [(option.name, option.annotation) for option in inspect.signature(function).parameters.values()]
+    one, several = (inspect.signature(overload) for overload in get_overloads(function))
+    for overload, prompt in ((one, "str"), (several, "Sequence[str]")):
+        options = [(option.name, option.annotation) for option in overload.parameters.values()]
+        assert options == [("prompt", prompt), *taken[1:]]
+    assert several.return_annotation == f"list[{one.return_annotation}]"
