@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -60,6 +61,10 @@ def install(
     from jupyter_client.kernelspec import KernelSpecManager
 
     check_ranks(ranks)
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise LensError(f"{name!r} cannot name a kernel; letters, digits, ., _ and - would do")
+    if prefix == "":  # of a variable that is not set; to Jupyter it would mean the whole system
+        raise LensError("--prefix is empty; a folder would do, and without --prefix the kernel is this user's")
     if hostfile is not None and not Path(hostfile).is_file():
         raise LensError(f"there is no host file {hostfile}")
     display_name = "Lens" if name == NAME else f"Lens ({name})"

@@ -54,6 +54,9 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     [
         (["kernel", "install", "--ranks", "0"], "is not a number of ranks"),
         (["kernel", "install", "--hostfile", "/nowhere"], "no host file"),
+        (["kernel", "install", "--name", "a/b"], "cannot name a kernel"),
+        (["kernel", "install", "--name", ""], "cannot name a kernel"),
+        (["kernel", "install", "--prefix", ""], "--prefix is empty"),
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["fly"], "invalid choice"),
