@@ -22,7 +22,7 @@ import torch.distributed as dist
 from lens_magic.errors import LensError, RankError, RanksLost
 from lens_magic.ranks import collectives, environment
 from lens_magic.ranks.board import CAPACITY
-from lens_magic.ranks.environment import runtime_folder
+from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
 from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
@@ -76,6 +76,13 @@ def test_ranks_whose_hosts_have_other_gpus_agree_how_to_talk(seen: str, monkeypa
     rank.local_size = 2
     monkeypatch.setattr(rank, "texts", lambda own: [own, seen])
     assert collectives.backend_for(rank) == seen
+
+
+def test_a_service_has_no_home_and_mpi_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it MPI_Init ends the process."""
+    monkeypatch.delenv("HOME")
+    prepare()
+    assert Path(os.environ["HOME"]).is_absolute()
 
 
 def test_a_call_runs_on_every_rank(group: Group) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import pwd
 import shlex
 import shutil
 import sys
@@ -64,6 +65,11 @@ def prepare(one_host: bool = True) -> Path:
         if str(prefix / "bin") not in search.split(os.pathsep):
             os.environ["PATH"] = f"{prefix / 'bin'}{os.pathsep}{search}"
     folder = runtime_folder()
+    if "HOME" not in os.environ:  # as in services: Open MPI would end this process, the user's kernel
+        try:
+            os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:  # a container's user without a name
+            os.environ["HOME"] = str(folder)
     for component in ("btl_sm", "osc_sm", "osc_rdma"):
         os.environ.setdefault(f"OMPI_MCA_{component}_backing_directory", str(folder))
     return folder
