@@ -70,6 +70,17 @@ class Parser(argparse.ArgumentParser):
         return joined
 
 
+class Command(Parser):
+    """The parser of a command among several: what it does not know it says itself, with what it takes."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse all of the words."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return parsed, rest
+
+
 class _RaiseHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
         raise Help(parser.format_help().rstrip())

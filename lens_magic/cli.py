@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .arguments import Help, Parser, add_load_options, add_run_options, load_options, run_options
+from .arguments import Command, Help, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError
 
 
@@ -65,7 +65,7 @@ def _parser() -> Parser:
     parser = Parser(prog="lens-magic", description="Look inside language models too large for one GPU, from a notebook.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(
-        required=True, metavar="demo|run|plan|equivalence|bench|kernel|doctor", parser_class=Parser
+        required=True, metavar="demo|run|plan|equivalence|bench|kernel|doctor", parser_class=Command
     )
 
     demo = commands.add_parser("demo", prog="lens-magic demo", help="execute the first tutorial on the Lens kernel")
@@ -113,7 +113,7 @@ def _parser() -> Parser:
     commands.add_parser("bench", prog="lens-magic bench", help="speed and memory beside other ways; in a checkout")
 
     kernel = commands.add_parser("kernel", prog="lens-magic kernel", help="the Jupyter kernel's specification")
-    verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Parser)
+    verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Command)
     install = verbs.add_parser("install", prog="lens-magic kernel install", help="install it")
     install.add_argument("--name", default="lens", help="of the kernel (lens)")
     install.add_argument("--ranks", default="4", metavar="R", help="how many ranks it starts (4)")

@@ -12,7 +12,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from . import runs, vectors
 from . import session as sessions
-from .arguments import Parser, add_load_options, add_run_options, load_options, run_options
+from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError
 from .lens import kept
 from .ranks.status import Status
@@ -166,8 +166,12 @@ def _runs(parsed: argparse.Namespace) -> kept.Kept | None:
 
 
 def _line_parser() -> Parser:
-    parser = Parser(prog="%lens", description="Ranks and models. With two percent signs: a run, %%lens --help.")
-    commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Parser)
+    parser = Parser(
+        prog="%lens",
+        description="Ranks and models. With two percent signs a run, as below.",
+        epilog=_cell_parser().format_help(),  # for which `%%lens --help` needs a line below it
+    )
+    commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Command)
     load = commands.add_parser("load", prog="%lens load", help="load a model on the ranks")
     load.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     add_load_options(load)

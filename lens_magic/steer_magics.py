@@ -13,7 +13,7 @@ from IPython.display import display
 
 from . import comparing, runs, vectors
 from . import session as sessions
-from .arguments import GENERATION_OPTIONS, Parser, add_generation_options
+from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
 from .errors import LensError
 from .magics import check_variable, make_value, one_line_interrupt, stopped_with
 from .view.progress import Bars
@@ -38,8 +38,11 @@ class SteerMagics(Magics):
         words = _words(line)
         if cell is not None:
             return self._compare(words, cell.removesuffix("\n"))
-        if words[:1] in (["-h"], ["--help"]) or not words:
-            raise LensError(f"%steer takes a command: {', '.join(COMMANDS)}; each has --help")
+        commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
+        if words[:1] in (["-h"], ["--help"]):
+            raise Help(f"{commands}\n\n{_compare_parser().format_help().rstrip()}")
+        if not words:
+            raise LensError(commands)
         if words[0] in COMMANDS:
             return COMMANDS[words[0]](words[1:], self.shell)
         if not _names_a_vector(words[0], self.shell.user_ns):

@@ -59,6 +59,7 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["kernel", "install", "--prefix", ""], "--prefix is empty"),
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
+        (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
         (["fly"], "invalid choice"),
         ([], "arguments are required"),
     ],

@@ -252,5 +252,11 @@ def test_a_restart_that_fails_is_not_forgotten(loaded: Notebook, monkeypatch: py
 
 
 def test_help(loaded: Notebook) -> None:
-    error = loaded.run("%%lens --help\nx")
-    assert "--max-new-tokens" in str(error)
+    """IPython itself refuses `%%lens --help` with nothing below it, and proposes `%lens`."""
+    for line in ("%%lens --help\nx", "%lens --help"):
+        assert "--max-new-tokens" in str(loaded.run(line))
+    assert "--operator" in str(loaded.run("%steer --help"))
+
+
+def test_an_unknown_option_is_told_what_its_command_takes(loaded: Notebook) -> None:
+    assert "%lens load takes --help, --dtype" in str(loaded.run("%lens load demo --rank 2"))
