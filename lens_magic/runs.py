@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,9 +55,11 @@ def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
 
     if not isinstance(prompt, str):
         raise LensError(f"the prompt should be text, not {type(prompt).__name__}")
+    if half := re.search("[\ud800-\udfff]", prompt):  # of a pair that UTF-16 writes one character with
+        raise LensError(f"the prompt has {half[0]!r}, half a character, which is no text")
     ids = encode(model.tokenizer, prompt, chat) if prompt else []
     if not ids:
-        raise LensError("the prompt is empty; write the text to continue below the %%lens line")
+        raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
     return ids
 
 
@@ -96,7 +99,7 @@ def run(
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
     look = asked.look(given, norm, track, model, sites)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = _several(prompt)
     ids = _all_prompt_ids(model, prompts, chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
@@ -182,6 +185,12 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
 def _most_new(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
     """Tokens of the longest continuation there may be."""
     return max_new_tokens if forced is None else max(map(len, forced))
+
+
+def _several(prompt: Any) -> list[str]:
+    if not isinstance(prompt, Iterable):
+        raise LensError(f"the prompt should be a text, or several, not {type(prompt).__name__}")
+    return [prompt] if isinstance(prompt, str) else list(prompt)
 
 
 def _all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
@@ -314,7 +323,7 @@ def generate(
 
     model = session.require_model()
     options.check_sampling(temperature, top_p, seed)
-    ids = _all_prompt_ids(model, [prompt] if isinstance(prompt, str) else list(prompt), chat)
+    ids = _all_prompt_ids(model, _several(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
     longest = max(map(len, ids))

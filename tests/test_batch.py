@@ -165,3 +165,21 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
         lens.run(["A", "B"], force=["x"])
     with pytest.raises(LensError, match="the prompt is empty"):
         lens.run(["A", ""])
+    for prompt, words in (
+        (5, "a text, or several, not int"),
+        (["A", 5], "text, not int"),
+        (["A", "\ud83d"], "half a character"),
+    ):
+        with pytest.raises(LensError, match=words):
+            lens.run(prompt)  # type: ignore[call-overload]
+
+
+def test_a_text_beyond_the_context_is_refused_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the tokenizer too, which warns of what will not be tried."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    monkeypatch.setattr(current().require_model().tokenizer, "model_max_length", 512)
+    warned = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: warned.append(words))
+    with pytest.raises(LensError, match="more than the model's context"):
+        lens.generate("光 " * 2000)
+    assert warned == []

@@ -35,7 +35,8 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
         LensError: the model has no chat template.
     """
     if not chat:
-        return [int(index) for index in tokenizer(text, split_special_tokens=True)["input_ids"]]
+        # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
+        return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
     if not tokenizer.chat_template:
         raise LensError("this model has no chat template; leave --chat out")
     # The template is made around a mark, so that what the user wrote is never read as part of the template.
