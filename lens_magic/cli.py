@@ -175,6 +175,8 @@ def _plan(parsed: argparse.Namespace) -> int:
     for name in ("tokens", "prompt_tokens", "batch", "top_k"):
         if getattr(parsed, name) < (0 if name == "tokens" else 1):
             raise LensError(f"--{name.replace('_', '-')} {getattr(parsed, name)} is too few")
+    if parsed.device and not parsed.free:
+        raise LensError("--device goes with --free; --free 80GB --device cuda would do")
     made = plan.make(
         parsed.model,
         ranks,

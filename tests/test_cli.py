@@ -60,6 +60,7 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
+        (["plan", "demo", "--device", "cuda"], "goes with --free"),
         (["fly"], "invalid choice"),
         ([], "arguments are required"),
     ],
