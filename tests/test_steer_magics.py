@@ -19,6 +19,7 @@ from lens_magic import vectors
 from lens_magic.session import current
 from lens_magic.view.steered import EVERY_S
 from lens_magic.view.text import running
+from lens_magic.view.steered import Streaming
 
 Checkpoints = Callable[[str], Path]
 
@@ -102,6 +103,16 @@ def test_a_terminal_shows_the_steered_text_to_its_end(notebook: Notebook, monkey
     notebook.run("%%steer warm:2 -n 8 --ignore-eos -o both\nA lens gathers")
     whole = notebook.shell.user_ns["both"].steered.text.rstrip("\ufffd")  # but for half a character
     assert notebook.output.stdout.startswith(running(whole))
+
+
+def test_growing_texts_leave_nothing_in_a_saved_notebook(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+    monkeypatch.setattr("IPython.core.displaypub.DisplayPublisher.publish", lambda self, data, *_, **__: shown.append(data))
+    monkeypatch.setattr("lens_magic.view.progress.in_notebook", lambda: True)
+    with Streaming(current().require_model()) as streaming:
+        streaming(("token", 5, 0))
+    assert "lens-steered" in shown[0]["text/html"]
+    assert shown[-1] == {"text/html": "", "text/plain": ""}
 
 
 def test_an_interrupt_shows_both_texts_so_far(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,12 +171,14 @@ class Streaming:
         self._printed = len(steered)
 
     def _draw(self, html: str) -> None:
-        from IPython.display import HTML, display
+        from IPython.display import display
 
+        # An object for IPython (HTML) would leave its name in saved notebooks, and as text what is drawn here comes later.
+        data = {"text/html": html, "text/plain": ""}
         if self._handle is None:
-            self._handle = display(HTML(html), display_id=True)
+            self._handle = display(data, display_id=True, raw=True)
         else:
-            self._handle.update(HTML(html))
+            self._handle.update(data, raw=True)
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         if self._handle is not None:
