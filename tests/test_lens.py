@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -117,6 +118,20 @@ def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpo
     embedding = loaded.model.model.embed_tokens.weight
     assert loaded.head.weight.untyped_storage().data_ptr() == embedding.untyped_storage().data_ptr()
     assert loaded.head.rows == loaded.bounds[1] - loaded.bounds[0]
+
+
+@pytest.mark.ranks
+def test_a_head_of_its_own_is_used_whatever_the_configuration_says(ranks: int, tmp_path: Path) -> None:
+    """transformers does not tie weights that a checkpoint has, and has different."""
+    folder = models.build("llama-odd-vocab", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    model, _ = models.load_plain(folder)
+    lens.load(str(folder), ranks=ranks)
+    run = lens.run(models.PROMPT, 4, layers="-1", ignore_eos=True)
+    ids, prompt = run.prompt_ids + run.output_ids, len(run.prompt_ids)
+    expected = ref.lens(model, ids, prompt, sites=run.sites, layers=run.layers, positions=run.positions)
+    ref.compare(run.to_xarray(), expected, tolerance("llama-odd-vocab", ranks))
 
 
 def test_ties_go_to_the_lower_index(checkpoints: Checkpoints) -> None:

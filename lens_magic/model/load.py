@@ -85,6 +85,8 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     for path in anatomy.unused:
         replace_part(model, path, torch.nn.Identity())
     head = part(model, anatomy.head)
+    # Not as the configuration says: transformers leaves weights untied that a checkpoint has, and has different.
+    tied = head.weight is part(model, anatomy.embedding).weight
     whole = 0
     if rank.size > 1:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -93,7 +95,7 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
         whole = sum(weight.nbytes for name, weight in model.named_parameters() if shapes.get(name) == weight.shape)
     model.to(device)
     release_pages()
-    loaded = describe(rank, model, anatomy, head, device, whole)
+    loaded = describe(rank, model, anatomy, head, device, tied, whole)
     stop_if_asked(rank)
     return _use(rank, loaded)
 
@@ -132,13 +134,22 @@ def unload(rank: Rank) -> None:
         give_back_pinned()
 
 
-def describe(rank: Rank, model: Any, anatomy: Anatomy, head: Any, device: torch.device, whole_bytes: int = 0) -> Loaded:
-    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views where it is in place."""
-    embedding = part(model, anatomy.embedding).weight
-    # Tied weights that have moved are the embedding's now.
-    tied = getattr(model.config, "tie_word_embeddings", False) and embedding.shape == head.weight.shape
+def describe(
+    rank: Rank,
+    model: Any,
+    anatomy: Anatomy,
+    head: Any,
+    device: torch.device,
+    tied: bool = False,
+    whole_bytes: int = 0,
+) -> Loaded:
+    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views where it is in place.
+
+    Args:
+        tied: the head's weight is the embedding's, which may have moved since the head was taken out.
+    """
     config = model.config.get_text_config()
-    weight = embedding if tied else head.weight
+    weight = part(model, anatomy.embedding).weight if tied else head.weight
     vocabulary = int(weight.shape[0])
     bounds = shard_bounds(vocabulary, rank.size)
     first, end = bounds[rank.rank], bounds[rank.rank + 1]
