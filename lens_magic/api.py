@@ -52,6 +52,8 @@ def load(
 def attach(model: Any, tokenizer: Any) -> None:
     """Use a transformers model that is in memory already, on one rank, as it is.
 
+    It may be amid its training: it predicts as in evaluation mode, and is left in the mode it is in.
+
     Raises:
         LensError: an unsupported family.
     """

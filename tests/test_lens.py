@@ -188,6 +188,19 @@ def test_a_model_in_memory(checkpoints: Checkpoints) -> None:
     assert len(lens.status().ranks) == 1
 
 
+def test_a_model_amid_its_training_predicts_as_in_evaluation_mode(checkpoints: Checkpoints) -> None:
+    """Else it would drop out at random, and with gradient checkpointing decode without a cache."""
+    model, tokenizer = models.load_plain(checkpoints("gpt2"))
+    model.train()
+    model.activation_checkpointing_enable()
+    model.transformer.h[1].eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    lens.attach(model, tokenizer)
+    run = lens.run(models.PROMPT, TOKENS, ignore_eos=True)
+    assert {name: module.training for name, module in model.named_modules()} == before
+    assert run.output_ids == ref.generate_ids(model.eval(), run.prompt_ids, TOKENS)
+
+
 def test_states_are_kept_for_the_newest_run_only(checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
     old = lens.run(models.PROMPT, 3)

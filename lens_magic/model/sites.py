@@ -68,7 +68,7 @@ class Visitor(Protocol):
 
 @contextlib.contextmanager
 def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: Window) -> Iterator[None]:
-    """Attach visitors to a model for the duration of a ``with`` block.
+    """Attach visitors to a model for the duration of a ``with`` block, in which it is in evaluation mode.
 
     Args:
         visitors: where several visit the same site and layer, each sees what the one before has left.
@@ -76,10 +76,24 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
     """
     blocks = part(model, anatomy.blocks)
     with contextlib.ExitStack() as attachments:
+        attachments.enter_context(_evaluating(model))
         for (site, layer), visit in _chained(visitors).items():
             tap = anatomy.sites[site]
             attachments.callback(_attach(part(blocks[layer], tap.path), tap, visit, window))
         yield
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Have a model predict for a while: one attached amid its training would drop out at random, or go without a cache."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _chained(visitors: Sequence[Visitor]) -> dict[Key, Visit]:
