@@ -43,7 +43,8 @@ def compare(
     from .steer.compare import LIVE, run_compared
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p, seed)
+    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
+    max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
     ids = tuple(runs.prompt_ids(model, prompt, chat))
     runs.check_length(len(ids), max_new_tokens, model.context)
     terms = vectors.steering_terms(model, steer, len(ids), max_new_tokens)
@@ -53,7 +54,6 @@ def compare(
     if live is None:  # both texts are read again under both models
         asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
     stop_ids = () if ignore_eos else model.stop_ids
-    sampling = Sampling(temperature, top_p, seed)
     group = session.group
     with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
         for ask in asks:

@@ -69,6 +69,18 @@ def integers(what: str, given: Any) -> list[int]:
         raise LensError(f"{what} {given!r} are not integers") from None
 
 
+def integer(what: str, given: Any) -> int:
+    """An integer, NumPy's and torch's too, as Python's own, which files can hold.
+
+    Raises:
+        LensError: it is none.
+    """
+    try:
+        return int(operator.index(given))
+    except TypeError:
+        raise LensError(f"{what} {given!r} is not an integer") from None
+
+
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
     if re.fullmatch(r"-?\d+", piece):
         return [_layer(int(piece), layers)]
@@ -129,15 +141,21 @@ def check_dtype(name: str | None) -> str | None:
     return name
 
 
-def check_sampling(temperature: float, top_p: float, seed: int = 0) -> None:
-    """Temperature 0 or more, top-p in (0, 1], a seed of 64 bits.
+def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[float, float, int]:
+    """Temperature 0 or more, top-p in (0, 1], a seed of 64 bits, as Python's own numbers.
 
     Raises:
         LensError: one of them is not.
     """
+    try:
+        temperature, top_p = float(temperature), float(top_p)
+    except (TypeError, ValueError):
+        raise LensError(f"temperature {temperature!r} and top-p {top_p!r} should be numbers") from None
+    seed = integer("seed", seed)
     if not -(2**63) <= seed < 2**64:
         raise LensError(f"seed {seed} has more than 64 bits")
     if not 0 <= temperature < float("inf"):
         raise LensError(f"temperature {temperature} is not 0 (greedy) or a positive number")
     if not 0 < top_p <= 1:
         raise LensError(f"top-p {top_p} is not above 0 and at most 1")
+    return temperature, top_p, seed

@@ -92,7 +92,8 @@ def run(
     from .model.choose import Sampling
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p, seed)
+    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
+    max_new_tokens, top_k = options.integer("max-new-tokens", max_new_tokens), options.integer("top-k", top_k)
     if not 1 <= top_k <= model.vocabulary:
         raise LensError(f"top-k {top_k} is out of range; 1 to {model.vocabulary} (the vocabulary) would do")
     sites = options.parse_sites(capture)
@@ -121,7 +122,7 @@ def run(
         top_k=min(top_k, look.directions or top_k),
         layers=chosen,
         sites=sites,
-        sampling=Sampling(temperature, top_p, seed),
+        sampling=sampling,
         stop_ids=() if ignore_eos else model.stop_ids,
         forced=forced,
         prompt_tokens=prompt_tokens,
@@ -200,18 +201,20 @@ def _all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[t
 
 
 def _all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, ...], ...]:
+    if isinstance(force, str) or not isinstance(force, Iterable):  # a text is no list of its letters
+        raise LensError(f"force is one continuation for {prompts} prompts; a list of one for each would do")
     forced = tuple(_forced_ids(model, one) for one in force)
     if len(forced) != prompts:
         raise LensError(f"force has {len(forced)} continuations for {prompts} prompts; one for each would do")
     return forced
 
 
-def _forced_ids(model: Model, force: str | Sequence[int]) -> tuple[int, ...]:
+def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ...]:
     """Tokens to walk along. What follows a prompt begins no sequence, so nothing special is added to a text."""
     if isinstance(force, str):
         ids = model.tokenizer(force, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     else:
-        ids = [int(index) for index in force]
+        ids = options.integers("the token ids to force", force)
     if not ids or not all(0 <= index < model.vocabulary for index in ids):
         raise LensError(f"force should be text, or token ids from 0 to {model.vocabulary - 1}")
     return tuple(ids)
@@ -322,7 +325,8 @@ def generate(
     from .model.tokens import decode
 
     model = session.require_model()
-    options.check_sampling(temperature, top_p, seed)
+    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
+    max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
     ids = _all_prompt_ids(model, _several(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
@@ -331,7 +335,6 @@ def generate(
     group = session.group
     with group.exclusive():  # as in run
         refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))
-        sampling = Sampling(temperature, top_p, seed)
         stop_ids = () if ignore_eos else model.stop_ids
         made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
         late = group.rank.stop_requested

@@ -163,6 +163,8 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
         lens.run([])
     with pytest.raises(LensError, match="force has 1 continuations for 2 prompts"):
         lens.run(["A", "B"], force=["x"])
+    with pytest.raises(LensError, match="force is one continuation for 2 prompts; a list of one for each would do"):
+        lens.run(["A", "B"], force="no")  # not its letters
     with pytest.raises(LensError, match="the prompt is empty"):
         lens.run(["A", ""])
     for prompt, words in (

@@ -133,6 +133,7 @@ def test_followed_tokens_survive_saving_and_make_a_table(checkpoints: Checkpoint
 def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
     assert lens.run(models.PROMPT, 1, track="id:7").variables["tracked_id"].tolist() == [[7]]
+    assert lens.run(models.PROMPT, 1, track=np.array([7, 5])).options["track"] == [7, 5]
     for track, words in (
         (" xylophone", "is 10 tokens .*, ….*only single tokens can be tracked"),
         ("point", r"with a space before it, ' point', it is one"),
@@ -141,6 +142,7 @@ def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
         ([-1], "out of range"),
         ([1.5], "not float"),
         ([True], "not bool"),
+        (1.5, "not float"),
         (list(range(65)), "at most 64"),
         (object(), "not object"),
     ):

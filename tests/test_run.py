@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import models
 import numpy as np
@@ -124,6 +125,33 @@ def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
     assert torch.equal(states, run.activations(site, layer, [0, 1]))
     with pytest.raises(lens.LensError, match="layers 'first' are not integers"):
         run.activations(site, "first")  # type: ignore[arg-type]
+
+
+def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: Path) -> None:
+    asked = {"temperature": np.float32(0.5), "top_p": np.float32(0.75), "seed": np.int64(3)}
+    one = lens.run(models.PROMPT, np.int64(2), top_k=np.int32(3), **asked)  # type: ignore[arg-type]
+    again = lens.open_run(one.save(tmp_path / "run.nc"))
+    assert again.options == one.options
+    assert again.options.items() >= {"max_new_tokens": 2, "top_k": 3, "temperature": 0.5, "top_p": 0.75, "seed": 3}.items()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"max_new_tokens": 2.5}, "max-new-tokens 2.5 is not an integer"),
+        ({"top_k": "many"}, "top-k 'many' is not an integer"),
+        ({"temperature": None}, "temperature None and top-p 1.0 should be numbers"),
+        ({"force": [1.5]}, r"the token ids to force \[1.5\] are not integers"),
+        ({"force": 320}, "force should be text, or token ids from 0 to 319"),
+    ],
+)
+def test_what_is_no_number_is_refused(run: lens.LensRun, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(lens.LensError, match=words):
+        lens.run(models.PROMPT, **wrong)
+
+
+def test_a_single_token_may_be_forced(run: lens.LensRun) -> None:
+    assert lens.run(models.PROMPT, force=7).output_ids == [7]
 
 
 def test_a_home_may_be_written_with_a_tilde(run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

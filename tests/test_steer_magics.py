@@ -17,9 +17,8 @@ from test_magics import Notebook
 import lens_magic as lens
 from lens_magic import vectors
 from lens_magic.session import current
-from lens_magic.view.steered import EVERY_S
+from lens_magic.view.steered import EVERY_S, Streaming
 from lens_magic.view.text import running
-from lens_magic.view.steered import Streaming
 
 Checkpoints = Callable[[str], Path]
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
+from ..options import integer
 from .basis import Basis, load_basis
 from .projector import NORMS, Look
 from .translators import TunedLens, load_tuned_lens
 
-Track = bool | str | int | Sequence[str | int]
+Track = bool | str | int | Iterable[str | int]
 MOST_FIRST = 8
 """At most so many tokens a position are followed because they are ranked first in some layer."""
 MOST_TRACKED = 64
@@ -77,11 +78,15 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
     """The ids to follow, or how many of those ranked first."""
     if track is True:
         return (), MOST_FIRST
-    if not isinstance(track, str | int) and not isinstance(track, Sequence):
+    given: Iterable[str | int]
+    if isinstance(track, str):
+        given = track.split(",")
+    elif isinstance(track, Iterable):
+        given = track
+    elif hasattr(track, "__index__"):
+        given = [track] if track is not False else []
+    else:
         raise LensError(f"track= takes texts or ids of tokens, or True, not {type(track).__name__}")
-    given = (
-        track.split(",") if isinstance(track, str) else [] if track is False else [track] if isinstance(track, int) else track
-    )
     size = model.vocabulary if labels is None else len(labels)
     read: Callable[[str], int] = (
         (lambda text: _token(model.tokenizer, text)) if labels is None else (lambda t: _label(t, labels))
@@ -90,9 +95,9 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
     for item in given:
         if isinstance(item, str) and item.startswith("id:") and item[3:].isdigit():
             item = int(item[3:])
-        if not isinstance(item, str | int) or isinstance(item, bool):
+        if isinstance(item, bool) or not (isinstance(item, str) or hasattr(item, "__index__")):
             raise LensError(f"track= takes texts or ids of tokens, not {type(item).__name__}")
-        index = read(item) if isinstance(item, str) else item
+        index = read(item) if isinstance(item, str) else integer("track=", item)
         if not 0 <= index < size:
             raise LensError(f"track: {index} is out of range; ids go from 0 to {size - 1}")
         ids.append(index)
