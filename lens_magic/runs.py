@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -238,6 +239,7 @@ def make_run(
     made, variables, ids = own["generation"], own["variables"][number], request.prompts[number]
     output_ids = made.outputs[number]
     captures = [answer["memory"]["captures"] for answer in answers]
+    _warn_of_cells_without_numbers(variables["entropy"], request)
     candidates = _candidates(variables)
     occurring = {*ids, *output_ids, *(() if labels else candidates)}
     before = len(ids) - 1 if request.prompt_tokens else 0
@@ -290,6 +292,15 @@ def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
     """What steered one of the prompts."""
     terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
     return [term for term in terms if term is not None]
+
+
+def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request) -> None:
+    if lost := int(np.isnan(entropy).sum()):
+        narrow = request.capture_dtype == "float16"  # whose largest number is 65,504
+        why = (
+            "float16 is too narrow for the states (capture dtype bfloat16" if narrow else "states are not finite (dtype float32"
+        )
+        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why} would do)", stacklevel=2)
 
 
 def _candidates(variables: dict[str, np.ndarray]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,30 @@ def test_what_is_no_number_is_refused(run: lens.LensRun, wrong: dict[str, Any], 
 
 def test_a_single_token_may_be_forced(run: lens.LensRun) -> None:
     assert lens.run(models.PROMPT, force=7).output_ids == [7]
+
+
+def test_cells_without_numbers_are_told_and_rank_no_token(tmp_path: Path) -> None:
+    """States beyond what the type they are kept in can hold: no token is the first there."""
+    model = models.create("llama-odd-vocab")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight *= 3e4
+    lens.attach(model, models.tokenizer_of(300))
+    with pytest.warns(UserWarning, match=r"^\d+ of 18 cells hold no numbers: float16 is too narrow .*bfloat16 would do"):
+        run = lens.run("A lens", 2, capture_dtype="float16", track=[7], ignore_eos=True)
+    lost = np.isnan(run.variables["entropy"])
+    assert lost[run.sites.index("mlp_out"), 0].all()
+    assert (run.variables["target_rank"][lost] == -1).all()
+    assert (run.variables["tracked_rank"][lost] == -1).all()
+    assert (run.variables["target_rank"][~lost] >= 0).all()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    record = json.loads(run.to_json(tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert record["step_0"]["all_tokens_data"]["0"]["0"]["mlp_output"][0][1] is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.isfinite(lens.run("A lens", 2, capture_dtype="bfloat16").variables["entropy"]).all()
 
 
 def test_a_home_may_be_written_with_a_tilde(run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,8 @@ def combine(blocks: Sequence[Block], k: int) -> dict[str, np.ndarray]:
         "prob": np.exp(logit - log_sum_exp[:, None]),
         "prob_topk": among_k / among_k.sum(-1, keepdims=True),
         "entropy": np.maximum(np.log(normaliser) - mean_below_top, 0),
-        "target_rank": sums[..., 6].sum(0),
+        # Nothing exceeds what is no number: not first, but nowhere.
+        "target_rank": np.where(np.isfinite(log_sum_exp), sums[..., 6].sum(0), -1),
         "target_prob": np.exp(target - log_sum_exp),
         "kl_final": np.maximum(divergence, 0),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,8 @@ def paper_record(run: LensRun) -> Mapping[str, Any]:
 
     def cell(site: int, layer: int, position: int) -> list[list[Any]]:
         pairs = zip(ids[site][layer][position], shares[site][layer][position], strict=True)
-        return [[run.candidate_texts.get(index, ""), share, index] for index, share in pairs]
+        # JSON has no NaN.
+        return [[run.candidate_texts.get(index, ""), None if isnan(share) else share, index] for index, share in pairs]
 
     data = {
         str(position): {

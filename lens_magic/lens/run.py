@@ -122,10 +122,11 @@ class LensRun:
         """The run as a Dataset with dimensions ``site``, ``layer``, ``position``, ``k``.
 
         Variables: ``token_id``, ``logit``, ``prob`` (softmax over the whole vocabulary), ``prob_topk`` (over the k alone) for
-        each candidate; ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats) for each cell. Where tokens
-        were tracked, ``tracked_logit``, ``tracked_prob``, ``tracked_rank`` for each of them in each cell, along a dimension
-        ``tracked``, and ``tracked_id [position, tracked]``, which says whose they are (−1: nobody's). Where ``resid_post``
-        was captured, ``settled_layer [position]`` goes along with the positions (:attr:`settled`).
+        each candidate; ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats) for each cell. A state too
+        large for the type it was kept in has none of them: NaN, and rank −1. Where tokens were tracked, ``tracked_logit``,
+        ``tracked_prob``, ``tracked_rank`` for each of them in each cell, along a dimension ``tracked``, and ``tracked_id
+        [position, tracked]``, which says whose they are (−1: nobody's). Where ``resid_post`` was captured, ``settled_layer
+        [position]`` goes along with the positions (:attr:`settled`).
         """
         return files.to_dataset(self)
 

@@ -84,7 +84,7 @@ class Tracked:
         """What :meth:`logits` found as variables, ``[keys · positions, m]`` each."""
         ids = self.ids.repeat(logits.shape[0] // self.ids.shape[0], 1).cpu().numpy()
         values = logits.double().cpu().numpy()
-        missing = ids == NOBODY
+        missing = (ids == NOBODY) | ~np.isfinite(log_sum_exp)[:, None]
         return {
             "tracked_id": ids.astype(np.int32),
             "tracked_logit": np.where(missing, np.nan, values).astype(np.float32),
