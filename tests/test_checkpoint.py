@@ -104,6 +104,15 @@ def test_a_broken_index(folder: Path, content: str) -> None:
     refused(folder, "index.json (is not valid JSON|holds no settings|has no weight_map)")
 
 
+@pytest.mark.parametrize("level", ["whole", "text"])
+def test_quantised_weights(folder: Path, level: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    stated = {**config, **(quantised if level == "whole" else {"text_config": quantised})}
+    (folder / "config.json").write_text(json.dumps(stated))
+    refused(folder, r"is quantised \(gptq\); one of float32, bfloat16 or float16 weights would do")
+
+
 def test_broken_settings_of_generation(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(lens.LensError, match=r"generation_config\.json is not valid JSON"):

@@ -56,8 +56,8 @@ def find(
         dtype: one of :data:`DTYPES`; None is "auto".
 
     Raises:
-        LensError: no such model, no configuration, no tokenizer, no (or incomplete) safetensors weights, an unsupported
-            family, or a number of ranks it cannot be split into.
+        LensError: no such model, no configuration, no tokenizer, no (or incomplete, or quantised) safetensors weights, an
+            unsupported family, or a number of ranks it cannot be split into.
     """
     dtype = dtype or "auto"
     if dtype not in DTYPES:
@@ -67,6 +67,7 @@ def find(
     anatomy = anatomy_of(whole_config.model_type, whole_config)
     config = whole_config.get_text_config()  # models that also see or hear keep the language model's settings one level down
     _require_tokenizer(folder)
+    _require_plain_weights(name, stated)
     files = _weight_files(folder)
     headers = {file: _read_header(file) for file in files}
     _require_splittable(name, config, ranks)
@@ -160,6 +161,14 @@ def _own_dtype(stated: Mapping[str, Any]) -> str:
         if own := config.get("dtype") or config.get("torch_dtype"):
             return str(own)
     return "float32"
+
+
+def _require_plain_weights(name: str, stated: Mapping[str, Any]) -> None:
+    """Quantised weights come in modules that cannot be split, and need packages that may not be there."""
+    for config in (stated, stated.get("text_config") or {}):
+        if quantised := config.get("quantization_config"):
+            method = quantised.get("quant_method", "it does not say how")
+            raise LensError(f"{name} is quantised ({method}); one of float32, bfloat16 or float16 weights would do")
 
 
 def _require_tokenizer(folder: Path) -> None:
