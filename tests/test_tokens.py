@@ -25,6 +25,12 @@ TEXTS = [
 ]
 
 
+def test_what_is_no_character_is_refused(tokenizer: Any) -> None:
+    """A command line in another encoding brings such."""
+    with pytest.raises(lens.LensError, match=r"the text holds '\\udcfc' at character 1: .* not UTF-8"):
+        encode(tokenizer, "f\udcfcr")
+
+
 @pytest.fixture(scope="module")
 def tokenizer(checkpoints: Checkpoints) -> Any:
     return models.load_plain(checkpoints("llama-gqa"))[1]

@@ -32,8 +32,13 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
         chat: put the text into the model's chat template as the user's message, up to where the answer begins.
 
     Raises:
-        LensError: the model has no chat template.
+        LensError: the model has no chat template, or the text holds what is no character.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        stray = f"{text[error.start]!r} at character {error.start}"
+        raise LensError(f"the text holds {stray}: half of a character, or a byte that is not UTF-8") from None
     if not chat:
         # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
         return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
