@@ -121,6 +121,18 @@ def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpo
 
 
 @pytest.mark.ranks
+def test_float16_on_several_ranks(checkpoints: Checkpoints) -> None:
+    """What many checkpoints are kept in, and DeepSpeed does not take on most CPUs."""
+    folder = checkpoints("llama-bf16")
+    lens.load(str(folder), ranks=2, dtype="float16")
+    run = lens.run(models.PROMPT, 4, ignore_eos=True)
+    model = models.load_plain(folder)[0].half()
+    expected = ref.lens(model, run.prompt_ids + run.output_ids, len(run.prompt_ids), sites=run.sites)
+    ref.compare(run.to_xarray(), expected, ref.BFLOAT16)
+    assert (run.variables["target_rank"][-1, -1] == 0).all()
+
+
+@pytest.mark.ranks
 def test_a_head_of_its_own_is_used_whatever_the_configuration_says(ranks: int, tmp_path: Path) -> None:
     """transformers does not tie weights that a checkpoint has, and has different."""
     folder = models.build("llama-odd-vocab", tmp_path)

@@ -54,7 +54,7 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
         stop_if_asked(rank)
 
     quietly = contextlib.redirect_stdout(io.StringIO())  # it prints what it found
-    with _walking(blocks, after_block), quietly, _own_gpu(collectives.device_for(rank)):
+    with _walking(blocks, after_block), quietly, _own_gpu(collectives.device_for(rank)), _any_dtype(dtype):
         engine = deepspeed.init_inference(
             part(model, anatomy.backbone),
             tensor_parallel={"tp_size": rank.size},
@@ -62,6 +62,19 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
             replace_with_kernel_inject=False,
         )
     replace_part(model, anatomy.backbone, engine.module)
+
+
+@contextlib.contextmanager
+def _any_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """DeepSpeed refuses float16 on most CPUs, for kernels of its own that are not used here; torch has those it needs."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    accelerator.supported_dtypes = lambda: [dtype]  # the instance's hides the class's
+    try:
+        yield
+    finally:
+        del accelerator.supported_dtypes
 
 
 @contextlib.contextmanager
