@@ -50,9 +50,7 @@ def load(
 
 
 def attach(model: Any, tokenizer: Any) -> None:
-    """Use a transformers model that is in memory already, on one rank, as it is.
-
-    It may be amid its training: it predicts as in evaluation mode, and is left in the mode it is in.
+    """Use a transformers model that is in memory already, on one rank, as it is; amid its training it is left in that mode.
 
     Raises:
         LensError: an unsupported family.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from . import options, runs, vectors
+from . import options, prompts, runs, vectors
 from .errors import LensError
 from .needs import Ask
 from .session import Model, OnEvent, Session
@@ -45,8 +45,8 @@ def compare(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
-    ids = tuple(runs.prompt_ids(model, prompt, chat))
-    runs.check_length(len(ids), max_new_tokens, model.context)
+    ids = tuple(prompts.prompt_ids(model, prompt, chat))
+    prompts.check_length(len(ids), max_new_tokens, model.context)
     terms = vectors.steering_terms(model, steer, len(ids), max_new_tokens)
     if not terms:
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")

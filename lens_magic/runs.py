@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import numpy as np
 from . import __version__, options, vectors
 from .errors import LensError
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
-from .session import Model, OnEvent, Session
+from .prompts import all_forced_ids, all_prompt_ids, check_length, longest_continuation, several
+from .session import OnEvent, Session
 
 if TYPE_CHECKING:
     from .lens.pipeline import Request
@@ -44,24 +44,6 @@ class GeneratedText:
     output_ids: list[int]
     timings: dict[str, float]
     interrupted: bool = False
-
-
-def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
-    """The prompt as tokens.
-
-    Raises:
-        LensError: it is empty, or no text.
-    """
-    from .model.tokens import encode
-
-    if not isinstance(prompt, str):
-        raise LensError(f"the prompt should be text, not {type(prompt).__name__}")
-    if half := re.search("[\ud800-\udfff]", prompt):  # of a pair that UTF-16 writes one character with
-        raise LensError(f"the prompt has {half[0]!r}, half a character, which is no text")
-    ids = encode(model.tokenizer, prompt, chat) if prompt else []
-    if not ids:
-        raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
-    return ids
 
 
 def run(
@@ -101,17 +83,17 @@ def run(
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
     look = asked.look(given, norm, track, model, sites)
-    prompts = _several(prompt)
-    ids = _all_prompt_ids(model, prompts, chat)
+    prompts = several(prompt)
+    ids = all_prompt_ids(model, prompts, chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
-    forced = None if force is None else _all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
+    forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
     for number, one in enumerate(ids):
         new = len(forced[number]) if forced is not None else max_new_tokens
         check_length(len(one), new, model.context, minimum=0 if prompt_tokens else 1)
         if new == 0 and len(one) < 2:
             raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
-    longest, most_new = max(map(len, ids)), _most_new(forced, max_new_tokens)
+    longest, most_new = max(map(len, ids)), longest_continuation(forced, max_new_tokens)
     if longest + most_new - 1 > model.context:  # each fits, but shorter ones are walked along with the longest
         raise LensError(
             f"side by side these prompts and texts take {longest + most_new - 1} positions, more than the model's context of "
@@ -182,43 +164,6 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
     facts = facts_of(loaded.model.config, str(loaded.dtype).removeprefix("torch."))
     if facts is not None:
         refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)), smaller)
-
-
-def _most_new(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
-    """Tokens of the longest continuation there may be."""
-    return max_new_tokens if forced is None else max(map(len, forced))
-
-
-def _several(prompt: Any) -> list[str]:
-    if not isinstance(prompt, Iterable):
-        raise LensError(f"the prompt should be a text, or several, not {type(prompt).__name__}")
-    return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
-    if not prompts:
-        raise LensError("there is no prompt; give one text or several")
-    return tuple(tuple(prompt_ids(model, prompt, chat)) for prompt in prompts)
-
-
-def _all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, ...], ...]:
-    if isinstance(force, str) or not isinstance(force, Iterable):  # a text is no list of its letters
-        raise LensError(f"force is one continuation for {prompts} prompts; a list of one for each would do")
-    forced = tuple(_forced_ids(model, one) for one in force)
-    if len(forced) != prompts:
-        raise LensError(f"force has {len(forced)} continuations for {prompts} prompts; one for each would do")
-    return forced
-
-
-def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ...]:
-    """Tokens to walk along. What follows a prompt begins no sequence, so nothing special is added to a text."""
-    if isinstance(force, str):
-        ids = model.tokenizer(force, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    else:
-        ids = options.integers("the token ids to force", force)
-    if not ids or not all(0 <= index < model.vocabulary for index in ids):
-        raise LensError(f"force should be text, or token ids from 0 to {model.vocabulary - 1}")
-    return tuple(ids)
 
 
 def make_run(
@@ -338,7 +283,7 @@ def generate(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
-    ids = _all_prompt_ids(model, _several(prompt), chat)
+    ids = all_prompt_ids(model, several(prompt), chat)
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
     longest = max(map(len, ids))
@@ -371,25 +316,6 @@ def provenance(session: Session) -> dict[str, Any]:
         "dtype": model.dtype,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def check_length(prompt: int, new: int, context: int, minimum: int = 1) -> None:
-    """Refuse more tokens than fit.
-
-    Raises:
-        LensError: says how many do.
-    """
-    if prompt > context:
-        raise LensError(f"the prompt has {prompt} tokens, more than the model's context of {context}")
-    if new < minimum:
-        hint = "; with --prompt-tokens 0 gives the lens of the prompt itself" if new == 0 else ""
-        raise LensError(f"max-new-tokens {new} is too few; {minimum} or more would do{hint}")
-    # The last generated token is never read by the model.
-    if prompt + new - 1 > context:
-        raise LensError(
-            f"{prompt} prompt tokens and {new} new ones exceed the model's context of {context}; "
-            f"at most {context - prompt + 1} new ones fit"
-        )
 
 
 def timings_of(made: Generation) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display
 
-from . import options, runs
+from . import options, prompts
 from .model.tokens import TextStream, token_texts
 from .view import show
 from .view.progress import Bars
@@ -63,7 +63,7 @@ class LiveAnswer(Answer):
         model = session.require_model()
         super().__init__(model)
         self._model = model
-        self._prompt = runs.prompt_ids(model, prompt, given["chat"])
+        self._prompt = prompts.prompt_ids(model, prompt, given["chat"])
         self._ids = list(self._prompt)
         self._before = len(self._prompt) - 1 if given["prompt_tokens"] else 0
         sites, layers = options.parse_sites(given["capture"]), options.parse_layers(given["layers"], model.layers)

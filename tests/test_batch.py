@@ -170,7 +170,7 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
     for prompt, words in (
         (5, "a text, or several, not int"),
         (["A", 5], "text, not int"),
-        (["A", "\ud83d"], "half a character"),
+        (["A", "\ud83d"], "half of a character"),
     ):
         with pytest.raises(LensError, match=words):
             lens.run(prompt)  # type: ignore[call-overload]

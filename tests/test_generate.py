@@ -13,7 +13,7 @@ import reference as ref
 import torch
 
 import lens_magic as lens
-from lens_magic import runs
+from lens_magic import prompts, runs
 from lens_magic.errors import LensError
 from lens_magic.model.choose import first_largest, nucleus
 from lens_magic.runs import Interrupted
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ranks
 
 
 def test_one_prefill_then_one_step_a_token(session: object) -> None:
-    ids = runs.prompt_ids(current().require_model(), models.PROMPT)
+    ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
     for lengths in current().group.call(probes.forward_shapes, ids, 9):
         assert lengths == [len(ids)] + [1] * 8
 
@@ -163,7 +163,7 @@ def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoin
     folder = checkpoints("llama-gqa")
     model, _ = models.load_plain(folder)
     lens.load(str(folder), ranks=1)
-    ids = runs.prompt_ids(current().require_model(), models.PROMPT)
+    ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
     expected = torch.tensor(ref.Sampling(temperature=2.0, top_p=0.8).distribution(ref.output_logits(model, ids)[-1]))
     draws = 400
     counts = torch.zeros(len(expected), dtype=torch.float64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lens_magic as lens
-from lens_magic import runs
+from lens_magic import prompts, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import stream as streaming
 from lens_magic.ranks.rank import Rank
@@ -45,7 +45,7 @@ def test_streamed_rows_are_the_rows(options: dict[str, Any], ranks: int, checkpo
             before = run_before if options.get("prompt_tokens") else 0
             assert event[2] <= before + tokens  # none is shown whose token has not come
 
-    run_before = len(runs.prompt_ids(current().require_model(), models.PROMPT)) - 1
+    run_before = len(prompts.prompt_ids(current().require_model(), models.PROMPT)) - 1
     streamed = runs.run(current(), models.PROMPT, TOKENS, ignore_eos=True, stream_lens=True, on_event=note, **options)
     plain = lens.run(models.PROMPT, TOKENS, ignore_eos=True, **options)
     assert streamed.output_ids == plain.output_ids

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
+from ..model.tokens import encode_rest
 from ..options import integer
 from .basis import Basis, load_basis
 from .projector import NORMS, Look
@@ -111,9 +112,9 @@ def _token(tokenizer: Any, text: str) -> int:
     """The one token of a text."""
     if not text:
         raise LensError("there is an empty text among the tokens to track; ' Paris, Rome' or id:42 would do")
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    ids = encode_rest(tokenizer, text)
     if len(ids) == 1:
-        return int(ids[0])
+        return ids[0]
     # SentencePiece puts a space before every text, so that " Paris" comes as two tokens of which the second is it.
     piece = text.replace(" ", "▁")
     vocabulary = tokenizer.get_vocab()

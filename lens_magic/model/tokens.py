@@ -34,11 +34,7 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
     Raises:
         LensError: the model has no chat template, or the text holds what is no character.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        stray = f"{text[error.start]!r} at character {error.start}"
-        raise LensError(f"the text holds {stray}: half of a character, or a byte that is not UTF-8") from None
+    _require_characters(text)
     if not chat:
         # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
         return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
@@ -54,6 +50,24 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
     for piece, special in ((before, False), (text, True), (after, False)):
         encoded += tokenizer(piece, add_special_tokens=False, split_special_tokens=special)["input_ids"]
     return encoded
+
+
+def encode_rest(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text that begins no sequence: nothing is added to it, and what looks like a special token is text.
+
+    Raises:
+        LensError: it holds what is no character.
+    """
+    _require_characters(text)
+    return [int(index) for index in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        stray = f"{text[error.start]!r} at character {error.start}"
+        raise LensError(f"the text holds {stray}: half of a character, or a byte that is not UTF-8") from None
 
 
 def decode(tokenizer: Any, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> str:

@@ -1,0 +1,101 @@
+"""What is to be continued, and what is to be walked along: texts as tokens, checked before any rank hears of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import options
+from .errors import LensError
+
+if TYPE_CHECKING:
+    from .session import Model
+
+
+def several(prompt: Any) -> list[str]:
+    """One text, or several, as a list.
+
+    Raises:
+        LensError: it is neither.
+    """
+    if not isinstance(prompt, Iterable):
+        raise LensError(f"the prompt should be a text, or several, not {type(prompt).__name__}")
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
+    """The prompt as tokens.
+
+    Raises:
+        LensError: it is empty, or no text.
+    """
+    from .model.tokens import encode
+
+    if not isinstance(prompt, str):
+        raise LensError(f"the prompt should be text, not {type(prompt).__name__}")
+    ids = encode(model.tokenizer, prompt, chat) if prompt else []
+    if not ids:
+        raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
+    return ids
+
+
+def all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
+    """Each prompt as tokens.
+
+    Raises:
+        LensError: there is none, or one is empty or no text.
+    """
+    if not prompts:
+        raise LensError("there is no prompt; give one text or several")
+    return tuple(tuple(prompt_ids(model, prompt, chat)) for prompt in prompts)
+
+
+def all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, ...], ...]:
+    """For each prompt the tokens to walk along.
+
+    Raises:
+        LensError: there are not as many as prompts, or one is neither text nor ids of the vocabulary.
+    """
+    if isinstance(force, str) or not isinstance(force, Iterable):  # a text is no list of its letters
+        raise LensError(f"force is one continuation for {prompts} prompts; a list of one for each would do")
+    forced = tuple(_forced_ids(model, one) for one in force)
+    if len(forced) != prompts:
+        raise LensError(f"force has {len(forced)} continuations for {prompts} prompts; one for each would do")
+    return forced
+
+
+def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ...]:
+    """Tokens to walk along. What follows a prompt begins no sequence, so nothing special is added to a text."""
+    if isinstance(force, str):
+        from .model.tokens import encode_rest
+
+        ids = encode_rest(model.tokenizer, force)
+    else:
+        ids = options.integers("the token ids to force", force)
+    if not ids or not all(0 <= index < model.vocabulary for index in ids):
+        raise LensError(f"force should be text, or token ids from 0 to {model.vocabulary - 1}")
+    return tuple(ids)
+
+
+def check_length(prompt: int, new: int, context: int, minimum: int = 1) -> None:
+    """Refuse more tokens than fit.
+
+    Raises:
+        LensError: says how many do.
+    """
+    if prompt > context:
+        raise LensError(f"the prompt has {prompt} tokens, more than the model's context of {context}")
+    if new < minimum:
+        hint = "; with --prompt-tokens 0 gives the lens of the prompt itself" if new == 0 else ""
+        raise LensError(f"max-new-tokens {new} is too few; {minimum} or more would do{hint}")
+    # The last generated token is never read by the model.
+    if prompt + new - 1 > context:
+        raise LensError(
+            f"{prompt} prompt tokens and {new} new ones exceed the model's context of {context}; "
+            f"at most {context - prompt + 1} new ones fit"
+        )
+
+
+def longest_continuation(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
+    """Tokens of the longest continuation there may be."""
+    return max_new_tokens if forced is None else max(map(len, forced))
