@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..reading import read_as
 from ..writing import written_whole
 from .variables import TRACKED, VARIABLES
 
@@ -97,7 +98,7 @@ def read(path: Path) -> dict[str, Any]:
         raise LensError(f"there is no file {path}")
     if kind == "zarr":
         require_zarr()
-    try:
+    with read_as("a saved run", path, hdf5=kind != "zarr"):
         if kind == "zarr":
             _require_plain_codecs(path)
             source: dict[str, Any] = {"engine": "zarr", "zarr_format": 2, "consolidated": False}
@@ -108,8 +109,6 @@ def read(path: Path) -> dict[str, Any]:
         if dataset.attrs.get("lens_magic_format") != FORMAT:
             raise LensError(f"{path} was not saved by lens-magic, or by another version of its format")
         return unpacked(dataset)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise LensError(f"{path} is not a saved run: {error}") from error
 
 
 def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
