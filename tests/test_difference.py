@@ -53,8 +53,8 @@ def test_every_cell_against_brute_force(made: tuple[Path, Any]) -> None:
     np.testing.assert_allclose(diff.target_prob_change, other["target_prob"] - base["target_prob"], atol=2e-4)
     assert np.abs(diff.target_rank_change - (other["target_rank"] - base["target_rank"])).max() <= 1  # near ties
 
-    # Above the steered layer nothing is changed, and below it the residual stream parts.
-    assert diff.kl[:, 0].max() == 0
+    # Above the steered layer nothing is changed (but two rows of one product may round differently), below it the stream parts.
+    assert diff.kl[:, 0].max() < 1e-6
     stream = expected[run.sites.index("resid_post")]
     first = [next((layer for layer in range(3) if stream[layer, p] > 0.1), -1) for p in range(len(positions))]
     assert diff.parts_at.tolist() == first
