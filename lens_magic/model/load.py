@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -118,20 +119,34 @@ def attach(rank: Rank, model: Any) -> dict[str, Any]:
 
 def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
     """Put a model in place of the one before."""
+    before = _held(rank)
     rank.store["model"] = loaded
     rank.store.pop("trajectories", None)
-    gc.collect()  # the modules of the model before refer to each other
+    _collect(before)
     facts = ("vocabulary", "layers", "width", "whole_bytes")
     return {**{name: getattr(loaded, name) for name in facts}, "whole": loaded.anatomy.whole}
 
 
 def unload(rank: Rank) -> None:
     """Forget the model and everything captured from it, and give their memory back."""
+    before = _held(rank)
     rank.store.clear()
-    gc.collect()  # a model's modules refer to each other
+    _collect(before)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         give_back_pinned()
+
+
+def _held(rank: Rank) -> weakref.ref[Any] | None:
+    loaded: Loaded | None = rank.store.get("model")
+    return None if loaded is None else weakref.ref(loaded.model)
+
+
+def _collect(before: weakref.ref[Any] | None) -> None:
+    """See that a model that was dropped is gone: some families' modules refer to each other. A look through all there is takes
+    a third of a second, so only where it is needed."""
+    if before is not None and before() is not None:
+        gc.collect()
 
 
 def describe(
