@@ -64,6 +64,7 @@ def test_on_paper(visit: Visit, tmp_path: Path) -> None:
     """Shades are printed, of a static table all rows are, and charts fit though nothing is drawn anew."""
     run = fake_run(40, 6)
     page = visit.open(page_html(run), tmp_path / "run.html")
+    settle(page)
     page.emulate_media(media="print")
     adjust = "(el) => getComputedStyle(el).printColorAdjust"
     assert page.locator("[role=gridcell]").first.evaluate(adjust) == "exact"
