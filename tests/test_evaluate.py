@@ -109,17 +109,17 @@ def plain(checkpoints: Checkpoints) -> Callable[[str], tuple[PreTrainedModel, An
 @pytest.mark.ranks
 @pytest.mark.parametrize("resume", [True, False], ids=["resumed", "whole"])
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "gemma2", "mistral-window"])
-@pytest.mark.parametrize("count", [1, 2, 3])  # changes least often: other ranks take seconds to start
+@pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")  # with the other tests of as many
 def test_propensities_equal_plain_transformers(
-    plain: Callable[[str], tuple[PreTrainedModel, Any]], checkpoints: Checkpoints, name: str, count: int, resume: bool
+    plain: Callable[[str], tuple[PreTrainedModel, Any]], checkpoints: Checkpoints, name: str, ranks: int, resume: bool
 ) -> None:
     (model, tokenizer), folder = plain(name), checkpoints(name)
-    lens.load(str(folder), ranks=count)
+    lens.load(str(folder), ranks=ranks)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
     labels = [(34, 35), (35, 34), (35, 34), (34, 35), (200, 7)]  # of two vocabulary shards, and not the same for all prompts
     layers = range(model.config.num_hidden_layers)
     directions = unit_directions(model.config.hidden_size, layers)
-    for site in ref.SITES if count == 2 and resume else ("post_ln", "resid_pre"):
+    for site in ref.SITES if ranks == 2 and resume else ("post_ln", "resid_pre"):
         measured = swept(current(), Sweep(prompts, labels, site, directions, ALPHAS, resume=resume))
         unsteered, steered = expected(model, prompts, labels, site, directions, ALPHAS)
         np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
@@ -187,11 +187,11 @@ def llama(checkpoints: Checkpoints) -> tuple[PreTrainedModel, Any]:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, count: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, ranks: int) -> None:
     folder = checkpoints("llama-gqa")
     model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=count)
+    lens.load(str(folder), ranks=ranks)
     vector = vector_of(unit_directions(128, [1, 3]))
     report = lens.evaluate(vector, items(), alphas=(1, -1.5, 0))
     assert report.alphas == (-1.5, 0.0, 1.0)
@@ -209,7 +209,7 @@ def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, co
     assert report.labels == {"A": "A", "B": "B"}
     assert report.counts == {"test": 5, "unmeasured": 0, "train": 0, "excluded": 0, "rejected": 0}
     assert report.norms == pytest.approx({1: 3.0, 3: 5.0})
-    assert report.provenance["ranks"] == count
+    assert report.provenance["ranks"] == ranks
 
 
 def test_random_directions_are_as_long_seeded_and_each_layers_own(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,9 +372,9 @@ def test_a_family_whose_blocks_return_more_is_run_whole(llama: object, monkeypat
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [1, 2])
-def test_nothing_is_left_behind(checkpoints: Checkpoints, count: int) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=count)
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_nothing_is_left_behind(checkpoints: Checkpoints, ranks: int) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
     vector = vector_of(unit_directions(128, range(4)))
     before = lens.evaluate(vector, items(), alphas=(-1, 1))
     seen: list[Any] = []
@@ -401,11 +401,11 @@ def test_nothing_is_left_behind(checkpoints: Checkpoints, count: int) -> None:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("count", [1, 2])
-def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     """Stopped after the first batch's last layer but one, or at its last: the questions complete by then are a report."""
     monkeypatch.setattr(steerability, "Sweep", functools.partial(Sweep, tokens=1))  # one question a batch
-    lens.load(str(checkpoints("llama-gqa")), ranks=count)
+    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
     vector = vector_of(unit_directions(128, range(4)))
     whole = lens.evaluate(vector, items(), alphas=(-1, 1))
 

@@ -69,11 +69,11 @@ def require_close(vector: SteeringVector, layer: int, raw: torch.Tensor, toleran
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-6heads", "gemma2", "mistral-window"])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")
 def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints(name)
     model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=min(ranks, 4))
+    lens.load(str(folder), ranks=ranks)
     cases = [
         ("questions", "post_ln", "label"),
         ("questions", "resid_post", "last"),
