@@ -283,14 +283,14 @@ def broken_facts(config: Any, dtype: str) -> Any:
 
 
 @pytest.mark.ranks
-def test_ranks_agree_on_the_size_of_blocks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_agree_on_the_size_of_blocks(ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 alone believes to have little."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=3)
+    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
     group = current().group
     plenty = group.call(plan_probes.cells_at_once)
-    assert plenty == [plenty[0]] * 3
+    assert plenty == [plenty[0]] * ranks
     monkeypatch.setenv("LENS_FREE_MEMORY", str(8 * 4 * 107 * 10))
-    assert group.call(plan_probes.cells_at_once) == [10] * 3
+    assert group.call(plan_probes.cells_at_once) == [10] * ranks
 
 
 @pytest.fixture
