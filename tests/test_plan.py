@@ -289,7 +289,8 @@ def test_ranks_agree_on_the_size_of_blocks(ranks: int, checkpoints: Checkpoints,
     group = current().group
     plenty = group.call(plan_probes.cells_at_once)
     assert plenty == [plenty[0]] * ranks
-    monkeypatch.setenv("LENS_FREE_MEMORY", str(8 * 4 * 107 * 10))
+    widest = -(-current().require_model().vocabulary // ranks)
+    monkeypatch.setenv("LENS_FREE_MEMORY", str(8 * 4 * widest * 10))
     assert group.call(plan_probes.cells_at_once) == [10] * ranks
 
 
