@@ -144,8 +144,8 @@ def _held(rank: Rank) -> weakref.ref[Any] | None:
 
 def _collect(before: weakref.ref[Any] | None) -> None:
     """See that a model that was dropped is gone: some families' modules refer to each other. A look through all there is takes
-    a third of a second, so only where it is needed."""
-    if before is not None and before() is not None:
+    a third of a second, so only where it is needed; and after the first load, of which much remains."""
+    if before is None or before() is not None:
         gc.collect()
 
 
