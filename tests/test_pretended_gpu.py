@@ -1,0 +1,149 @@
+"""The package on a GPU that is pretended: the same texts and figures as on a processor, steps replayed as CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pretended
+import pytest
+import steering_items
+import torch
+
+import lens_magic as lens
+from lens_magic.session import current
+from lens_magic.steer.term import SteeringTerm
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
+
+PROMPTS = [models.PROMPT, "Grind the glass"]
+TOKENS = 24
+
+Group = Any
+
+
+@pytest.fixture
+def with_gpus() -> Iterator[Callable[..., Group]]:
+    """Start ranks anew, each with a pretended GPU."""
+
+    def start(count: int = 1, **options: Any) -> Group:
+        current().close()
+        current().default_ranks = count
+        group = current().group
+        group.call(pretended.begin, **options)
+        return group
+
+    before = current().default_ranks
+    yield start
+    pretended.end()  # first: there is no NCCL to abort
+    current().close()
+    current().default_ranks = before
+
+
+def steering() -> tuple[SteeringTerm, ...]:
+    """Strengths that change from step to step, so within what is recorded."""
+    model = current().model
+    assert model is not None
+    direction = torch.nn.functional.normalize(torch.arange(model.width).float().sin(), dim=0)
+    common = {"directions": {1: direction}, "site": "post_ln"}
+    return (
+        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.5, **common),
+        SteeringTerm("late", alpha=(2.0, -3.0), steps=(5, 20), operator="set", **common),
+    )
+
+
+def looked_at(folder: Path, ranks: int = 1) -> list[lens.LensRun]:
+    """A sampled and a steered run of two prompts side by side."""
+    lens.load(str(folder), ranks=ranks)
+    sampled = lens.run(PROMPTS, TOKENS, ignore_eos=True, temperature=1.0, top_p=0.9)
+    return [*sampled, *lens.run(PROMPTS, TOKENS, ignore_eos=True, steer=steering())]
+
+
+def assert_alike(ours: list[lens.LensRun], reference: list[lens.LensRun]) -> None:
+    for run, other in zip(ours, reference, strict=True):
+        assert run.output_ids == other.output_ids
+        mine, theirs = run.to_xarray(), other.to_xarray()
+        for name in ("logit", "prob", "entropy", "kl_final", "target_prob"):
+            np.testing.assert_allclose(mine[name].values, theirs[name].values, atol=2e-4, rtol=1e-4, err_msg=name)
+
+
+def assert_replayed(group: Any, runs: int = 2) -> None:
+    for replays, constants in group.call(pretended.recorded):
+        assert replays == [TOKENS - 2] * runs, "all but the prefill's token, and the step that is watched"
+        assert set(constants) <= {"aten.fill_.Tensor"}, "what changes from step to step is no constant of the host's"
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_every_family(name: str, checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:
+    reference = looked_at(checkpoints(name))
+    group = with_gpus()
+    assert_alike(looked_at(checkpoints(name)), reference)
+    assert_replayed(group)
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "qwen3-odd"), (2, "qwen3-moe")])
+def test_ranks_that_exchange_in_kernels(
+    count: int, name: str, checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]
+) -> None:
+    """The exchanges are in the graphs, and a token waits for the GPU once."""
+    folder = checkpoints(name)
+    reference = looked_at(folder)
+    tuned = lens.train_tuned_lens(models.TEXT.splitlines(), steps=2, tokens_per_step=64)  # autograd asks for true devices
+    others, numbers = everything_else(tuned)
+    group = with_gpus(count)
+    assert_alike(looked_at(folder, count), reference)
+    assert_replayed(group)
+    for options in ({}, {"steer": steering()[0]}):
+        few, many = (waits(group, tokens, **options) for tokens in (TOKENS, TOKENS + 10))
+        assert [more - less for less, more in zip(few, many, strict=True)] == [10] * count, options
+    ours, found = everything_else(tuned)
+    assert_alike(ours, others)
+    np.testing.assert_allclose(found, numbers, rtol=2e-3, atol=2e-3)
+
+
+def waits(group: Any, tokens: int, **options: Any) -> list[int]:
+    group.call(pretended.waits)
+    lens.generate(PROMPTS[0], tokens, ignore_eos=True, **options)
+    return list(group.call(pretended.waits))
+
+
+def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[float]]:
+    """Whatever else moves tensors: options of a run, other lenses, directions and what they are measured by."""
+    model = current().model
+    assert model is not None
+    basis = lens.Basis(torch.eye(model.width)[:7].numpy(), [f"way {row}" for row in range(7)], name="ways")
+    vector = lens.train_vector(steering_items.pairs(), layers=[0, 1], position="mean")
+    ways: list[dict[str, Any]] = [
+        {"offload": True, "prompt_tokens": True},
+        {"stream_lens": True},
+        {"capture_dtype": "float32", "capture": ("resid_pre", "mlp_out"), "track": True, "norm": "frozen"},
+        {"lens": tuned, "force": "A lamp in the lens"},
+        {"steer": vector.steer(operator="ablate")},
+    ]
+    runs, sums = [], []
+    for way in ways:
+        runs.append(lens.run(models.PROMPT, TOKENS, ignore_eos=True, **way))
+        sums.append(float(runs[-1].activations("mlp_out").float().sum()))
+    looked = lens.run(models.PROMPT, 8, ignore_eos=True, lens=basis)
+    report = lens.evaluate(vector, steering_items.questions(), alphas=(-1.0, 1.0))
+    parted = lens.diff(runs[0], steer=vector * 2.0)
+    compared = lens.compare(models.PROMPT, steer=vector * 2.0, max_new_tokens=TOKENS)
+    numbers = [
+        *sums,
+        float(looked.to_xarray()["logit"].values.sum()),
+        *report.summary()["mean_slope"],
+        float(parted.to_xarray()["kl"].sum()),
+        *compared.steered.log_prob_change[:4],
+    ]
+    return runs, numbers
+
+
+def test_ranks_that_share_a_gpu(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:
+    """They exchange by way of the host, which no graph can hold."""
+    reference = looked_at(checkpoints("llama-gqa"))
+    group = with_gpus(2, with_nccl=False)
+    assert_alike(looked_at(checkpoints("llama-gqa"), 2), reference)
+    assert_replayed(group, runs=0)
