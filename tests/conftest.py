@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,24 @@ def ranks_end_with_the_tests() -> Iterator[None]:
 def ranks(request: pytest.FixtureRequest) -> int:
     """Every number of ranks in turn; all modules' tests of one number run together, so that ranks start once."""
     return int(request.param)
+
+
+@pytest.fixture
+def with_gpus() -> Iterator[Callable[..., Any]]:
+    """Starts ranks anew, each with a pretended GPU."""
+    import pretended
+
+    from lens_magic.session import current
+
+    def start(count: int = 1, **options: Any) -> Any:
+        current().close()
+        current().default_ranks = count
+        group = current().group
+        group.call(pretended.begin, **options)
+        return group
+
+    before = current().default_ranks
+    yield start
+    pretended.end()  # first: there is no NCCL to abort
+    current().close()
+    current().default_ranks = before

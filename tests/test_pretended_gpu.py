@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,6 @@ PROMPTS = [models.PROMPT, "Grind the glass"]
 TOKENS = 24
 
 Group = Any
-
-
-@pytest.fixture
-def with_gpus() -> Iterator[Callable[..., Group]]:
-    """Start ranks anew, each with a pretended GPU."""
-
-    def start(count: int = 1, **options: Any) -> Group:
-        current().close()
-        current().default_ranks = count
-        group = current().group
-        group.call(pretended.begin, **options)
-        return group
-
-    before = current().default_ranks
-    yield start
-    pretended.end()  # first: there is no NCCL to abort
-    current().close()
-    current().default_ranks = before
 
 
 def steering() -> tuple[SteeringTerm, ...]:

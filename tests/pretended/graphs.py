@@ -29,6 +29,11 @@ class Graph:
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}  # what was written to, and a copy
         made.append(self)
 
+    @property
+    def size(self) -> int:
+        """How many operations it has."""
+        return len(self._operations)
+
     def run(self, act: Callable[..., Any], schema: Any, args: Any, named: dict[str, Any]) -> Any:
         """Do something, for its shapes, and note it."""
         if schema is not None and schema.is_mutable:
