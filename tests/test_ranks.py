@@ -365,7 +365,7 @@ def test_what_ranks_that_are_gone_would_take_part_in_is_not_waited_for(
 def test_ranks_that_end_after_a_failure_are_not_given_up(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
     monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
-    pair.call(probes.place)
+    pair.call(probes.import_everything)
     with pytest.raises(ValueError, match="planned on 0"):
         pair.call(probes.fail, 0)
     time.sleep(0.5)

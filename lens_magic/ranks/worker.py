@@ -6,6 +6,7 @@ ends this process when rank 0 is gone, whatever the main thread is doing.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import io
@@ -20,6 +21,10 @@ from typing import Any
 from . import channel, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
+
+# What the first model needs, imported while the user still types, in pieces that a command does not wait for long.
+# (Not DeepSpeed, which decides when it is imported what it runs on.)
+_IMPORTED_AHEAD = ("torch", "transformers", "transformers.activations", "transformers.modeling_utils")
 
 _MARK = "\0lens-magic\0\n"  # written to a rank's own output to learn when all before it has been relayed
 
@@ -38,7 +43,11 @@ def serve(communicator: Any) -> None:
     aborted = threading.Event()
     threading.Thread(target=_read, args=(link, commands, aborted), daemon=True, name="lens-commands").start()
     rank = Rank(communicator, aborted)
+    ahead = list(_IMPORTED_AHEAD)
     while True:
+        while ahead and commands.empty():
+            with contextlib.suppress(Exception):  # what needs it will say so
+                importlib.import_module(ahead.pop(0))
         command = commands.get()
         if isinstance(command, channel.End):
             _flush()
@@ -66,6 +75,7 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
         if on_error is not None:
             on_error(error)
         if is_abort(error):
+            error.__traceback__ = None  # of interest to nobody, and its frames hold what the ranks share
             return channel.Status(call.number, "aborted")
         summary = f"{type(error).__name__}: {error}".rstrip(": ")
         return channel.Status(call.number, "error", None, summary, traceback.format_exc())
