@@ -119,6 +119,19 @@ def test_broken_settings_of_generation(folder: Path) -> None:
         lens.load(str(folder), ranks=1)
 
 
+@pytest.mark.parametrize("stated", [0.5, [[0], 7], ["</s>"], True])
+def test_end_tokens_that_are_no_tokens(folder: Path, stated: object) -> None:
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
+    with pytest.raises(lens.LensError, match=r"eos_token_id.* a whole number or a list of them would do"):
+        lens.load(str(folder), ranks=1)
+
+
+def test_weights_of_a_type_that_nothing_multiplies(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float8_e4m3fn"}))
+    refused(folder, "its weights are float8_e4m3fn; --dtype float32, bfloat16, float16 would do")
+
+
 def test_the_model_before_comes_back_after_a_load_on_other_ranks_failed(
     checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

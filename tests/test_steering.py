@@ -246,6 +246,7 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("would steer nothing", positions=frozenset())
     refused("clip -1", clip=-1.0)
     refused("decay 0", decay=0.0)
+    refused("decay 16 of .* is not a positive number", decay="16")
     refused("ablate removes the whole projection", operator="ablate", decay=2.0)
     refused("2 values of alpha for 1 sequences", alpha=(1.0, 2.0))
     refused("steps -4:-1 would steer nothing; generated tokens count from 0", steps=(-4, -1))

@@ -77,7 +77,7 @@ def find(
         name=name,
         folder=folder,
         model_type=whole_config.model_type,
-        dtype=_own_dtype(stated) if dtype == "auto" else dtype,
+        dtype=_own_dtype(name, stated) if dtype == "auto" else dtype,
         fingerprint=fingerprint(folder, files),
         context=context_of(config),
         layers=int(config.num_hidden_layers),
@@ -155,11 +155,14 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def _own_dtype(stated: Mapping[str, Any]) -> str:
+def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
     """What the checkpoint's weights are kept in."""
     for config in (stated, stated.get("text_config") or {}):
         if own := config.get("dtype") or config.get("torch_dtype"):
-            return str(own)
+            own = str(own).removeprefix("torch.")
+            if own not in (*DTYPES, "float64"):
+                raise LensError(f"{name} says its weights are {own}; --dtype {', '.join(DTYPES[1:])} would do")
+            return own
     return "float32"
 
 
@@ -227,10 +230,17 @@ def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens as the generation configuration states them, else the model's, else the tokenizer's own."""
+    """End tokens as the generation configuration states them, else the model's, else the tokenizer's own.
+
+    Raises:
+        LensError: they are no whole numbers.
+    """
     for stated in (generation, config, tokenizer.eos_token_id):
         if stated is not None:
-            return (int(stated),) if isinstance(stated, int) else tuple(int(index) for index in stated)
+            tokens = tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
+            if not all(type(token) is int for token in tokens):
+                raise LensError(f"end tokens (eos_token_id) are {stated!r}; a whole number or a list of them would do")
+            return tokens
     return ()
 
 

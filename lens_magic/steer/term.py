@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from ..errors import LensError
@@ -99,8 +100,9 @@ class SteeringTerm:
             raise LensError(f"operator {self.operator!r} is not one of {', '.join(OPERATORS)}")
         if self.operator == "ablate" and (self.decay is not None or self.schedule is not None):
             raise LensError("ablate removes the whole projection: decay and schedule are for add and set; steps would do")
-        for what, number in (("decay", self.decay), ("clip", self.clip)):
-            if number is not None and not (math.isfinite(number) and number > 0):
+        limits: dict[str, Any] = {"decay": self.decay, "clip": self.clip}
+        for what, number in limits.items():
+            if number is not None and not (isinstance(number, Real) and 0 < float(number) < math.inf):
                 raise LensError(f"{what} {number} of {self.name!r} is not a positive number")
         check_positions(self.positions)
         if self.steps is not None:
