@@ -2,8 +2,9 @@
 
 Tensors say that they are on ``cuda:0`` and keep their values in the host's memory. What would go wrong on a GPU goes wrong
 here: tensors of two devices in one operation, and, while a CUDA graph is recorded, whatever waits for the device or copies
-from pageable memory. Recording runs nothing, and what was made meanwhile is NaN until a replay. Ranks exchange tensors on
-the pretended GPU alone, in graphs too, as they do by NCCL. What it says nothing of: speed, memory, kernels' own arithmetic.
+from pageable memory. Copies to pinned memory arrive when somebody waits. Recording runs nothing, and what was made
+meanwhile is NaN until a replay. Ranks exchange tensors on the pretended GPU alone, in graphs too, as they do by NCCL.
+What it says nothing of: speed, memory, kernels' own arithmetic.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def begin(rank: Any, with_nccl: bool = True) -> None:
 def end() -> None:
     """There is none any more; the other ranks' processes have ended."""
     _undo.close()
-    card.waits.clear()
+    card.forget()
     graphs.made.clear()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 _INDEXING = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
 _SHAPED_BY_VALUES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 _pinned: set[int] = set()  # where pinned memory begins
+_under_way: list[Callable[[], object]] = []  # copies to pinned memory, which nobody has waited for yet
 
 
 class OnCard(torch.Tensor):
@@ -70,6 +71,21 @@ class Operations(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+def wait(why: str) -> None:
+    """Wait for all that was asked of the pretended GPU."""
+    waits.append(why)
+    for copy in _under_way:
+        copy()
+    _under_way.clear()
+
+
+def forget() -> None:
+    """Nothing is left of what there was."""
+    waits.clear()
+    _under_way.clear()
+    _pinned.clear()
+
+
 def _run(func: Any, args: Any, named: dict[str, Any]) -> Any:
     if _is_composite(func):  # made of others, which on a GPU are not always those of a processor
         with Operations():
@@ -85,12 +101,15 @@ def _run(func: Any, args: Any, named: dict[str, Any]) -> Any:
     if func is _aten._fused_sdp_choice.default:
         return 0  # attention by products and a softmax
     _require_one_device(func, tensors, there)
-    if why := _why_it_waits(func, args, bool(there), makes_there):
+    if why := _why_it_waits(func, args, named, bool(there), makes_there):
         graphs.refuse_while_recording(why)
-        waits.append(why)
+        wait(why)
     given, options = tree_map(lambda one: one.held if isinstance(one, OnCard) else one, (args, named))
     if device is not None:
         options["device"] = torch.device("cpu")
+    if func is _aten.copy_.default and not isinstance(args[0], OnCard) and not why:
+        _under_way.append(functools.partial(given[0].copy_, given[1].clone()))
+        return args[0]
     result = graphs.run(functools.partial(_compute, func), func._schema, given, options)
     if makes_there != bool(there) and tensors and result.untyped_storage().data_ptr() == given[0].untyped_storage().data_ptr():
         result = result.clone()  # two devices share nothing
@@ -127,12 +146,13 @@ def _require_one_device(func: Any, tensors: Sequence[torch.Tensor], there: Seque
         raise RuntimeError(f"{func}: expected all tensors on one device, got {[str(one.device) for one in tensors]}")
 
 
-def _why_it_waits(func: Any, args: Any, from_card: bool, to_card: bool) -> str:
+def _why_it_waits(func: Any, args: Any, named: dict[str, Any], from_card: bool, to_card: bool) -> str:
     if func is _aten.copy_.default:
         into, values = args[:2]
         crosses = isinstance(into, OnCard) != isinstance(values, OnCard)
         pinned = not isinstance(into, OnCard) and into.untyped_storage().data_ptr() in _pinned
-        return f"{func} between devices" if crosses and not pinned else ""
+        later = pinned and bool(args[2] if len(args) > 2 else named.get("non_blocking"))
+        return f"{func} between devices" if crosses and not later else ""
     if func is _aten._to_copy.default:
         return f"{func} between devices" if from_card != to_card else ""
     if func in _INDEXING:

@@ -36,7 +36,7 @@ def stand_ins() -> list[tuple[Any, str, Any]]:
     answers |= {"get_device_name": "pretended", "graph_pool_handle": (0, 1), "get_device_capability": (9, 0)}
     answers |= {"get_device_properties": SimpleNamespace(name="pretended", total_memory=BYTES, major=9, minor=0)}
     others = {
-        "synchronize": lambda *_: card.waits.append("synchronize"),
+        "synchronize": lambda *_: card.wait("synchronize"),
         "get_rng_state": lambda *_: torch.get_rng_state(),
         "device": lambda _: contextlib.nullcontext(),
         "current_stream": Stream,
