@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
+from lens_magic.steer.term import SteeringTerm
+
 STEMS = [
     ("Is the lamp near?", "It is far away from here, I am afraid.", "It is."),
     ("What bends the light? Look at the edge of the image, fringed with colour.", "A lens.", "The paper itself, I say."),
@@ -33,3 +37,13 @@ def questions() -> list[dict[str, str]]:
 
 def pairs() -> list[dict[str, str]]:
     return [{"positive": positive, "negative": negative} for positive, negative in TEXTS]
+
+
+def changing(width: int) -> tuple[SteeringTerm, ...]:
+    """Terms for a batch of two whose strength changes from step to step, so within what is recorded."""
+    direction = torch.nn.functional.normalize(torch.arange(width).float().sin(), dim=0)
+    common = {"directions": {1: direction}, "site": "post_ln"}
+    return (
+        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.5, **common),
+        SteeringTerm("late", alpha=(2.0, -3.0), steps=(5, 20), operator="set", **common),
+    )

@@ -72,8 +72,6 @@ def test_a_step_on_a_gpu_has_fewer_kernels(
 ) -> None:
     group = with_gpus()
     lens.load(str(checkpoints("qwen3-odd")), ranks=1)
-    model = current().model
-    assert model is not None
 
     def operations() -> int:
         lens.generate(models.PROMPT, 24, ignore_eos=True)
@@ -82,5 +80,5 @@ def test_a_step_on_a_gpu_has_fewer_kernels(
 
     few = operations()
     monkeypatch.setattr("lens_magic.model.fused._FAMILIES", ())
-    norms = 4 * model.layers + 1
+    norms = 4 * current().require_model().layers + 1
     assert operations() - few == 4 * norms, "of six in float32 two are left"

@@ -38,7 +38,6 @@ ODD += ("olmo", "olmo2", "opt", "phi", "phi3", "gpt2", "mixtral", "qwen3-moe")
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("ranks", [2, 3], scope="session")  # of 24 models each, of few heads: 1 and 4 ranks say nothing new
 def test_parameters_cache_and_captures_are_what_the_ranks_hold(ranks: int, checkpoints: Checkpoints) -> None:
     """To the byte, on shapes that do not divide by the ranks."""
     prompts, tokens = [[5, 6, 7], [8, 9, 10, 11, 12]], 4

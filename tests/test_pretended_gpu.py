@@ -15,33 +15,21 @@ import torch
 
 import lens_magic as lens
 from lens_magic.session import current
-from lens_magic.steer.term import SteeringTerm
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
 
 PROMPTS = [models.PROMPT, "Grind the glass"]
 TOKENS = 24
 
-Group = Any
-
-
-def steering() -> tuple[SteeringTerm, ...]:
-    """Strengths that change from step to step, so within what is recorded."""
-    model = current().model
-    assert model is not None
-    direction = torch.nn.functional.normalize(torch.arange(model.width).float().sin(), dim=0)
-    common = {"directions": {1: direction}, "site": "post_ln"}
-    return (
-        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.5, **common),
-        SteeringTerm("late", alpha=(2.0, -3.0), steps=(5, 20), operator="set", **common),
-    )
-
 
 def looked_at(folder: Path, ranks: int = 1) -> list[lens.LensRun]:
     """A sampled and a steered run of two prompts side by side."""
     lens.load(str(folder), ranks=ranks)
     sampled = lens.run(PROMPTS, TOKENS, ignore_eos=True, temperature=1.0, top_p=0.9)
-    return [*sampled, *lens.run(PROMPTS, TOKENS, ignore_eos=True, steer=steering())]
+    return [
+        *sampled,
+        *lens.run(PROMPTS, TOKENS, ignore_eos=True, steer=steering_items.changing(current().require_model().width)),
+    ]
 
 
 def assert_alike(ours: list[lens.LensRun], reference: list[lens.LensRun]) -> None:
@@ -78,7 +66,7 @@ def test_ranks_that_exchange_in_kernels(
     group = with_gpus(count)
     assert_alike(looked_at(folder, count), reference)
     assert_replayed(group)
-    for options in ({}, {"steer": steering()[0]}):
+    for options in ({}, {"steer": steering_items.changing(current().require_model().width)[0]}):
         few, many = (waits(group, tokens, **options) for tokens in (TOKENS, TOKENS + 10))
         assert [more - less for less, more in zip(few, many, strict=True)] == [10] * count, options
     ours, found = everything_else(tuned)
@@ -94,9 +82,7 @@ def waits(group: Any, tokens: int, **options: Any) -> list[int]:
 
 def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[float]]:
     """Whatever else moves tensors: options of a run, other lenses, directions and what they are measured by."""
-    model = current().model
-    assert model is not None
-    basis = lens.Basis(torch.eye(model.width)[:7].numpy(), [f"way {row}" for row in range(7)], name="ways")
+    basis = lens.Basis(torch.eye(current().require_model().width)[:7].numpy(), [f"way {row}" for row in range(7)], name="ways")
     vector = lens.train_vector(steering_items.pairs(), layers=[0, 1], position="mean")
     ways: list[dict[str, Any]] = [
         {"offload": True, "prompt_tokens": True},

@@ -15,6 +15,7 @@ import models
 import numpy as np
 import probes
 import pytest
+import steering_items
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -24,7 +25,6 @@ from lens_magic.model.choose import Chooser
 from lens_magic.model.graph import OnGPU, Recorded
 from lens_magic.ranks.recording import Recording
 from lens_magic.session import current
-from lens_magic.steer.term import SteeringTerm
 
 TOKENS = 40
 EVERY = 8  # columns for which there is a recording
@@ -54,23 +54,13 @@ def replays() -> int:
     return counts[0]
 
 
-def steering(width: int) -> tuple[SteeringTerm, ...]:
-    """Terms whose strength changes from step to step."""
-    direction = torch.nn.functional.normalize(torch.arange(width).float().sin(), dim=0)
-    common = {"directions": {1: direction}, "site": "post_ln"}
-    return (
-        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.5, **common),
-        SteeringTerm("late", alpha=(2.0, -3.0), steps=(5, 20), operator="set", **common),
-    )
-
-
 @pytest.mark.parametrize("name", SIDE_BY_SIDE)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_prompts_side_by_side_steered(
     name: str, temperature: float, checkpoints: Callable[[str], Path], stepping: Stepping
 ) -> None:
     lens.load(str(checkpoints(name)), ranks=1)
-    steer = steering(lens.run("A", 1).activations("resid_post").shape[-1])
+    steer = steering_items.changing(current().require_model().width)
     options = {"temperature": temperature, "top_p": 0.9, "ignore_eos": True, "capture": ("resid_pre", "mlp_out")}
     compared(stepping, lambda: lens.run(PROMPTS, TOKENS, steer=steer, **options))
 

@@ -160,7 +160,7 @@ def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
     for config in (stated, stated.get("text_config") or {}):
         if own := config.get("dtype") or config.get("torch_dtype"):
             own = str(own).removeprefix("torch.")
-            if own not in (*DTYPES, "float64"):
+            if own not in (*DTYPES[1:], "float64"):
                 raise LensError(f"{name} says its weights are {own}; --dtype {', '.join(DTYPES[1:])} would do")
             return own
     return "float32"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 # Those of transformers that give weight · round(x / rms(x)): rounded to the model's type before the weight. (OLMo 2 and Gemma
-# round after it; there are kernels for that too, but not in float32 throughout.)
+# round after it, and are left as they are.)
 _FAMILIES = ("llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe")
 
 

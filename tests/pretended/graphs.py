@@ -104,7 +104,7 @@ def write_to(tensor: torch.Tensor, action: Callable[[], Any]) -> None:
     """Write to a tensor by something that torch does not know of."""
     if _recording:
         _recording[-1].keep(tensor)
-    run(lambda: action(), None, (), {})
+    run(action, None, (), {})
 
 
 def _place(tensor: torch.Tensor) -> int:
