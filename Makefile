@@ -12,6 +12,7 @@ demo: setup
 test: setup lint
 	@tools/chromium.sh
 	@tools/node.sh
+	@tools/triton.sh
 	$(BIN)/python -m pytest
 
 lint: setup
@@ -29,4 +30,4 @@ tutorials: setup
 	$(BIN)/python tools/tutorials.py
 
 clean:
-	rm -rf out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .triton

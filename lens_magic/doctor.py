@@ -28,7 +28,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything the Lens kernel needs. Nothing is changed; ranks are started and ended."""
-    looks: list[Callable[[], Finding]] = [_python, _torch, _gpus, _nccl, _deepspeed, _mpi, _ranks, _kernels]
+    looks: list[Callable[[], Finding]] = [_python, _torch, _gpus, _nccl, _triton, _deepspeed, _mpi, _ranks, _kernels]
     return [look() for look in looks]
 
 
@@ -84,6 +84,20 @@ def _nccl() -> Finding:
         return Finding("NCCL", True, "not needed without GPUs; ranks talk by MPI")
     there = dist.is_nccl_available()
     return Finding("NCCL", there, "available" if there else "not in this torch", "install a CUDA build of torch")
+
+
+def _triton() -> Finding:
+    if _version("torch") is None:
+        return Finding("Triton", False, "not known without torch", "pip install torch")
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("Triton", True, "not needed without GPUs")
+    from .lens.onepass import trouble
+
+    reason = trouble(torch.device("cuda", torch.cuda.current_device()))
+    words = f"{_version('triton')}, makes the projection's kernel" if reason is None else f"projecting takes longer ({reason})"
+    return Finding("Triton", reason is None, words, "pip install triton; it needs a C compiler")
 
 
 def _deepspeed() -> Finding:

@@ -23,6 +23,7 @@ from lens_magic import demo_run, doctor
 from lens_magic.cli import _parser, main
 from lens_magic.errors import LensError
 from lens_magic.kernelspec import specification
+from lens_magic.lens import onepass
 from lens_magic.ranks.environment import mpi_prefix
 
 Checkpoints = Callable[[str], Path]
@@ -163,7 +164,9 @@ def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.Monke
 
 def test_the_doctor_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", lambda package: None)
-    assert [str(look()).splitlines()[-1].split()[-1] for look in (doctor._torch, doctor._gpus, doctor._nccl)] == ["torch"] * 3
+    assert [
+        str(look()).splitlines()[-1].split()[-1] for look in (doctor._torch, doctor._gpus, doctor._nccl, doctor._triton)
+    ] == ["torch"] * 4
 
 
 def test_listing_kernels(capsys: pytest.CaptureFixture[str]) -> None:
@@ -225,6 +228,18 @@ def test_the_doctor_sees_gpus_that_torch_cannot_use(
     assert not found.good
     assert f"2 there, which torch {torch.__version__} cannot use" in str(found)
     assert remedy in str(found)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"), [(None, "makes the projection's kernel"), ("no compiler", "takes longer (no compiler)")]
+)
+def test_the_doctor_tries_the_projections_kernel(trouble: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(onepass, "trouble", lambda device: trouble)
+    found = doctor._triton()
+    assert found.good == (trouble is None)
+    assert words in str(found)
 
 
 def test_the_doctor_finds_all_well(capsys: pytest.CaptureFixture[str]) -> None:

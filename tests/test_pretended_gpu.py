@@ -14,6 +14,7 @@ import steering_items
 import torch
 
 import lens_magic as lens
+from lens_magic.lens import decode
 from lens_magic.session import current
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
@@ -74,6 +75,22 @@ def test_ranks_that_exchange_in_kernels(
     np.testing.assert_allclose(found, numbers, rtol=2e-3, atol=2e-3)
 
 
+def test_a_block_of_the_projection_waits_for_the_gpu_once(
+    checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For its figures, when the next block has been asked for."""
+    group = with_gpus()
+    lens.load(str(checkpoints("qwen3-odd")), ranks=1)
+    cells = 3 * current().require_model().layers
+    found = []
+    for blocks in (1, 3, cells):
+        monkeypatch.setattr(decode, "_BLOCK_CELLS", {"cuda": TOKENS * cells // blocks})
+        group.call(pretended.waits)
+        lens.run(models.PROMPT, TOKENS, ignore_eos=True)
+        found.append(*group.call(pretended.waits))
+    assert [more - found[0] for more in found] == [0, 2, cells - 1]
+
+
 def waits(group: Any, tokens: int, **options: Any) -> list[int]:
     group.call(pretended.waits)
     lens.generate(PROMPTS[0], tokens, ignore_eos=True, **options)
@@ -112,6 +129,6 @@ def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[flo
 def test_ranks_that_share_a_gpu(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:
     """They exchange by way of the host, which no graph can hold."""
     reference = looked_at(checkpoints("llama-gqa"))
-    group = with_gpus(2, with_nccl=False)
+    group = with_gpus(2, with_nccl=False, with_triton=False)
     assert_alike(looked_at(checkpoints("llama-gqa"), 2), reference)
     assert_replayed(group, runs=0)

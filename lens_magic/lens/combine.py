@@ -9,18 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-
-from .variables import VARIABLES
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, on the host.
+    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, where the model is.
 
     Attributes:
-        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``.
+        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``, ties by lower index; fewer than k where
+            the rank has fewer rows.
         sums: ``[cells, 7]``: largest logit m; Σ exp(z − m); Σ exp(z − m)(z − m); the output's largest logit f; Σ exp(F − f);
             Σ exp(F − f)(F − z); how many logits exceed the target's.
         target: the target's logit, ``[cells]``.
@@ -32,51 +30,49 @@ class Block:
     target: torch.Tensor
 
 
-def log_sum_exp_of(blocks: Sequence[Block]) -> np.ndarray:
+def log_sum_exp_of(blocks: Sequence[Block]) -> torch.Tensor:
     """Each cell's log-sum-exp over the whole vocabulary, ``[cells]``."""
-    sums = torch.stack([block.sums for block in blocks]).cpu().numpy()
-    top = sums[..., 0].max(0)
-    found: np.ndarray = top + np.log((np.exp(sums[..., 0] - top) * sums[..., 1]).sum(0))
-    return found
+    sums = torch.stack([block.sums for block in blocks])
+    return _log_sum(sums[..., 0], sums[..., 1])[1]
 
 
-def combine(blocks: Sequence[Block], k: int) -> dict[str, np.ndarray]:
-    """The lens's variables for a block of cells, ``[cells(, k)]``, from every rank's :class:`Block` of them."""
-    values = torch.cat([block.values for block in blocks], -1).cpu().numpy()  # [cells, ranks · k]
-    ids = torch.cat([block.ids for block in blocks], -1).cpu().numpy()
-    sums = torch.stack([block.sums for block in blocks]).cpu().numpy()  # [ranks, cells, 7]
-    target = blocks[0].target.cpu().numpy()  # the same on every rank
+def combine(blocks: Sequence[Block], k: int) -> dict[str, torch.Tensor]:
+    """The lens's variables for a block of cells, float64 ``[cells(, k)]``, from the ranks' :class:`Block` of them, in order."""
+    sums = torch.stack([block.sums for block in blocks])  # [ranks, cells, 7]
+    values, ids = blocks[0].values, blocks[0].ids
+    if len(blocks) > 1:  # a rank's candidates are in order and its ids below the next rank's: of equals the first is the lowest
+        values, order = torch.cat([block.values for block in blocks], -1).sort(dim=-1, descending=True, stable=True)
+        values, ids = values[:, :k], torch.cat([block.ids for block in blocks], -1).gather(-1, order[:, :k])
+    largest, total, weighted, output_largest, output_total, crossed, above = sums.unbind(-1)  # each [ranks, cells]
 
-    order = np.lexsort((ids, -values), axis=-1)[:, :k]
-    logit = np.take_along_axis(values, order, -1)
-    token_id = np.take_along_axis(ids, order, -1)
-
-    largest, total, weighted = sums[..., 0], sums[..., 1], sums[..., 2]
-    top = largest.max(0)
-    scale = np.exp(largest - top)
-    normaliser = (scale * total).sum(0)
-    log_sum_exp = top + np.log(normaliser)  # [cells]
+    shares, log_sum_exp, top, normaliser = _log_sum(largest, total)
     # Σ p (z − M), from the ranks' Σ exp(z − m)(z − m): z − M = (z − m) + (m − M)
-    mean_below_top = (scale * (weighted + (largest - top) * total)).sum(0) / normaliser
+    mean_below_top = (shares * (weighted + (largest - top) * total)).sum(0) / normaliser
+    output_shares, output_log_sum_exp, _, output_normaliser = _log_sum(output_largest, output_total)
+    mean_difference = (output_shares * crossed).sum(0) / output_normaliser  # Σ p_out (F − z)
 
-    output_largest, output_total, crossed = sums[..., 3], sums[..., 4], sums[..., 5]
-    output_top = output_largest.max(0)
-    output_scale = np.exp(output_largest - output_top)
-    output_normaliser = (output_scale * output_total).sum(0)
-    output_log_sum_exp = output_top + np.log(output_normaliser)
-    mean_difference = (output_scale * crossed).sum(0) / output_normaliser  # Σ p_out (F − z)
-    divergence = mean_difference - output_log_sum_exp + log_sum_exp
-
-    among_k = np.exp(logit - logit[:, :1])
-    figures = {
-        "token_id": token_id,
-        "logit": logit,
-        "prob": np.exp(logit - log_sum_exp[:, None]),
-        "prob_topk": among_k / among_k.sum(-1, keepdims=True),
-        "entropy": np.maximum(np.log(normaliser) - mean_below_top, 0),
+    among_k = (values - values[:, :1]).exp()
+    target = blocks[0].target  # the same on every rank
+    return {
+        "token_id": ids,
+        "logit": values,
+        "prob": (values - log_sum_exp[:, None]).exp(),
+        "prob_topk": among_k / among_k.sum(-1, keepdim=True),
+        "entropy": (normaliser.log() - mean_below_top).clamp(min=0),
         # Nothing exceeds what is no number: not first, but nowhere.
-        "target_rank": np.where(np.isfinite(log_sum_exp), sums[..., 6].sum(0), -1),
-        "target_prob": np.exp(target - log_sum_exp),
-        "kl_final": np.maximum(divergence, 0),
+        "target_rank": torch.where(log_sum_exp.isfinite(), above.sum(0), -1.0),
+        "target_prob": (target - log_sum_exp).exp(),
+        "kl_final": (mean_difference - output_log_sum_exp + log_sum_exp).clamp(min=0),
     }
-    return {name: figures[name].astype(dtype) for name, (_, dtype) in VARIABLES.items()}
+
+
+def _log_sum(largest: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Over the ranks, from each one's largest logit m and Σ exp(z − m), ``[ranks, cells]``.
+
+    Returns:
+        exp(m − M) of each rank, M + log Σ exp(z − M), M, and Σ exp(z − M).
+    """
+    top = largest.amax(0)
+    shares = (largest - top).exp()
+    normaliser = (shares * total).sum(0)
+    return shares, top + normaliser.log(), top, normaliser

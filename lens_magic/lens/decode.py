@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..model.head import CONVERTED_ELEMENTS
 from ..model.load import Loaded
@@ -171,6 +172,7 @@ def _positions(
     batches = list(_batches(rows.trajectories, output is None, max(1, cells_at_once // len(rows))))
     tracked = Tracked.chosen(projector.look.track, len(rows), loaded.device)
     kept: dict[int, torch.Tensor] = {}
+    before: tuple[list[int], OnTheWay] | None = None  # the block before, whose figures may not be here yet
     if projector.look.track_first:
         kept = {number: logits_of(keys) for number, keys in enumerate(batches)}
         every, flat = [key for keys in batches for key in keys], [logits.flatten(0, 1) for logits in kept.values()]
@@ -186,18 +188,43 @@ def _positions(
                 if not keys:
                     continue
         followed = tracked.logits(rank, projector.head, logits.flatten(0, 1)) if tracked else None
-        shared = _share_block(rank, _block(rank, projector, logits, output, target_ids, k))
+        shared = _share_block(rank, projector, _block(rank, projector, logits, output, target_ids, k), k)
+        del logits  # before the next block's are made
         if rank.rank == 0:
             figures = combine(shared, min(k, projector.size))
             if target_ids is None:
-                figures["target_rank"].fill(-1)
-                figures["target_prob"].fill(np.nan)
+                figures["target_rank"].fill_(-1)
+                figures["target_prob"].fill_(torch.nan)
             if followed is not None:
                 figures |= tracked.figures(*followed, log_sum_exp_of(shared))
-            for name, values in figures.items():
-                into[name][[places[key] for key in keys]] = values.reshape(len(keys), len(rows), *values.shape[1:])
-        del logits  # before the next block's are made
+            block = [places[key] for key in keys], OnTheWay(figures)
+            if before is not None:
+                _write(*before, into)
+            before = block
+    if before is not None:
+        _write(*before, into)
     return True
+
+
+class OnTheWay:
+    """Tensors on their way to the host: a GPU is given its next work before anybody waits for them."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._there = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
+        device = next(iter(tensors.values())).device
+        self._gone = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+    def arrived(self) -> dict[str, np.ndarray]:
+        """Waits for them."""
+        if self._gone is not None:
+            self._gone.synchronize()
+        return {name: tensor.numpy() for name, tensor in self._there.items()}
+
+
+def _write(at: Sequence[int], figures: OnTheWay, into: Mapping[str, np.ndarray]) -> None:
+    """A block's figures ``[keys · positions(, k)]`` to where their keys belong."""
+    for name, values in figures.arrived().items():
+        into[name][at] = values.reshape(len(at), -1, *values.shape[1:])
 
 
 def _never() -> bool:
@@ -289,18 +316,19 @@ def _target_logits(rank: Rank, logits: torch.Tensor, targets: torch.Tensor, offs
     return rank.all_reduce(torch.where(here, found, -torch.inf), "max")
 
 
-def _share_block(rank: Rank, block: Block) -> list[Block]:
-    """Every rank's figures for a block; ranks with fewer rows than k fill up with candidates that never win."""
-    packed = torch.cat([block.values, block.ids, block.sums, block.target[:, None]], -1)
-    k = block.values.shape[1]
+def _share_block(rank: Rank, projector: Projector, block: Block, k: int) -> list[Block]:
+    """Every rank's figures for a block."""
     if rank.size == 1:
         return [block]
-    widest = int(rank.all_reduce(torch.tensor([k], device=packed.device), "max"))
-    if k < widest:
-        missing = packed.new_full((packed.shape[0], widest - k), -torch.inf)
-        never = packed.new_full((packed.shape[0], widest - k), float(1 << 52))
-        packed = torch.cat([block.values, missing, block.ids, never, block.sums, block.target[:, None]], -1)
-    return [Block(p[:, :widest], p[:, widest : 2 * widest], p[:, 2 * widest : -1], p[:, -1]) for p in rank.all_gather(packed)]
+    counts = [min(k, rows) for rows in projector.rows_of_ranks(rank.size)]
+    missing = max(counts) - block.values.shape[1]
+    candidates = [F.pad(each, (0, missing)) for each in (block.values, block.ids)]
+    packed = rank.all_gather(torch.cat([*candidates, block.sums, block.target[:, None]], -1))
+    widest = max(counts)
+    return [
+        Block(mine[:, :count], mine[:, widest : widest + count], mine[:, 2 * widest : -1], mine[:, -1])
+        for mine, count in zip(packed, counts, strict=True)
+    ]
 
 
 def _room(keys: int, positions: int, k: int, tracked: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """What one rank's rows of the vocabulary say of a block of cells.
 
-On a CPU these passes are bound by memory, and next to a matrix product of modest width they count. So they go over tiles
-small enough to stay in the caches from the first pass to the last, and write over the logits, which nothing needs afterwards.
+These passes are bound by memory, and next to a matrix product of modest width they count. On a GPU a kernel of its own makes
+one of them (:mod:`.onepass`). Elsewhere they go over tiles small enough to stay in the caches from the first pass to the
+last, and write over the logits, which nothing needs afterwards.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from . import onepass
+
 # A tile's logits: on a CPU, for each thread, as much as fits its second-level cache with the scratch and the output's weights
 # beside it; on a GPU what its cache holds while every kernel still has more to do than its launch takes.
 _TILE_BYTES = {"cpu": 640 << 10, "cuda": 64 << 20}
 _FEWEST_CELLS = 64  # fewer would be more calls than work
-_GROUP = 128  # logits whose maximum decides whether any of them can be among the largest
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
     Returns:
         The k largest logits and their rows, ``[keys, positions, k]``, and the sums.
     """
+    if onepass.works_on(logits.device):
+        found, maxima = onepass.sums(logits, target, output.weights)
+        best, places = onepass.top(logits.flatten(0, 1), maxima, k)
+        shape = (*logits.shape[:2], k)
+        return best.view(shape), places.view(shape), Figures(*found)
     keys, positions, rows = logits.shape
     values = logits.new_empty((keys, positions, k))
     ids = torch.empty((keys, positions, k), dtype=torch.long, device=logits.device)
@@ -158,14 +165,14 @@ def top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As ``topk``, in little more than one pass: the k largest are in the k groups whose maxima are largest."""
     rows = logits.shape[1]
-    groups = rows // _GROUP
+    groups = rows // onepass.GROUP
     if groups < 4 * k:
         return logits.topk(k)
-    maxima = logits[:, : groups * _GROUP].unflatten(-1, (groups, _GROUP)).amax(-1)
-    if rows % _GROUP:
-        maxima = torch.cat([maxima, logits[:, groups * _GROUP :].amax(-1, keepdim=True)], -1)
-    first = maxima.topk(k).indices * _GROUP  # [cells, k]
-    places = (first[:, :, None] + torch.arange(_GROUP, device=logits.device)).flatten(1)
+    maxima = logits[:, : groups * onepass.GROUP].unflatten(-1, (groups, onepass.GROUP)).amax(-1)
+    if rows % onepass.GROUP:
+        maxima = torch.cat([maxima, logits[:, groups * onepass.GROUP :].amax(-1, keepdim=True)], -1)
+    first = maxima.topk(k).indices * onepass.GROUP  # [cells, k]
+    places = (first[:, :, None] + torch.arange(onepass.GROUP, device=logits.device)).flatten(1)
     among = logits.gather(1, places.clamp(max=rows - 1))
     values, chosen = among.masked_fill_(places >= rows, -torch.inf).topk(k)
     return values, places.gather(1, chosen)

@@ -89,6 +89,10 @@ class Projector:
         """Whether the last layer's output is looked at as the model itself does, so that this cell is its own output."""
         return self.look.kind != "tuned" and self.look.norm != "frozen"
 
+    def rows_of_ranks(self, ranks: int) -> list[int]:
+        """How many rows each rank holds."""
+        return [max(1, end - begin) for begin, end in itertools.pairwise(shard_bounds(self.size, ranks))]
+
     def translated(self, key: Key, states: torch.Tensor) -> torch.Tensor:
         """A tuned lens's map of a (site, layer) that this rank keeps: ``[rows, d]`` → ``[rows, d]``, in their dtype."""
         index = translator_of(*key, self._layers)

@@ -80,16 +80,16 @@ class Tracked:
         above = torch.stack([(scores > found[:, m : m + 1]).sum(-1) for m in range(ids.shape[1])], -1)
         return found, rank.all_reduce(above)
 
-    def figures(self, logits: torch.Tensor, above: torch.Tensor, log_sum_exp: np.ndarray) -> dict[str, np.ndarray]:
+    def figures(self, logits: torch.Tensor, above: torch.Tensor, log_sum_exp: torch.Tensor) -> dict[str, torch.Tensor]:
         """What :meth:`logits` found as variables, ``[keys · positions, m]`` each."""
-        ids = self.ids.repeat(logits.shape[0] // self.ids.shape[0], 1).cpu().numpy()
-        values = logits.double().cpu().numpy()
-        missing = (ids == NOBODY) | ~np.isfinite(log_sum_exp)[:, None]
+        ids = self.ids.repeat(logits.shape[0] // self.ids.shape[0], 1)
+        missing = (ids == NOBODY) | ~log_sum_exp.isfinite()[:, None]
+        values = logits.double().masked_fill(missing, torch.nan)
         return {
-            "tracked_id": ids.astype(np.int32),
-            "tracked_logit": np.where(missing, np.nan, values).astype(np.float32),
-            "tracked_prob": np.where(missing, np.nan, np.exp(values - log_sum_exp[:, None])).astype(np.float32),
-            "tracked_rank": np.where(missing, -1, above.cpu().numpy()).astype(np.int32),
+            "tracked_id": ids,
+            "tracked_logit": values,
+            "tracked_prob": (values - log_sum_exp[:, None]).exp(),
+            "tracked_rank": above.masked_fill(missing, -1),
         }
 
 

@@ -16,17 +16,20 @@ from typing import Any
 
 import torch
 
-from . import card, cuda, exchanges, graphs
+from . import card, cuda, exchanges, graphs, kernels
 
 _undo = contextlib.ExitStack()
 
 
-def begin(rank: Any, with_nccl: bool = True) -> None:
+def begin(rank: Any, with_nccl: bool = True, with_triton: bool = True) -> None:
     """From here on this rank has a GPU, of its own where ranks talk by NCCL; before it connects to the others."""
     _let_deepspeed_look_again()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) asks the modes, too
     _undo.callback(torch._C._set_only_lift_cpu_tensors, False)
-    for place, name, value in [*cuda.stand_ins(), *(exchanges.stand_ins(rank) if with_nccl and rank.size > 1 else ())]:
+    stand_ins = cuda.stand_ins()
+    stand_ins += exchanges.stand_ins(rank) if with_nccl and rank.size > 1 else []
+    stand_ins += kernels.stand_ins() if with_triton else []
+    for place, name, value in stand_ins:
         _set(place, name, value)
     inner = threading.Thread.run
 

@@ -108,14 +108,22 @@ def _run(func: Any, args: Any, named: dict[str, Any]) -> Any:
     if device is not None:
         options["device"] = torch.device("cpu")
     if func is _aten.copy_.default and not isinstance(args[0], OnCard) and not why:
-        _under_way.append(functools.partial(given[0].copy_, given[1].clone()))
-        return args[0]
+        return _copied_later(args[0], given[1])
+    if func is _aten._to_copy.default and there and not makes_there and not why:
+        into = torch.empty(given[0].shape, dtype=options.get("dtype") or given[0].dtype)
+        return _copied_later(into.fill_(-7), given[0])
     result = graphs.run(functools.partial(_compute, func), func._schema, given, options)
     if makes_there != bool(there) and tensors and result.untyped_storage().data_ptr() == given[0].untyped_storage().data_ptr():
         result = result.clone()  # two devices share nothing
     if _gives_back_its_first(func):
         return args[0]
     return _placed(result, there) if makes_there else result
+
+
+def _copied_later(into: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Pinned memory that is written to when somebody waits."""
+    _under_way.append(functools.partial(into.copy_, values.clone()))
+    return into
 
 
 def _on_host(func: Any, args: Any, named: dict[str, Any]) -> Any:
@@ -154,7 +162,8 @@ def _why_it_waits(func: Any, args: Any, named: dict[str, Any], from_card: bool, 
         later = pinned and bool(args[2] if len(args) > 2 else named.get("non_blocking"))
         return f"{func} between devices" if crosses and not later else ""
     if func is _aten._to_copy.default:
-        return f"{func} between devices" if from_card != to_card else ""
+        later = from_card and not to_card and bool(named.get("non_blocking"))
+        return f"{func} between devices" if from_card != to_card and not later else ""
     if func in _INDEXING:
         indices = [one for one in args[1] if isinstance(one, torch.Tensor)]
         by_values = any(one.dtype in (torch.bool, torch.uint8) or not isinstance(one, OnCard) for one in indices)

@@ -25,6 +25,9 @@ class Stream:
     def __init__(self, *_: Any) -> None:
         pass
 
+    def record_event(self) -> SimpleNamespace:
+        return SimpleNamespace(synchronize=lambda: card.wait("an event"))
+
 
 def stand_ins() -> list[tuple[Any, str, Any]]:
     """(where, name, what is to be there)."""

@@ -1,0 +1,70 @@
+"""The kernel of :mod:`.onepass`, in Triton (Tillet et al. 2019); imported where Triton is."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit  # which takes no annotations but its own
+def sums_of_cells(
+    logits,
+    target,
+    weights,
+    total,
+    weighted,
+    crossed,
+    above,
+    maxima,
+    rows,
+    positions,
+    groups,
+    ROWS_AT_ONCE: tl.constexpr,  # noqa: N803 - constants are written so
+    GROUP: tl.constexpr,  # noqa: N803
+):
+    """One cell: a pass over its logits, with every sum brought along whenever a larger logit than any before comes up.
+
+    Args:
+        logits: float32 ``[cells, rows]``, contiguous; cells are ``keys · positions``.
+        target: ``[cells]``.
+        weights: the output's, ``[positions, rows]``, contiguous.
+        total, weighted, crossed, above: ``[cells]``, as :class:`.figures.Figures` has them; written.
+        maxima: ``[cells, groups]``, the largest of every ``GROUP`` logits, +∞ where one is no number; written.
+    """
+    cell = tl.program_id(0).to(tl.int64)
+    row = logits + cell * rows
+    output = weights + (cell % positions) * rows
+    aim = tl.load(target + cell)
+    lanes = tl.arange(0, ROWS_AT_ONCE)
+    group_lanes = tl.arange(0, ROWS_AT_ONCE // GROUP)
+
+    m = float("-inf")  # the largest so far, which all sums are relative to
+    exp_sum = tl.zeros([ROWS_AT_ONCE], tl.float32)  # Σ exp(z − m)
+    exp_z_sum = tl.zeros([ROWS_AT_ONCE], tl.float32)  # Σ exp(z − m)(z − m)
+    weight_sum = tl.zeros([ROWS_AT_ONCE], tl.float32)  # Σ w
+    weight_z_sum = tl.zeros([ROWS_AT_ONCE], tl.float32)  # Σ w (z − m)
+    higher = tl.zeros([ROWS_AT_ONCE], tl.int32)
+    for begin in range(0, rows, ROWS_AT_ONCE):
+        there = begin + lanes < rows
+        z = tl.load(row + begin + lanes, mask=there, other=float("-inf"))
+        w = tl.load(output + begin + lanes, mask=there, other=0.0)
+        known = tl.where(z == z, z, float("inf"))  # maxima pass over what is no number
+        of_groups = tl.max(tl.reshape(known, [ROWS_AT_ONCE // GROUP, GROUP]), 1)
+        group = begin // GROUP + group_lanes
+        tl.store(maxima + cell * groups + group, of_groups, mask=group < groups)
+
+        largest = tl.maximum(m, tl.max(of_groups, 0))
+        step = tl.where(begin == 0, 0.0, m - largest)
+        shrunk = tl.exp(step)
+        x = tl.where(there, z - largest, 0.0)
+        e = tl.where(there, tl.exp(x), 0.0)
+        exp_z_sum = shrunk * (exp_z_sum + step * exp_sum) + e * x
+        exp_sum = shrunk * exp_sum + e
+        weight_z_sum += step * weight_sum + w * x
+        weight_sum += w
+        higher += (z > aim).to(tl.int32)
+        m = largest
+    tl.store(total + cell, tl.sum(exp_sum, 0))
+    tl.store(weighted + cell, tl.sum(exp_z_sum, 0))
+    tl.store(crossed + cell, tl.sum(weight_z_sum, 0))
+    tl.store(above + cell, tl.sum(higher, 0).to(tl.float32))
