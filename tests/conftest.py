@@ -15,6 +15,9 @@ HERE = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH")]))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The tests' models are too small for several threads to gain anything, and threads that wait for each other on a processor
+# that has something else to do as well lose a lot.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RANK_COUNTS = (1, 2, 3, 4)
 

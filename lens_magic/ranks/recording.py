@@ -190,12 +190,16 @@ def _kind(func: Any) -> _Kind:
     return _Kind(False, schema.is_mutable, waits, random, quick, () if schema.is_mutable else _forms(func, quick))
 
 
+# Where torch keeps what it offers to Python. The last two are what its own functions written in Python call.
+_HOMES = [home for home in (torch, F, *(getattr(torch._C, name, None) for name in ("_nn", "_linalg"))) if home is not None]
+
+
 def _quick(func: Any) -> Function | None:
     name = func.overloadpacket.__name__
     if func._schema.is_mutable:
         in_place: Function | None = getattr(torch.Tensor, name, None) if name.endswith("_") else None
         return in_place
-    for home in (torch, F):
+    for home in _HOMES:
         found: Function | None = getattr(home, name, None)
         if isinstance(found, type(torch.mul)):  # not a function written in Python, which may do something else
             return found
