@@ -64,6 +64,10 @@ class LensMagics(Magics):
         return None
 
 
+_ITS_OWN = ("In", "Out", "_dh", "_ih", "_oh", "exit", "get_ipython", "quit")
+"""What IPython puts among a user's variables and needs there."""
+
+
 def check_variable(out: str | None) -> str | None:
     """What ``--out`` names, if anything.
 
@@ -72,6 +76,8 @@ def check_variable(out: str | None) -> str | None:
     """
     if out is not None and (not out.isidentifier() or keyword.iskeyword(out)):
         raise LensError(f"--out {out!r} is not a variable name")
+    if out in _ITS_OWN:
+        raise LensError(f"--out {out!r} is IPython's own; another name would do")
     return out
 
 

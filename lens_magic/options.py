@@ -11,6 +11,7 @@ from typing import Any
 from .errors import LensError
 
 DEFAULT_RANKS = 4
+_LEAST_TEMPERATURE = 1e-6
 
 
 def default_ranks() -> int:
@@ -156,6 +157,8 @@ def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[flo
         raise LensError(f"seed {seed} has more than 64 bits")
     if not 0 <= temperature < float("inf"):
         raise LensError(f"temperature {temperature} is not 0 (greedy) or a positive number")
+    if 0 < temperature < _LEAST_TEMPERATURE:  # logits divided by it would be no numbers
+        raise LensError(f"temperature {temperature} is below {_LEAST_TEMPERATURE}; 0 is greedy")
     if not 0 < top_p <= 1:
         raise LensError(f"top-p {top_p} is not above 0 and at most 1")
     return temperature, top_p, seed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,11 @@ def ablate_sites(
                 raise LensError(f"{name}: {nothing}") from nothing
             continue
         except LensError as error:
-            raise LensError(f"{name}: {error}") from error
+            if not reports:
+                raise LensError(f"{name}: {error}") from error
+            # What the sites before it took minutes to show is not lost by that.
+            warnings.warn(f"{name}: {error}; what is returned ends before it", stacklevel=3)
+            break
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
             without[site, position] = missing
     return SiteAblation(reports, without)

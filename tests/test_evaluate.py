@@ -554,6 +554,25 @@ def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path
         lens.ablate_sites([{"positive": "a lens", "negative": "a lamp"}], items(), sites=("post_ln",))
 
 
+def test_site_ablation_keeps_what_an_error_comes_after(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, sites = vectors.train, ("post_ln", "resid_pre", "resid_post")
+
+    def failing(session: Session, pairs: Any, layers: Any, site: str, *rest: Any, **options: Any) -> Any:
+        if site == sites[failing_at]:
+            raise LensError("the states are no numbers")
+        return train(session, pairs, layers, site, *rest, **options)
+
+    monkeypatch.setattr(vectors, "train", failing)
+    choices = {"layers": [1, 2], "sites": sites, "positions": ["label"], "alphas": (-1, 1)}
+    failing_at = 2
+    with pytest.warns(UserWarning, match="resid_post at label: the states are no numbers; what is returned ends before it"):
+        ablation = lens.ablate_sites(items(STEMS[:2]), items(), **choices)
+    assert list(ablation.reports) == [("post_ln", "label"), ("resid_pre", "label")]
+    failing_at = 0
+    with pytest.raises(LensError, match=r"^post_ln at label: the states are no numbers$"):
+        lens.ablate_sites(items(STEMS[:2]), items(), **choices)
+
+
 # -- the magic ------------------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import probes
 import pytest
 import reference as ref
 import torch
-from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedModel
 
 import lens_magic as lens
 from lens_magic.model.adjust import kept_shapes
@@ -205,6 +205,20 @@ def test_a_model_in_memory_of_any_family(name: str, checkpoints: Checkpoints) ->
     lens.attach(model, tokenizer)
     run = lens.run(models.PROMPT, 5, ignore_eos=True)
     assert run.output_ids == ref.generate_ids(model, run.prompt_ids, 5)
+
+
+def test_yarn_stretches_the_context(checkpoints: Checkpoints) -> None:
+    """Users of Qwen models switch it on in the configuration, which goes on to name the shorter length."""
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 24}
+    config = AutoConfig.from_pretrained(checkpoints("qwen3-odd"), max_position_embeddings=32, rope_parameters=yarn)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("qwen3-odd")))
+    run = lens.run("To be", 36, ignore_eos=True)
+    assert len(run.prompt_ids) + 36 > 32
+    assert run.output_ids == ref.generate_ids(model, run.prompt_ids, 36)
+    with pytest.raises(lens.LensError, match="context of 48"):
+        lens.run("To be", 60)
 
 
 def test_long_rope_ends_where_its_other_factors_begin(checkpoints: Checkpoints) -> None:

@@ -189,6 +189,7 @@ def test_an_interrupt_shows_and_keeps_the_part(loaded: Notebook, monkeypatch: py
         ("%%lens --top-p 0\nx", "top-p 0.0"),
         ("%%lens -o 1x\nx", "not a variable name"),
         ("%%lens -o class\nx", "not a variable name"),
+        ("%%lens -o get_ipython\nx", "'get_ipython' is IPython's own; another name would do"),
         ("%%lens --save x.pickle\nx", "should end in .nc"),
         ("%%lens --save nowhere/x.nc\nx", "no folder nowhere"),
         ("%%lens --chat\nx", "no chat template"),

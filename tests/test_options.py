@@ -73,7 +73,9 @@ def test_sites() -> None:
         parse_sites("block")
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(-1, 1), (float("nan"), 1), (float("inf"), 1), (1, 0), (1, 1.5)])
+@pytest.mark.parametrize(
+    ("temperature", "top_p"), [(-1, 1), (float("nan"), 1), (float("inf"), 1), (1e-310, 1), (1, 0), (1, 1.5)]
+)
 def test_wrong_sampling(temperature: float, top_p: float) -> None:
     with pytest.raises(LensError):
         check_sampling(temperature, top_p)

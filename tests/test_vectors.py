@@ -66,6 +66,17 @@ def test_terms() -> None:
     assert (some.steps, some.decay, some.clip, some.scale) == ((0, 4), 2, 0.5, {3: 2.0})
     assert [term.alpha for term in vector * 1 + made() * 2 + vector * 3] == [1, 2, 3]
     assert [term.alpha for term in sum([vector * 1, made() * 2])] == [1, 2]
+    for twice in (vector * 1 * 2, 2 * (vector * 1), np.float64(2) * (vector * 1), (vector * 1) * torch.tensor(2.0)):
+        assert isinstance(twice, SteeringTerm)
+        assert twice.alpha == 2
+    assert (vector.steer([1, 2]) * 2).alpha == (2, 4)
+    difference = vector * 1 - made() * 2
+    assert [term.alpha for term in difference] == [1, -2]
+    assert [term.alpha for term in np.float64(2) * -difference - vector * 1 - difference] == [-2, 4, -1, -1, 2]
+    with pytest.raises(lens.LensError, match="takes the whole projection away"):
+        vector.steer(operator="ablate") * 2
+    with pytest.raises(TypeError):
+        (vector * 1) * "2"
     counted = vector.steer(1, positions=(np.int64(-2), None), steps=[None, np.int64(4)])  # as argmax and shape give them
     assert (counted.positions, counted.steps) == ((-2, None), (None, 4))
     # A cell that ends in a term shows what it does, not its numbers; a term can be looked for among others.

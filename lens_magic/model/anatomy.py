@@ -190,7 +190,8 @@ def context_of(config: Any) -> int:
     """The longest sequence a model takes.
 
     With long RoPE (Phi-3 and 4 of 128k) that is where its other factors would begin: beyond, all of a text is read with
-    those, what came before included, which no key-value cache holds and no reading by pieces gives.
+    those, what came before included, which no key-value cache holds and no reading by pieces gives. With YaRN (switched on in
+    the configuration, as the Qwen models describe) it is what that stretches the original length to.
 
     Args:
         config: of the language model.
@@ -201,6 +202,9 @@ def context_of(config: Any) -> int:
     for kind in kinds:
         if kind.get("rope_type") == "longrope":
             longest = min(longest, int(kind.get("original_max_position_embeddings", longest)))
+        elif kind.get("rope_type") == "yarn":
+            original = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+            longest = max(longest, int(original * kind.get("factor", 1.0)))
     return longest
 
 

@@ -89,6 +89,8 @@ class SteeringTerm:
     sequences: tuple[int, ...] | None = None
     made_for: MadeFor | None = None
 
+    __array_ufunc__ = None  # so that a NumPy number on the left leaves the product to us
+
     def __post_init__(self) -> None:
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
         numbers = {"alpha": alphas, "scale": tuple(self.scale.values()), "schedule": self._factors}
@@ -187,8 +189,28 @@ class SteeringTerm:
         """The same for some sequences of a batch only."""
         return replace(self, sequences=sequences)
 
+    def __mul__(self, factor: float) -> SteeringTerm:
+        """The same with so many times its α."""
+        if not hasattr(factor, "__float__"):  # numbers of NumPy and torch have it, words do not
+            return NotImplemented
+        if self.operator == "ablate":
+            raise LensError(
+                f"{self.name!r} takes the whole projection away: it has no strength that {float(factor):g} would change"
+            )
+        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
+        scaled = tuple(alpha * float(factor) for alpha in alphas)
+        return replace(self, alpha=scaled if isinstance(self.alpha, tuple) else scaled[0])
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringTerm:
+        return self * -1
+
     def __add__(self, other: SteeringTerm | Terms) -> Terms:
         return Terms((self,)) + other
+
+    def __sub__(self, other: SteeringTerm | Terms) -> Terms:
+        return self + -other
 
     def __radd__(self, other: Literal[0]) -> Terms:
         return Terms((self,)) if other == 0 else NotImplemented  # what sum() begins with
@@ -225,8 +247,21 @@ class SteeringTerm:
 class Terms(tuple[SteeringTerm, ...]):
     """A sum of terms, applied in order."""
 
+    __array_ufunc__ = None
+
     def __add__(self, other: SteeringTerm | Sequence[SteeringTerm]) -> Terms:  # type: ignore[override]
         return Terms((*self, *((other,) if isinstance(other, SteeringTerm) else other)))
+
+    def __mul__(self, factor: float) -> Terms:  # type: ignore[override]
+        return Terms(term * factor for term in self)
+
+    __rmul__ = __mul__  # type: ignore[assignment]
+
+    def __neg__(self) -> Terms:
+        return self * -1
+
+    def __sub__(self, other: SteeringTerm | Terms) -> Terms:
+        return self + -other
 
 
 def check_positions(positions: Any) -> None:
