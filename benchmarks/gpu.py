@@ -41,6 +41,7 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
         "copy_bytes_per_s": machine.copy_rate("cuda", megabytes=4096),
         "sources": sources(),
         "tokens": tokens,
+        "kernels_not_used": _kernels_not_used(torch.device("cuda", 0)),
         **machine.now(),
     }
     models: list[dict[str, Any]] = []
@@ -54,6 +55,14 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
         path.write_text(json.dumps({"about": about, "models": models}, indent=1) + "\n", encoding="utf-8")
     print(table(json.loads(path.read_text(encoding="utf-8"))))
     return path
+
+
+def _kernels_not_used(device: Any) -> dict[str, str]:
+    """Our own kernels that torch's operations stand in for here, and why."""
+    from lens_magic.gpu import onepass, steps
+
+    reasons = {"the projection's": onepass.trouble(device), "decode steps'": steps.trouble(device)}
+    return {whose: reason for whose, reason in reasons.items() if reason is not None}
 
 
 def _rounds(shape: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
@@ -115,6 +124,7 @@ def table(whole: Mapping[str, Any]) -> str:
     lines = [
         f"{about['machine']['gpu']}, copies at {about['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written)"
         f"; T = {about['tokens']}, bfloat16, one rank.",
+        *(f"Without {whose} kernels: {reason}." for whose, reason in about["kernels_not_used"].items()),
         "",
         "| " + " | ".join(header) + " |",
         "| --- " * len(header) + "|",

@@ -23,7 +23,9 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 
+from lens_magic.gpu import onepass
 from lens_magic.lens import decode, figures
 from lens_magic.lens.capture import Plan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
@@ -65,7 +67,17 @@ def top_k_alone() -> Iterator[None]:
         for figure in (into.total, into.weighted, into.crossed, into.above):
             figure[tile] = 1
 
-    with mock.patch.object(figures.Output, "of", no_output), mock.patch.object(figures, "measure", no_figures):
+    def no_sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> Any:
+        """What a GPU's kernel leaves out is all but the groups' maxima."""
+        ones = logits.new_ones(logits.shape[:2])
+        filled = F.pad(logits.flatten(0, 1), (0, -logits.shape[2] % onepass.GROUP), value=-torch.inf)
+        return (ones, ones, ones, ones), filled.unflatten(-1, (-1, onepass.GROUP)).amax(-1)
+
+    with (
+        mock.patch.object(figures.Output, "of", no_output),
+        mock.patch.object(figures, "measure", no_figures),
+        mock.patch.object(onepass, "sums", no_sums),
+    ):
         yield
 
 
@@ -102,7 +114,9 @@ def parts(loaded: Any, trajectories: Trajectories, k: int, clock: Callable[[], f
     with (
         mock.patch.object(HeadShard, "logits", timed("matrix products", HeadShard.logits)),
         mock.patch.object(figures, "top", timed("top k", figures.top)),
+        mock.patch.object(onepass, "top", timed("top k", onepass.top)),
         mock.patch.object(figures, "measure", timed("sums over the vocabulary", figures.measure)),
+        mock.patch.object(onepass, "sums", timed("sums over the vocabulary", onepass.sums)),
         mock.patch.object(decode, "combine", timed("combining", decode.combine)),
     ):
         begun = clock()

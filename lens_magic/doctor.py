@@ -93,11 +93,15 @@ def _triton() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding("Triton", True, "not needed without GPUs")
-    from .lens.onepass import trouble
+    from .gpu import onepass, steps
 
-    reason = trouble(torch.device("cuda", torch.cuda.current_device()))
-    words = f"{_version('triton')}, makes the projection's kernel" if reason is None else f"projecting takes longer ({reason})"
-    return Finding("Triton", reason is None, words, "pip install triton; it needs a C compiler")
+    device = torch.device("cuda", torch.cuda.current_device())
+    reason = onepass.trouble(device) or steps.trouble(device)
+    if reason is not None:
+        return Finding(
+            "Triton", False, f"decoding or projecting takes longer ({reason})", "pip install triton; it needs a C compiler"
+        )
+    return Finding("Triton", True, f"{_version('triton')}, compiles our kernels")
 
 
 def _deepspeed() -> Finding:

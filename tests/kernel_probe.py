@@ -1,6 +1,6 @@
-"""Run in a process of its own where Triton can be imported: what becomes of the GPU's kernel without a GPU.
+"""Run in a process of its own where Triton can be imported: what becomes of the GPU's kernels without a GPU.
 
-TRITON_INTERPRET=1 python kernel_probe.py sums CASES.npz FOUND.npz
+TRITON_INTERPRET=1 python kernel_probe.py run CASES.safetensors FOUND.safetensors
 python kernel_probe.py compile
 """
 
@@ -11,56 +11,93 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
-from lens_magic.lens import onepass
+from lens_magic.gpu import onepass, steps
 
 
-def sums(cases: Path, into: Path) -> None:
-    """The sums of all cases, by the interpreter."""
-    given, found = np.load(cases), {}
-    for name in {key.partition(".")[0] for key in given.files}:
-        logits, target, weights = (torch.from_numpy(given[f"{name}.{part}"]) for part in ("logits", "target", "weights"))
-        figures, maxima = onepass.sums(logits, target, weights)
-        values, ids = onepass.top(logits.flatten(0, 1), maxima, min(4, logits.shape[-1]))
-        results = zip(("total", "weighted", "crossed", "above", "values", "ids"), (*figures, values, ids), strict=True)
-        found |= {f"{name}.{part}": result.numpy() for part, result in results}
-    np.savez(into, **found)
+def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Figures and the largest."""
+    figures, maxima = onepass.sums(logits, target, weights)
+    return *figures, *onepass.top(logits.flatten(0, 1), maxima, min(4, logits.shape[-1]))
+
+
+FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "sums": sums,
+    "rms_norm": lambda states, weight: steps.rms_norm(states, weight, 1e-6),
+    "rotate": steps.rotate,
+    "gated": steps.gated,
+}
+
+
+def run(cases: Path, into: Path) -> None:
+    """Each case by the interpreter: ``function/case/number`` are what a function is given, and what it gives."""
+    given, found = load_file(cases), {}
+    for name in {key.rpartition("/")[0] for key in given}:
+        arguments = [given[key] for key in sorted(given) if key.startswith(f"{name}/")]
+        results = FUNCTIONS[name.partition("/")[0]](*arguments)
+        for number, result in enumerate(results if isinstance(results, tuple) else (results,)):
+            found[f"{name}/{number}"] = result.contiguous()
+    save_file(found, into)
 
 
 def compiled() -> None:
-    """What the compiler says of the kernel, by the GPU's compute capability and the numbers it is called with, as JSON.
+    """What the compiler says of the kernels, by the GPU's compute capability and what they are called with, as JSON.
 
     Triton makes a kernel of its own where a number is divisible by 16, and one where it is 1.
     """
+    from lens_magic.gpu.onepass_kernel import sums_of_cells
+    from lens_magic.gpu.steps_kernels import gate, rms_norm_of_rows, rotate_heads
+
     found = {}
+    sums: dict[str, Any] = {
+        "constants": {"ROWS_AT_ONCE": onepass._ROWS_AT_ONCE, "GROUP": onepass.GROUP},
+        "numbers": ("rows", "positions", "groups"),
+        "warps": onepass._WARPS,
+    }
     for capability in (80, 90):
-        found[f"{capability}"] = _compile(capability, divisible=("rows",))
-    found["90, odd"] = _compile(90)
-    found["90, one position"] = _compile(90, divisible=("rows",), ones=("positions",))
-    found["90, one of each"] = _compile(90, ones=("rows", "positions", "groups"))
+        found[f"sums, {capability}"] = _compile(sums_of_cells, capability, **sums, divisible=("rows",))
+        for dtype in ("bf16", "fp16", "fp32"):
+            for kernel, constants, numbers, warps in (
+                (rms_norm_of_rows, {"LANES": 4096}, ("width",), 8),
+                (rms_norm_of_rows, {"LANES": 128}, ("width",), 1),
+                (rotate_heads, {"LANES": 64}, ("query_heads", "key_heads", "half"), 1),
+                (gate, {"LANES": 512}, ("count",), 4),
+            ):
+                name = f"{kernel.fn.__name__} {constants['LANES']} {dtype}, {capability}"
+                found[name] = _compile(kernel, capability, constants, numbers, warps, dtype, divisible=numbers)
+    found["sums, 90, odd"] = _compile(sums_of_cells, 90, **sums)
+    found["sums, 90, one position"] = _compile(sums_of_cells, 90, **sums, divisible=("rows",), ones=("positions",))
+    found["sums, 90, one of each"] = _compile(sums_of_cells, 90, **sums, ones=("rows", "positions", "groups"))
     print(json.dumps(found))
 
 
-def _compile(capability: int, divisible: Sequence[str] = (), ones: Sequence[str] = ()) -> dict[str, int]:
+def _compile(
+    kernel: Any,
+    capability: int,
+    constants: Mapping[str, int],
+    numbers: Sequence[str],
+    warps: int,
+    dtype: str = "fp32",
+    divisible: Sequence[str] = (),
+    ones: Sequence[str] = (),
+) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from lens_magic.lens.onepass_kernel import sums_of_cells
-
-    names = sums_of_cells.arg_names
-    constants = {"ROWS_AT_ONCE": onepass._ROWS_AT_ONCE, "GROUP": onepass.GROUP} | dict.fromkeys(ones, 1)
-    numbers = ("rows", "positions", "groups")
-    signature = {name: "constexpr" if name in constants else "i32" if name in numbers else "*fp32" for name in names}
-    aligned = [place for place, name in enumerate(names) if signature[name] == "*fp32" or name in divisible]
-    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
-    source = ASTSource(sums_of_cells, signature, constexprs=constants, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": onepass._WARPS})
+    names, fixed = kernel.arg_names, {**constants, **dict.fromkeys(ones, 1)}
+    kinds = dict.fromkeys(fixed, "constexpr") | {name: "i32" for name in numbers if name not in fixed} | {"epsilon": "fp32"}
+    signature = {name: kinds.get(name, f"*{dtype}") for name in names}
+    aligned = [place for place, name in enumerate(names) if signature[name].startswith("*") or name in divisible]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned if names[place] not in fixed}
+    source = ASTSource(kernel, signature, constexprs=fixed, attrs=attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(made.asm["ptx"])
@@ -73,11 +110,12 @@ def _compile(capability: int, divisible: Sequence[str] = (), ones: Sequence[str]
         "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
         "wide_loads": made.asm["ptx"].count("ld.global.v4"),
+        "rounds_to_16_bits": sorted(set(re.findall(r"cvt\.(\w+)\.b?f16", made.asm["ptx"])) - {"f32"}),
     }
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "sums":
-        sums(Path(sys.argv[2]), Path(sys.argv[3]))
+    if sys.argv[1] == "run":
+        run(Path(sys.argv[2]), Path(sys.argv[3]))
     else:
         compiled()

@@ -20,6 +20,7 @@ MOST_LINES = 400
 ALLOWED = {
     "mpi4py": ("ranks/",),
     "deepspeed": ("model/shard.py", "model/linear.py", "ranks/"),
+    "triton": ("gpu/",),
     "IPython": ("magics.py", "steer_magics.py", "showing.py", "view/", "kernel.py"),
     "ipykernel": ("kernel.py",),
     "ipywidgets": ("magics.py", "view/", "kernel.py"),
@@ -55,6 +56,11 @@ def test_only_the_top_knows_of_the_session() -> None:
             text = path.read_text(encoding="utf-8")
             assert "from ..session" not in text, path
             assert "from ..magics" not in text, path
+
+
+def test_kernels_know_of_tensors_alone() -> None:
+    for path in (PACKAGE / "gpu").glob("*.py"):
+        assert "from .." not in path.read_text(encoding="utf-8"), path
 
 
 def test_files_are_small() -> None:

@@ -22,8 +22,8 @@ import lens_magic as lens
 from lens_magic import demo_run, doctor
 from lens_magic.cli import _parser, main
 from lens_magic.errors import LensError
+from lens_magic.gpu import onepass, steps
 from lens_magic.kernelspec import specification
-from lens_magic.lens import onepass
 from lens_magic.ranks.environment import mpi_prefix
 
 Checkpoints = Callable[[str], Path]
@@ -230,13 +230,12 @@ def test_the_doctor_sees_gpus_that_torch_cannot_use(
     assert remedy in str(found)
 
 
-@pytest.mark.parametrize(
-    ("trouble", "words"), [(None, "makes the projection's kernel"), ("no compiler", "takes longer (no compiler)")]
-)
-def test_the_doctor_tries_the_projections_kernel(trouble: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("trouble", "words"), [(None, "compiles our kernels"), ("no compiler", "takes longer (no compiler)")])
+def test_the_doctor_tries_our_kernels(trouble: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(onepass, "trouble", lambda device: trouble)
+    monkeypatch.setattr(onepass, "trouble", lambda device: None)
+    monkeypatch.setattr(steps, "trouble", lambda device: trouble)
     found = doctor._triton()
     assert found.good == (trouble is None)
     assert words in str(found)

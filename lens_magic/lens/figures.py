@@ -1,7 +1,7 @@
 """What one rank's rows of the vocabulary say of a block of cells.
 
 These passes are bound by memory, and next to a matrix product of modest width they count. On a GPU a kernel of its own makes
-one of them (:mod:`.onepass`). Elsewhere they go over tiles small enough to stay in the caches from the first pass to the
+one of them (:mod:`..gpu.onepass`). Elsewhere they go over tiles small enough to stay in the caches from the first pass to the
 last, and write over the logits, which nothing needs afterwards.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import onepass
+from ..gpu import onepass
 
 # A tile's logits: on a CPU, for each thread, as much as fits its second-level cache with the scratch and the output's weights
 # beside it; on a GPU what its cache holds while every kernel still has more to do than its launch takes.
@@ -72,7 +72,7 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
     Returns:
         The k largest logits and their rows, ``[keys, positions, k]``, and the sums.
     """
-    if onepass.works_on(logits.device):
+    if logits.is_cuda and onepass.trouble(logits.device) is None:
         found, maxima = onepass.sums(logits, target, output.weights)
         best, places = onepass.top(logits.flatten(0, 1), maxima, k)
         shape = (*logits.shape[:2], k)

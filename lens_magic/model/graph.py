@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 
 from ..ranks.rank import Rank
 from ..ranks.recording import Recording, Watching
+from .fused import recorded
 
 Step = Callable[[], torch.Tensor]
 Replay = Callable[[], object]
@@ -136,10 +137,11 @@ class OnGPU:
 
     def warm_up(self, step: Step) -> torch.Tensor:
         """The step, watched for what would be an error while a graph is recorded."""
-        if self._watched is not None:
-            return step()
-        with Watching() as self._watched:
-            return step()
+        with recorded():  # so that every kernel has been made before one is recorded
+            if self._watched is not None:
+                return step()
+            with Watching() as self._watched:
+                return step()
 
     def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
         """See :class:`Recorder`."""
@@ -152,7 +154,7 @@ class OnGPU:
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             try:
-                with recording:
+                with recording, recorded():
                     result = step()  # runs nothing
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from .anatomy import Anatomy, Tap, part
-from .fused import fused_norms
+from .fused import fused
 
 Key = tuple[str, int]
 """(site, layer)"""
@@ -78,7 +78,7 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
     blocks = part(model, anatomy.blocks)
     with contextlib.ExitStack() as attachments:
         attachments.enter_context(_evaluating(model))
-        attachments.enter_context(fused_norms(model, part(model, anatomy.embedding).weight.device))
+        attachments.enter_context(fused(model, part(model, anatomy.embedding).weight.device))
         for (site, layer), visit in _chained(visitors).items():
             tap = anatomy.sites[site]
             attachments.callback(_attach(part(blocks[layer], tap.path), tap, visit, window))

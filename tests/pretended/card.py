@@ -194,6 +194,11 @@ def _placed(result: Any, given: Sequence[OnCard]) -> Any:
         return tree_map(lambda one: OnCard(one) if isinstance(one, torch.Tensor) else one, result)
 
 
+def placed(result: Any) -> Any:
+    """What a kernel has given, on the pretended GPU."""
+    return _placed(result, ())
+
+
 def moved_data(base: Any) -> property:
     """``.data`` as torch has it, for parameters that are moved to the pretended GPU by setting it."""
 

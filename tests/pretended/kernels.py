@@ -1,23 +1,65 @@
-"""What stands in for the kernel that Triton compiles for a GPU; the kernel itself is tried in its interpreter."""
+"""What stands in for kernels that Triton compiles for a GPU; the kernels themselves are tried in its interpreter."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from lens_magic.lens import onepass
+from lens_magic.gpu import onepass, steps
+
+from . import card, graphs
+
+_WRITES_NOTHING = SimpleNamespace(is_mutable=False, arguments=[])
 
 
 def stand_ins() -> list[tuple[Any, str, Any]]:
     """(where, name, what is to be there)."""
-    return [(onepass, "trouble", lambda _: None), (onepass, "sums", sums)]
+    nothing = [(module, "trouble", lambda _: None) for module in (onepass, steps)]
+    functions = [(onepass, sums), (steps, rms_norm), (steps, rotate), (steps, gated)]
+    return [*nothing, *((module, function.__name__, _one(function)) for module, function in functions)]
+
+
+def _one(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of tensors as one operation of the pretended GPU."""
+
+    def run(*given: Any) -> Any:
+        held = [one.held if isinstance(one, card.OnCard) else one for one in given]
+        assert all(isinstance(one, card.OnCard) for one in given if isinstance(one, torch.Tensor)), "a kernel's are on the GPU"
+        return card.placed(graphs.run(function, _WRITES_NOTHING, held, {}))
+
+    return run
 
 
 def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """See :func:`lens_magic.lens.onepass.sums`."""
+    """See :func:`lens_magic.gpu.onepass.sums`."""
     below = logits - logits.amax(-1, keepdim=True)
     found = below.exp().sum(-1), (below.exp() * below).sum(-1), (weights * below).sum(-1), (logits > target[..., None]).sum(-1)
     groups = F.pad(logits.flatten(0, 1), (0, -logits.shape[-1] % onepass.GROUP), value=-torch.inf)
     return tuple(one.float() for one in found), groups.unflatten(-1, (-1, onepass.GROUP)).amax(-1)
+
+
+def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """See :func:`lens_magic.gpu.steps.rms_norm`."""
+    wide = states.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)).to(states.dtype)
+
+
+def rotate(
+    queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`lens_magic.gpu.steps.rotate`."""
+
+    def turned(states: torch.Tensor) -> torch.Tensor:
+        first, second = states.chunk(2, -1)
+        return states * cosines[:, None] + torch.cat([-second, first], -1) * sines[:, None]
+
+    return turned(queries), turned(keys)
+
+
+def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """See :func:`lens_magic.gpu.steps.gated`."""
+    return F.silu(gates) * values

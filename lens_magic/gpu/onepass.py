@@ -1,15 +1,14 @@
 """A block's figures in one pass over its logits, on GPUs for which Triton compiles.
 
-In torch's own operations they take seventeen passes over the memory that the logits lie in (:mod:`.figures`, which is what
-runs where this does not).
+In torch's own operations they take seventeen passes over the memory that the logits lie in (:mod:`..lens.figures` has them,
+for where this cannot be had).
 """
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-
 import torch
+
+from .trial import trial
 
 GROUP = 128
 """Logits whose maximum decides whether any of them can be among the largest."""
@@ -22,7 +21,7 @@ _ROWS_AT_ONCE, _WARPS = 2048, 4
 def sums(
     logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What :class:`.figures.Figures` holds, in its order, and every group's largest logit.
+    """What :class:`..lens.figures.Figures` holds, in its order, and every group's largest logit.
 
     Args:
         logits: ``[keys, positions, rows]`` float32, contiguous.
@@ -57,7 +56,7 @@ def sums(
 
 
 def top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`.figures.top`, and nobody waits for the GPU to look whether there were ties.
+    """As :func:`..lens.figures.top`, and nobody waits for the GPU to look whether there were ties.
 
     The k first are in the k groups that are first by their maxima, and of equal ones by their place.
 
@@ -88,24 +87,6 @@ def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
     return -keys.topk(k).values & 0xFFFFFFFF
 
 
-def works_on(device: torch.device) -> bool:
-    """Whether the kernel can be had on a device and is right there."""
-    return device.type == "cuda" and trouble(device) is None
-
-
-@functools.cache
-def trouble(device: torch.device) -> str | None:
-    """Why the kernel is not used on a GPU; None where it is. It is tried once, on a small block."""
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    try:
-        right = _is_right(device)
-    # No compiler on this machine, a GPU that Triton does not know, a Triton that has changed: all the same here.
-    except Exception as error:
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None if right else "its sums are wrong"
-
-
 def _is_right(device: torch.device) -> bool:
     made = torch.Generator().manual_seed(0)
     logits = torch.randn((3, 2, 2 * _ROWS_AT_ONCE + 77), generator=made).to(device) * 5 + 20
@@ -118,3 +99,7 @@ def _is_right(device: torch.device) -> bool:
     close = all(torch.allclose(one.double(), other, rtol=1e-4, atol=0) for one, other in zip(found, expected, strict=False))
     counted = torch.equal(found[3].long(), (logits > target[..., None]).sum(-1))
     return close and counted and torch.equal(maxima.amax(-1), largest.flatten())
+
+
+trouble = trial(_is_right)
+"""Why the kernel is not used on a GPU; None where it is."""

@@ -28,7 +28,7 @@ def sums_of_cells(
         logits: float32 ``[cells, rows]``, contiguous; cells are ``keys · positions``.
         target: ``[cells]``.
         weights: the output's, ``[positions, rows]``, contiguous.
-        total, weighted, crossed, above: ``[cells]``, as :class:`.figures.Figures` has them; written.
+        total, weighted, crossed, above: ``[cells]``, as :class:`..lens.figures.Figures` has them; written.
         maxima: ``[cells, groups]``, the largest of every ``GROUP`` logits, +∞ where one is no number; written.
     """
     cell = tl.program_id(0).to(tl.int64)

@@ -1,0 +1,106 @@
+"""What a decode step does around its matrix products, in one kernel each, on GPUs for which Triton compiles.
+
+A recorded step of a small model is bound by how many kernels it has (:mod:`..model.fused` says where these stand).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .trial import trial
+
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of states that these are for."""
+
+
+def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """weight · round(x / rms(x)) over the last dimension, as Llama's RMS norm rounds.
+
+    Args:
+        states: ``[…, width]``.
+        weight: ``[width]``.
+    """
+    from .steps_kernels import rms_norm_of_rows
+
+    width = states.shape[-1]
+    states = states.contiguous()
+    out = torch.empty_like(states, dtype=torch.promote_types(weight.dtype, states.dtype))
+    lanes = _power_of_two(width)
+    with torch.cuda.device_of(states):
+        rms_norm_of_rows[(states.numel() // width,)](
+            states, weight, out, width, epsilon, LANES=lanes, num_warps=min(8, max(1, lanes // 512))
+        )
+    return out
+
+
+def rotate(
+    queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys of one position, turned by its angles (Su et al. 2021, arXiv:2104.09864) as Llama does.
+
+    Args:
+        queries, keys: ``[batch, heads, 1, head width]``.
+        cosines, sines: ``[batch or 1, 1, head width]``.
+    """
+    from .steps_kernels import rotate_heads
+
+    (batch, query_heads, _, width), key_heads = queries.shape, keys.shape[1]
+    queries, keys = queries.contiguous(), keys.contiguous()
+    cosines, sines = (angles.expand(batch, 1, width).contiguous() for angles in (cosines, sines))
+    rotated = torch.empty_like(queries), torch.empty_like(keys)
+    with torch.cuda.device_of(queries):
+        rotate_heads[(batch * (query_heads + key_heads),)](
+            *(queries, keys, cosines, sines, *rotated, query_heads, key_heads, width // 2),
+            LANES=_power_of_two(width // 2),
+            num_warps=1,
+        )
+    return rotated
+
+
+def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """SiLU(gates) · values, the first rounded before the product.
+
+    Args:
+        gates, values: of one shape and type.
+    """
+    from .steps_kernels import gate
+
+    gates, values = gates.contiguous(), values.contiguous()
+    out = torch.empty_like(gates)
+    lanes = 512
+    with torch.cuda.device_of(gates):
+        gate[(-(-gates.numel() // lanes),)](gates, values, out, gates.numel(), LANES=lanes, num_warps=4)
+    return out
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << (least - 1).bit_length()
+
+
+def _is_right(device: torch.device) -> bool:
+    made = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=made).to(device)
+
+    states, weight = some(3, 1, 200) * 3, some(200)
+    normalised = weight * F.rms_norm(states, (200,), None, 1e-6)
+    queries, keys, angles = some(2, 6, 1, 24), some(2, 2, 1, 24), some(2, 1, 24)
+    turned = [_turned(each, angles) for each in (queries, keys)]
+    gates, values = some(2, 1, 700), some(2, 1, 700)
+    pairs = [
+        (rms_norm(states, weight, 1e-6), normalised),
+        *zip(rotate(queries, keys, angles.cos(), angles.sin()), turned, strict=True),
+        (gated(gates, values), F.silu(gates) * values),
+    ]
+    return all(torch.allclose(ours, expected, rtol=1e-4, atol=1e-5) for ours, expected in pairs)
+
+
+def _turned(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    first, second = states.chunk(2, -1)
+    return states * angles.cos()[:, None] + torch.cat([-second, first], -1) * angles.sin()[:, None]
+
+
+trouble = trial(_is_right)
+"""Why these kernels are not used on a GPU; None where they are."""

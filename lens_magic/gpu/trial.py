@@ -1,0 +1,30 @@
+"""Whether kernels can be had on a GPU: they are tried before they are used."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import torch
+
+
+def trial(is_right: Callable[[torch.device], bool]) -> Callable[[torch.device], str | None]:
+    """Why kernels are not to be used on a GPU, None where they are; found out once for each.
+
+    Args:
+        is_right: runs them on small tensors there and compares what they give.
+    """
+
+    @functools.cache
+    def trouble(device: torch.device) -> str | None:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        try:
+            right = is_right(device)
+        # No compiler on this machine, a GPU that Triton does not know, a Triton that has changed: all the same here.
+        except Exception as error:
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return None if right else "what they compute is wrong"
+
+    return trouble
