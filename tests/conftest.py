@@ -28,6 +28,29 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)  # after pytest's own order
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests."""
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        if item.path.parent != HERE:  # browsers and kernels
+            return 0, 0
+        count = _ranks_of(item)
+        return (1, count) if count else (2, 0)
+
+    items.sort(key=place)
+
+
+def _ranks_of(item: pytest.Item) -> int:
+    """On how many ranks a test runs: of those that have them as a parameter, or say so in their marker; else 0."""
+    parameters = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+    count = (parameters or {}).get("ranks")
+    if isinstance(count, int):
+        return count
+    marker = item.get_closest_marker("ranks")
+    return int(marker.args[0]) if marker and marker.args else 0
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a named random checkpoint, written at the first call."""

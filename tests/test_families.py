@@ -98,7 +98,7 @@ def test_slices_of_experts_cover_them(inner: int, ranks: int) -> None:
         assert all(bound % 64 == 0 for bound in bounds)
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 @pytest.mark.parametrize("name", ["gpt2", "phi3", "olmo2", "qwen3-moe"])
 def test_what_stays_whole_is_told(name: str, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]) -> None:
     held = shapes(name, 2, checkpoints)

@@ -120,7 +120,7 @@ def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpo
     assert loaded.head.rows == loaded.bounds[1] - loaded.bounds[0]
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_float16_on_several_ranks(checkpoints: Checkpoints) -> None:
     """What many checkpoints are kept in, and DeepSpeed does not take on most CPUs."""
     folder = checkpoints("llama-bf16")

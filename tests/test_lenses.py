@@ -396,7 +396,7 @@ def test_translators_are_applied_where_they_belong(name: str, ranks: int, checkp
     assert np.array_equal(probs[2], probs[0])
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_prompts_side_by_side_are_seen_as_one_by_one(checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     prompts, tuned = [models.PROMPT, "A lamp"], random_lens(128, 4)
@@ -575,7 +575,7 @@ def test_divergences_are_measured_exactly(ranks: int, checkpoints: Checkpoints) 
     assert tuned.layers == model.config.num_hidden_layers
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     seen: list[int] = []

@@ -33,7 +33,7 @@ def panel(checkpoints: Checkpoints) -> Panel:
     return made
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_alpha_moved_meanwhile_acts_from_then_on(panel: Panel) -> None:
     def heard(event: tuple[Any, ...]) -> None:
         tokens.append(event)
@@ -64,7 +64,7 @@ def test_alpha_moved_meanwhile_acts_from_then_on(panel: Panel) -> None:
     assert not panel.start.disabled
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_stop_and_errors_are_said_in_the_panel(panel: Panel) -> None:
     panel.heard = lambda event: panel.stop.click()
     panel.start.click()
@@ -82,7 +82,7 @@ def test_stop_and_errors_are_said_in_the_panel(panel: Panel) -> None:
     assert "ablate removes the whole projection" in panel.message.value
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
     def press(change: dict[str, Any]) -> None:
         if not change["new"]:

@@ -199,7 +199,7 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
     assert cli.main(["plan", "/nowhere"]) == 2
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_a_run_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     before = lens.run(models.PROMPT, 3)
@@ -233,7 +233,7 @@ def test_comparing_what_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypa
     assert lens.diff(run, vector * 1.5).kl.shape[-1] == 60
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_a_model_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     words = r"llama-8heads in float32 needs .* on rank \d \(cpu\) and 10.0 kB is free; .* would do"

@@ -98,7 +98,7 @@ def test_a_log_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
         assert told is None
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_plain_functions_show_them(drawn: Drawn, checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     lens.generate("A lens", 4, ignore_eos=True)
