@@ -59,9 +59,14 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
 
 def _kernels_not_used(device: Any) -> dict[str, str]:
     """Our own kernels that torch's operations stand in for here, and why."""
+    import torch
+
     from lens_magic.gpu import onepass, steps
 
-    reasons = {"the projection's": onepass.trouble(device), "decode steps'": steps.trouble(device)}
+    reasons = {
+        "the projection's": onepass.trouble(device, torch.float32),
+        "decode steps'": steps.trouble(device, torch.bfloat16),
+    }
     return {whose: reason for whose, reason in reasons.items() if reason is not None}
 
 

@@ -96,11 +96,9 @@ def _triton() -> Finding:
     from .gpu import onepass, steps
 
     device = torch.device("cuda", torch.cuda.current_device())
-    reason = onepass.trouble(device) or steps.trouble(device)
-    if reason is not None:
-        return Finding(
-            "Triton", False, f"decoding or projecting takes longer ({reason})", "pip install triton; it needs a C compiler"
-        )
+    reason = onepass.trouble(device, torch.float32) or steps.trouble(device, torch.bfloat16)
+    if reason is not None:  # nothing is missing for it
+        return Finding("Triton", True, f"not used, so that tokens and figures take longer ({reason}); it needs a C compiler")
     return Finding("Triton", True, f"{_version('triton')}, compiles our kernels")
 
 

@@ -97,7 +97,11 @@ def _compile(
     aligned = [place for place, name in enumerate(names) if signature[name].startswith("*") or name in divisible]
     attributes = {(place,): [["tt.divisibility", 16]] for place in aligned if names[place] not in fixed}
     source = ASTSource(kernel, signature, constexprs=fixed, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    made = triton.compile(
+        source,
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps, "enable_fp_fusion": kernel.fn.__name__ != "rotate_heads"},
+    )
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(made.asm["ptx"])
@@ -109,6 +113,7 @@ def _compile(
     return {
         "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
+        "fused": made.asm["ptx"].count("fma.rn.f32"),
         "wide_loads": made.asm["ptx"].count("ld.global.v4"),
         "rounds_to_16_bits": sorted(set(re.findall(r"cvt\.(\w+)\.b?f16", made.asm["ptx"])) - {"f32"}),
     }

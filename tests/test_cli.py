@@ -230,14 +230,14 @@ def test_the_doctor_sees_gpus_that_torch_cannot_use(
     assert remedy in str(found)
 
 
-@pytest.mark.parametrize(("trouble", "words"), [(None, "compiles our kernels"), ("no compiler", "takes longer (no compiler)")])
+@pytest.mark.parametrize(("trouble", "words"), [(None, "compiles our kernels"), ("no linker", "take longer (no linker)")])
 def test_the_doctor_tries_our_kernels(trouble: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(onepass, "trouble", lambda device: None)
-    monkeypatch.setattr(steps, "trouble", lambda device: trouble)
+    monkeypatch.setattr(onepass, "trouble", lambda *_: None)
+    monkeypatch.setattr(steps, "trouble", lambda *_: trouble)
     found = doctor._triton()
-    assert found.good == (trouble is None)
+    assert found.good
     assert words in str(found)
 
 

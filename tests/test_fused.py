@@ -14,6 +14,7 @@ import torch
 from pretended import kernels
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 import lens_magic as lens
@@ -116,18 +117,18 @@ def test_only_where_and_while_it_is_a_gain(checkpoints: Checkpoints, monkeypatch
     def changed() -> set[type]:
         return {type(module) for module in of_llama if "forward" in vars(module)}
 
-    with few.fused(model, torch.device("cpu")):
+    with few.fused(model, torch.device("cpu"), torch.float32):
         assert not changed()
     for trouble, expected in (("no compiler", {LlamaRMSNorm}), (None, {LlamaRMSNorm, LlamaAttention, LlamaMLP})):
-        monkeypatch.setattr(steps, "trouble", lambda device, trouble=trouble: trouble)
-        with contextlib.suppress(ZeroDivisionError), few.fused(model, GPU):
+        monkeypatch.setattr(steps, "trouble", lambda *_, trouble=trouble: trouble)
+        with contextlib.suppress(ZeroDivisionError), few.fused(model, GPU, torch.float32):
             assert changed() == expected
             raise ZeroDivisionError
         assert not changed()
     assert stood_in.forward is own
 
 
-def test_what_is_somebody_elses_is_left_alone() -> None:
+def test_what_is_somebody_elses_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     class MyRMSNorm(LlamaRMSNorm):
         pass
 
@@ -140,6 +141,14 @@ def test_what_is_somebody_elses_is_left_alone() -> None:
     assert few.has_known_rotation(LlamaAttention(config, 0))
     for module in (MyRMSNorm(8), nn.RMSNorm(8), MyMLP(config), nn.MultiheadAttention(8, 2)):
         assert few._fused(module, kernels=True) is None
+    patched = {LlamaRMSNorm: LlamaRMSNorm(8), LlamaMLP: LlamaMLP(config)}
+    for kind, module in patched.items():
+        monkeypatch.setattr(kind, "forward", lambda self, states: states)
+        assert few._fused(module, kernels=True) is None, "what a user has put there counts"
+    monkeypatch.undo()
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
+    assert few._fused(LlamaAttention(config, 0), kernels=True) is None
+    monkeypatch.undo()
     config.hidden_act = "gelu"
     assert not few.has_known_gate(LlamaMLP(config))
 

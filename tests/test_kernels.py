@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ CASES = {
     "far apart": (2, 3, 4500),
     "full of ties": (4, 2, 5000),
     "no target": (2, 2, 2600),
+    "none at first": (2, 2, 4500),
 }
 
 
@@ -52,6 +53,8 @@ def case(name: str) -> dict[str, torch.Tensor]:
         logits[..., 1000:] = -1e30
     if name == "full of ties":
         logits = logits.div(6).round()
+    if name == "none at first":
+        logits[..., :2048] = -torch.inf
     target = logits[..., logits.shape[-1] // 2].clone()
     if name == "no target":
         target.fill_(torch.inf)
@@ -144,6 +147,8 @@ def test_the_sums_are_those_of_float64(name: str, figures_by_kernel: ByName) -> 
         "crossed": torch.einsum("pr,kpr->kp", weights, below),
     }
     for part, values in expected.items():
+        if name == "none at first" and part != "total":
+            continue  # 0 times −∞, by torch's operations as well
         np.testing.assert_allclose(found[part], values.numpy(), rtol=3e-6, atol=0, err_msg=part)
     np.testing.assert_array_equal(found["above"], (given["logits"] > given["target"][..., None]).sum(-1))
 
@@ -172,8 +177,9 @@ def test_what_is_no_number_spoils_its_own_cell_alone(value: float, figures_by_ke
 
 
 @pytest.mark.parametrize("rows", [1, 5, 127, 640, 2600, 2561])
-@pytest.mark.parametrize("k", [1, 4])
-def test_nobody_has_to_look_for_ties(rows: int, k: int) -> None:
+@pytest.mark.parametrize(("k", "room"), [(1, 64 << 20), (4, 64 << 20), (4, 100_000)])
+def test_nobody_has_to_look_for_ties(rows: int, k: int, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onepass, "_ROOM", room)
     torch.manual_seed(rows)
     logits = torch.randn(40, rows).mul(2).round()
     maxima = torch.nn.functional.pad(logits, (0, -rows % onepass.GROUP), value=-torch.inf)
@@ -208,40 +214,56 @@ def test_they_compile_for_gpus(triton: None) -> None:
             assert (3 if aligned else 2) * 32 * onepass._WARPS * said["registers"] <= 65536, name
         else:
             assert said["registers"] <= 64, name
+            assert not (name.startswith("rotate") and said["fused"]), f"{name}: a product is added before it is rounded"
             assert said["rounds_to_16_bits"] == ([] if "fp32" in name else ["rn"]), name
 
 
 def test_where_they_cannot_be_had_the_reason_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on this machine without a GPU, be Triton there or not."""
+    where = torch.device("cpu"), torch.float32
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert trial(lambda device: True)(torch.device("cpu")) == "Triton is not installed"
+    assert trial(lambda *_: True)(*where) == "Triton is not installed"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     tried: list[object] = []
-    fails = trial(lambda device: tried.append(device) or 1 / 0)  # type: ignore[func-returns-value]
+    fails = trial(lambda *given: tried.append(given) or 1 / 0)  # type: ignore[func-returns-value]
     for _ in range(2):
-        assert fails(torch.device("cpu")) == "ZeroDivisionError: division by zero"
-    assert len(tried) == 1
-    assert trial(lambda device: False)(torch.device("cpu")) == "what they compute is wrong"
-    assert trial(lambda device: True)(torch.device("cpu")) is None
+        assert fails(*where) == "ZeroDivisionError: division by zero"
+    assert tried == [where]
+    assert trial(lambda *_: False)(*where) == "what they compute is wrong"
+    assert trial(lambda *_: True)(*where) is None
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16])
+def odd_defaults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever a notebook has set."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("wrong", [None, 0, 1, 2, 3])
-def test_a_kernel_that_is_wrong_is_not_used(wrong: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_is_wrong_is_not_used(wrong: int | None, odd_defaults: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def sums(*given: torch.Tensor) -> Any:
         found, maxima = kernels.sums(*given)
         return [one * 1.001 if place == wrong else one for place, one in enumerate(found)], maxima
 
     monkeypatch.setattr(onepass, "sums", sums)
-    assert onepass._is_right(torch.device("cpu")) == (wrong is None)
+    assert onepass._is_right(torch.device("cpu"), torch.float32) == (wrong is None)
 
 
+@pytest.mark.parametrize("dtype", steps.KINDS)
 @pytest.mark.parametrize("wrong", [None, "rms_norm", "rotate", "gated"])
-def test_a_steps_kernel_that_is_wrong_is_not_used(wrong: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_steps_kernel_that_is_wrong_is_not_used(
+    wrong: str | None, dtype: torch.dtype, odd_defaults: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def spoilt(result: Any) -> Any:
-        return (result[0], result[1] * 1.001) if isinstance(result, tuple) else result * 1.001
+        return (result[0], result[1] * 1.05) if isinstance(result, tuple) else result * 1.05
 
     for name in ("rms_norm", "rotate", "gated"):
         function = getattr(kernels, name)
         stand_in = (lambda *given, function=function: spoilt(function(*given))) if name == wrong else function
         monkeypatch.setattr(steps, name, stand_in)
-    assert steps._is_right(torch.device("cpu")) == (wrong is None)
+    assert steps._is_right(torch.device("cpu"), dtype) == (wrong is None)

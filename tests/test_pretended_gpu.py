@@ -14,7 +14,6 @@ import steering_items
 import torch
 
 import lens_magic as lens
-from lens_magic.lens import decode
 from lens_magic.session import current
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
@@ -70,25 +69,24 @@ def test_ranks_that_exchange_in_kernels(
     for options in ({}, {"steer": steering_items.changing(current().require_model().width)[0]}):
         few, many = (waits(group, tokens, **options) for tokens in (TOKENS, TOKENS + 10))
         assert [more - less for less, more in zip(few, many, strict=True)] == [10] * count, options
+    assert_one_wait_a_block(group)
     ours, found = everything_else(tuned)
     assert_alike(ours, others)
     np.testing.assert_allclose(found, numbers, rtol=2e-3, atol=2e-3)
 
 
-def test_a_block_of_the_projection_waits_for_the_gpu_once(
-    checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """For its figures, when the next block has been asked for."""
-    group = with_gpus()
-    lens.load(str(checkpoints("qwen3-odd")), ranks=1)
+def assert_one_wait_a_block(group: Any) -> None:
+    """Rank 0 waits for a block's figures when the next block has been asked for; the others for nothing."""
     cells = 3 * current().require_model().layers
     found = []
     for blocks in (1, 3, cells):
-        monkeypatch.setattr(decode, "_BLOCK_CELLS", {"cuda": TOKENS * cells // blocks})
+        group.call(pretended.cut_into_blocks_of, TOKENS * cells // blocks)
         group.call(pretended.waits)
         lens.run(models.PROMPT, TOKENS, ignore_eos=True)
-        found.append(*group.call(pretended.waits))
-    assert [more - found[0] for more in found] == [0, 2, cells - 1]
+        found.append(group.call(pretended.waits))
+    first, *others = ([more - few for more in counts] for few, *counts in zip(*found, strict=True))
+    assert first == [2, cells - 1]
+    assert all(more == [0, 0] for more in others)
 
 
 def waits(group: Any, tokens: int, **options: Any) -> list[int]:

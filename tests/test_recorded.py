@@ -17,9 +17,12 @@ import probes
 import pytest
 import steering_items
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import sdpa_mask
 
 import lens_magic as lens
+from lens_magic import prompts
 from lens_magic.model import graph as graph_module
 from lens_magic.model.choose import Chooser
 from lens_magic.model.graph import OnGPU, Recorded
@@ -138,6 +141,29 @@ def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable
     finally:
         layer.__class__ = usual
     assert replays() == 0
+
+
+def test_attention_of_somebody_elses_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
+    """It may take no mask, and so look at columns that only a recorded step has in sight."""
+    folder = checkpoints("llama-gqa")
+    lens.load(str(folder), ranks=1)
+    expected = lens.generate(models.PROMPT, TOKENS, ignore_eos=True).output_ids
+    shown: list[int] = []
+
+    def unmasked(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **_: Any) -> Any:
+        shown.append(key.shape[2])
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=query.shape[2] > 1, enable_gqa=True)
+        return out.transpose(1, 2), None
+
+    AttentionInterface.register("unmasked", unmasked)
+    AttentionMaskInterface.register("unmasked", sdpa_mask)
+    model, tokenizer = models.load_plain(folder)
+    model.set_attn_implementation("unmasked")
+    lens.attach(model, tokenizer)
+    stepping(True)
+    assert lens.generate(models.PROMPT, TOKENS, ignore_eos=True).output_ids == expected
+    assert replays() == 0
+    assert shown[-1] == len(prompts.prompt_ids(current().require_model(), models.PROMPT)) + TOKENS - 1, "and no column more"
 
 
 def test_few_steps_are_not_worth_a_recording(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:

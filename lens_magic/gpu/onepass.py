@@ -17,6 +17,9 @@ GROUP = 128
 # blocks fit a multiprocessor, with 48 KB on the way from memory.
 _ROWS_AT_ONCE, _WARPS = 2048, 4
 
+# What finding the largest may take at a time, and takes for each logit that it looks at.
+_ROOM, _BYTES_FOR_ONE = 64 << 20, 36
+
 
 def sums(
     logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
@@ -65,14 +68,21 @@ def top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tenso
         maxima: of their groups, as :func:`sums` gives them.
     """
     rows, groups = logits.shape[1], maxima.shape[1]
-    if groups > 4 * k:
-        first = _first(maxima, torch.arange(groups, device=logits.device), k)  # [cells, k]
-        places = (first[:, :, None] * GROUP + torch.arange(GROUP, device=logits.device)).flatten(1)
-        among = logits.gather(1, places.clamp(max=rows - 1)).masked_fill_(places >= rows, -torch.inf)
-    else:
-        places, among = torch.arange(rows, device=logits.device), logits
-    found = _first(among, places, k)
-    return logits.gather(1, found), found
+    looked_at = k * GROUP if groups > 4 * k else rows
+    cells = max(1, _ROOM // (_BYTES_FOR_ONE * looked_at))
+    found = [_top(*part, k) for part in zip(logits.split(cells), maxima.split(cells), strict=True)]
+    ids = found[0] if len(found) == 1 else torch.cat(found)
+    return logits.gather(1, ids), ids
+
+
+def _top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> torch.Tensor:
+    rows, groups = logits.shape[1], maxima.shape[1]
+    if groups <= 4 * k:
+        return _first(logits, torch.arange(rows, device=logits.device), k)
+    first = _first(maxima, torch.arange(groups, device=logits.device), k)  # [cells, k]
+    places = (first[:, :, None] * GROUP + torch.arange(GROUP, device=logits.device)).flatten(1)
+    among = logits.gather(1, places.clamp(max=rows - 1)).masked_fill_(places >= rows, -torch.inf)
+    return _first(among, places, k)
 
 
 def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
@@ -81,16 +91,25 @@ def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
     Value and place make one whole number, so that no two are equal.
     """
     bits = (values + 0.0).view(torch.int32)  # −0 is 0
-    bits = bits.masked_fill(values.isnan(), 0x7FFFFFFF)
-    in_order = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative numbers the larger has the smaller bits
-    keys = (in_order.long() << 32) - places
+    bits.masked_fill_(values.isnan(), 0x7FFFFFFF)
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # of negative numbers the larger has the smaller bits
+    keys = bits.long()
+    keys <<= 32
+    keys -= places
     return -keys.topk(k).values & 0xFFFFFFFF
 
 
-def _is_right(device: torch.device) -> bool:
-    made = torch.Generator().manual_seed(0)
-    logits = torch.randn((3, 2, 2 * _ROWS_AT_ONCE + 77), generator=made).to(device) * 5 + 20
-    weights = torch.rand((2, logits.shape[2]), generator=made).to(device)
+def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
+    return all(_alike(device, rows) for rows in (2 * _ROWS_AT_ONCE + 77, 2 * _ROWS_AT_ONCE + 80))  # divisible by 16, or not
+
+
+def _alike(device: torch.device, rows: int) -> bool:
+    made = torch.Generator("cpu").manual_seed(0)
+
+    def some(*shape: int) -> torch.Tensor:  # whatever the user has made the default
+        return torch.rand(shape, generator=made, device="cpu", dtype=torch.float32).to(device)
+
+    logits, weights = some(3, 2, rows) * 20, some(2, rows)
     target = logits[..., 7].contiguous()
     found, maxima = sums(logits, target, weights)
     largest = logits.amax(-1, keepdim=True)
@@ -102,4 +121,4 @@ def _is_right(device: torch.device) -> bool:
 
 
 trouble = trial(_is_right)
-"""Why the kernel is not used on a GPU; None where it is."""
+"""Why the kernel is not used on a GPU, for logits of a type, which is float32; None where it is."""

@@ -6,7 +6,8 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # which takes no annotations but its own
+# Which takes no annotations but its own. Another number of positions or cells makes no other kernel of it.
+@triton.jit(do_not_specialize=["positions", "groups"], do_not_specialize_on_alignment=["total", "weighted", "crossed", "above"])
 def sums_of_cells(
     logits,
     target,
@@ -53,7 +54,7 @@ def sums_of_cells(
         group = begin // GROUP + group_lanes
         tl.store(maxima + cell * groups + group, of_groups, mask=group < groups)
 
-        largest = tl.maximum(m, tl.max(of_groups, 0))
+        largest = tl.maximum(m, tl.maximum(tl.max(of_groups, 0), -3.0e38))  # −∞ less −∞ would be no number
         step = tl.where(begin == 0, 0.0, m - largest)
         shrunk = tl.exp(step)
         x = tl.where(there, z - largest, 0.0)

@@ -8,20 +8,24 @@ from collections.abc import Callable
 
 import torch
 
+IsRight = Callable[[torch.device, torch.dtype], bool]
+Trouble = Callable[[torch.device, torch.dtype], "str | None"]
 
-def trial(is_right: Callable[[torch.device], bool]) -> Callable[[torch.device], str | None]:
-    """Why kernels are not to be used on a GPU, None where they are; found out once for each.
+
+def trial(is_right: IsRight) -> Trouble:
+    """Why kernels are not to be used on a GPU for a type, None where they are; found out once for each.
 
     Args:
-        is_right: runs them on small tensors there and compares what they give.
+        is_right: runs them on small tensors there and compares what they give. Triton makes a kernel of its own where a
+            number is divisible by 16, so that both kinds are to be tried.
     """
 
     @functools.cache
-    def trouble(device: torch.device) -> str | None:
+    def trouble(device: torch.device, dtype: torch.dtype) -> str | None:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
         try:
-            right = is_right(device)
+            right = is_right(device, dtype)
         # No compiler on this machine, a GPU that Triton does not know, a Triton that has changed: all the same here.
         except Exception as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]

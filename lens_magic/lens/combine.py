@@ -30,14 +30,11 @@ class Block:
     target: torch.Tensor
 
 
-def log_sum_exp_of(blocks: Sequence[Block]) -> torch.Tensor:
-    """Each cell's log-sum-exp over the whole vocabulary, ``[cells]``."""
-    sums = torch.stack([block.sums for block in blocks])
-    return _log_sum(sums[..., 0], sums[..., 1])[1]
+def combine(blocks: Sequence[Block], k: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The lens's variables for a block of cells, float64 ``[cells(, k)]``, from the ranks' :class:`Block` of them, in order.
 
-
-def combine(blocks: Sequence[Block], k: int) -> dict[str, torch.Tensor]:
-    """The lens's variables for a block of cells, float64 ``[cells(, k)]``, from the ranks' :class:`Block` of them, in order."""
+    And each cell's log-sum-exp over the whole vocabulary, ``[cells]``.
+    """
     sums = torch.stack([block.sums for block in blocks])  # [ranks, cells, 7]
     values, ids = blocks[0].values, blocks[0].ids
     if len(blocks) > 1:  # a rank's candidates are in order and its ids below the next rank's: of equals the first is the lowest
@@ -53,7 +50,7 @@ def combine(blocks: Sequence[Block], k: int) -> dict[str, torch.Tensor]:
 
     among_k = (values - values[:, :1]).exp()
     target = blocks[0].target  # the same on every rank
-    return {
+    figures = {
         "token_id": ids,
         "logit": values,
         "prob": (values - log_sum_exp[:, None]).exp(),
@@ -64,6 +61,7 @@ def combine(blocks: Sequence[Block], k: int) -> dict[str, torch.Tensor]:
         "target_prob": (target - log_sum_exp).exp(),
         "kl_final": (mean_difference - output_log_sum_exp + log_sum_exp).clamp(min=0),
     }
+    return figures, log_sum_exp
 
 
 def _log_sum(largest: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -20,7 +20,7 @@ from ..model.sites import Key
 from ..ranks.memory import free_memory
 from ..ranks.rank import Rank
 from .capture import Trajectories
-from .combine import Block, combine, log_sum_exp_of
+from .combine import Block, combine
 from .figures import Output, cells_in_tile, read
 from .projector import Projector
 from .tracking import Tracked, trimmed
@@ -191,12 +191,12 @@ def _positions(
         shared = _share_block(rank, projector, _block(rank, projector, logits, output, target_ids, k), k)
         del logits  # before the next block's are made
         if rank.rank == 0:
-            figures = combine(shared, min(k, projector.size))
+            figures, log_sum_exp = combine(shared, min(k, projector.size))
             if target_ids is None:
                 figures["target_rank"].fill_(-1)
                 figures["target_prob"].fill_(torch.nan)
             if followed is not None:
-                figures |= tracked.figures(*followed, log_sum_exp_of(shared))
+                figures |= tracked.figures(*followed, log_sum_exp)
             block = [places[key] for key in keys], OnTheWay(figures)
             if before is not None:
                 _write(*before, into)
@@ -279,7 +279,7 @@ def _share(rank: Rank, projector: Projector, rows: Rows, keys: Sequence[Key]) ->
         mine[slot].copy_(states)
     shared = rank.all_gather(mine)  # [ranks, slots, positions, d]
     places = [owners[:index].count(number) for index, number in enumerate(owners)]
-    return shared[owners, places]
+    return torch.stack([shared[owner, place] for owner, place in zip(owners, places, strict=True)])  # waits for no GPU
 
 
 def _block(

@@ -72,7 +72,7 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
     Returns:
         The k largest logits and their rows, ``[keys, positions, k]``, and the sums.
     """
-    if logits.is_cuda and onepass.trouble(logits.device) is None:
+    if logits.is_cuda and onepass.trouble(logits.device, logits.dtype) is None:
         found, maxima = onepass.sums(logits, target, output.weights)
         best, places = onepass.top(logits.flatten(0, 1), maxima, k)
         shape = (*logits.shape[:2], k)

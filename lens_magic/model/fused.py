@@ -21,9 +21,7 @@ from torch import nn
 
 from ..gpu import steps
 
-# Those of transformers that give weight · round(x / rms(x)): rounded to the model's type before the weight. (OLMo 2 and Gemma
-# round after it, and are left as they are.)
-_NORMS = ("llama", "mistral", "mixtral", "phi3", "qwen2", "qwen3", "qwen3_moe")
+_THEIRS = "transformers.models."
 _ROTATION, _HALVES = "apply_rotary_pos_emb", "rotate_half"
 
 Forward = Callable[..., Any]
@@ -57,11 +55,11 @@ def recorded() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def fused(model: nn.Module, device: torch.device) -> Iterator[None]:
+def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Have a model's steps run in few kernels for a while, where that is a gain: on a GPU."""
     found: list[tuple[Any, Forward]] = []
     if device.type == "cuda":
-        kernels = steps.trouble(device) is None
+        kernels = dtype in steps.KINDS and steps.trouble(device, dtype) is None
         found = [(module, forward) for module in model.modules() if (forward := _fused(module, kernels)) is not None]
     for module, forward in found:
         module.forward = forward
@@ -84,31 +82,33 @@ def _fused(module: nn.Module, kernels: bool) -> Forward | None:
 
 
 def has_known_norm(module: nn.Module) -> bool:
-    """Whether it is such a norm, as its family has it."""
-    return _family_of(module, "RMSNorm") in _NORMS
+    """Whether it is an RMS norm that gives weight · round(x / rms(x)), rounded to the model's type before the weight.
+
+    (OLMo 2 and Gemma round after it, and are left as they are.)
+    """
+    return _is_theirs(module, "RMSNorm") and _same_code(type(module).forward, _llama().LlamaRMSNorm.forward)
 
 
 def has_known_gate(module: nn.Module) -> bool:
     """Whether it is an MLP that computes what Llama's does, with SiLU."""
-    known = _family_of(module, "MLP") is not None and _same_code(type(module).forward, _llama().LlamaMLP.forward)
+    known = _is_theirs(module, "MLP") and _same_code(type(module).forward, _llama().LlamaMLP.forward)
     return known and "SiLU" in type(module.act_fn).__name__
 
 
 def has_known_rotation(module: nn.Module) -> bool:
     """Whether it is an attention that turns queries and keys as Llama's does."""
-    if _family_of(module, "Attention") is None or not isinstance(type(module).forward, types.FunctionType):
+    if not _is_theirs(module, "Attention"):
         return False
     forward = type(module).forward
     alike = [_same_code(forward.__globals__.get(name), getattr(_llama(), name)) for name in (_ROTATION, _HALVES)]
     return _ROTATION in forward.__code__.co_names and all(alike)
 
 
-def _family_of(module: nn.Module, kind: str) -> str | None:
-    """The family of transformers that has a module of a kind; None where somebody else has, or its forward is stood in for."""
-    package, _, name = type(module).__module__.rpartition(".")
-    family = name.removeprefix("modeling_")
-    theirs = package == f"transformers.models.{family}" and type(module).__name__.endswith(kind)
-    return family if theirs and "forward" not in vars(module) else None
+def _is_theirs(module: nn.Module, kind: str) -> bool:
+    """Whether it is a module of a kind as transformers has it, its forward put in place by nobody else."""
+    kinds, forward = type(module), type(module).forward
+    theirs = kinds.__module__.startswith(_THEIRS) and kinds.__name__.endswith(kind) and "forward" not in vars(module)
+    return theirs and isinstance(forward, types.FunctionType) and forward.__module__ == kinds.__module__
 
 
 @functools.cache
@@ -117,9 +117,10 @@ def _llama() -> Any:
 
 
 def _same_code(one: Any, other: Any) -> bool:
-    first, second = (getattr(function, "__code__", None) for function in (one, other))
-    if first is None or second is None:
+    """Whether two functions of transformers do the same; one that somebody else has put there is none of them."""
+    if not all(isinstance(each, types.FunctionType) and each.__module__.startswith(_THEIRS) for each in (one, other)):
         return False
+    first, second = one.__code__, other.__code__
     numbers = [[value for value in code.co_consts if not isinstance(value, str)] for code in (first, second)]  # and no words
     return (first.co_code, first.co_names, numbers[0]) == (second.co_code, second.co_names, numbers[1])
 
@@ -167,10 +168,11 @@ def attention_in_few(attention: Any) -> Forward:
     names = {**own.__globals__, _ROTATION: rotate}
     turning = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
     turning.__kwdefaults__ = own.__kwdefaults__
+    by_torch = attention.config._attn_implementation == "sdpa"
 
     def forward(*positional: Any, **named: Any) -> Any:
         mask = named.get("attention_mask")
-        if _recorded and isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        if _recorded and by_torch and isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
             states = positional[0] if positional else named["hidden_states"]
             named["attention_mask"] = _recorded[-1].additive(mask, states.dtype)
         return turning(attention, *positional, **named)

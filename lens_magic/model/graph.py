@@ -11,7 +11,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ BOUNDARY = 256  # a recorded step's attention reads on to a multiple of so many 
 LEAST = 16  # of fewer steps to come none is recorded: that takes as long as eight of them save
 
 _KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
+_ATTENTION = ("sdpa", "eager")  # others may take no mask, and a recorded step reads on to columns that are not filled yet
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -184,6 +185,9 @@ def _recording_stream(device: torch.device) -> torch.cuda.Stream:
 def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager | Recorded:
     """How decode steps of a model are run here, with what is attached to it by now."""
     if not all(map(_is_plain, backbone.modules())) or torch_module._has_any_global_hook():
+        return Eager()
+    config: Any = backbone.config
+    if config._attn_implementation not in _ATTENTION:
         return Eager()
     if device.type == "cpu":
         return Recorded(OnCPU())

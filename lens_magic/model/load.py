@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..gpu import onepass, steps
 from ..ranks import collectives
 from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
@@ -176,6 +177,10 @@ def describe(
         vocabulary=vocabulary,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+    if device.type == "cuda":  # kernels are compiled for the trial: not when somebody waits for tokens or rows
+        onepass.trouble(device, torch.float32)
+        if weight.dtype in steps.KINDS:
+            steps.trouble(device, weight.dtype)
     return Loaded(
         model=model,
         backbone=part(model, anatomy.backbone),

@@ -78,7 +78,8 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
     blocks = part(model, anatomy.blocks)
     with contextlib.ExitStack() as attachments:
         attachments.enter_context(_evaluating(model))
-        attachments.enter_context(fused(model, part(model, anatomy.embedding).weight.device))
+        embedding = part(model, anatomy.embedding).weight
+        attachments.enter_context(fused(model, embedding.device, embedding.dtype))
         for (site, layer), visit in _chained(visitors).items():
             tap = anatomy.sites[site]
             attachments.callback(_attach(part(blocks[layer], tap.path), tap, visit, window))

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lens_magic.lens import decode
+
 from . import card, cuda, exchanges, graphs, kernels
 
 _undo = contextlib.ExitStack()
@@ -53,6 +55,11 @@ def waits(rank: Any) -> int:
     count = len(card.waits)
     card.waits.clear()
     return count
+
+
+def cut_into_blocks_of(rank: Any, cells: int) -> None:
+    """Have so many cells projected at a time, at most."""
+    _set(decode, "_BLOCK_CELLS", {"cuda": cells})
 
 
 def recorded(rank: Any) -> tuple[list[int], list[str]]:

@@ -18,7 +18,7 @@ _WRITES_NOTHING = SimpleNamespace(is_mutable=False, arguments=[])
 
 def stand_ins() -> list[tuple[Any, str, Any]]:
     """(where, name, what is to be there)."""
-    nothing = [(module, "trouble", lambda _: None) for module in (onepass, steps)]
+    nothing = [(module, "trouble", lambda *_: None) for module in (onepass, steps)]
     functions = [(onepass, sums), (steps, rms_norm), (steps, rotate), (steps, gated)]
     return [*nothing, *((module, function.__name__, _one(function)) for module, function in functions)]
 
