@@ -72,8 +72,7 @@ def compiled() -> None:
                 name = f"{kernel.fn.__name__} {constants['LANES']} {dtype}, {capability}"
                 found[name] = _compile(kernel, capability, constants, numbers, warps, dtype, divisible=numbers)
     found["sums, 90, odd"] = _compile(sums_of_cells, 90, **sums)
-    found["sums, 90, one position"] = _compile(sums_of_cells, 90, **sums, divisible=("rows",), ones=("positions",))
-    found["sums, 90, one of each"] = _compile(sums_of_cells, 90, **sums, ones=("rows", "positions", "groups"))
+    found["sums, 90, one row"] = _compile(sums_of_cells, 90, **sums, ones=("rows",))
     print(json.dumps(found))
 
 
@@ -94,8 +93,9 @@ def _compile(
     names, fixed = kernel.arg_names, {**constants, **dict.fromkeys(ones, 1)}
     kinds = dict.fromkeys(fixed, "constexpr") | {name: "i32" for name in numbers if name not in fixed} | {"epsilon": "fp32"}
     signature = {name: kinds.get(name, f"*{dtype}") for name in names}
-    aligned = [place for place, name in enumerate(names) if signature[name].startswith("*") or name in divisible]
-    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned if names[place] not in fixed}
+    pointers = [name for name in names if signature[name].startswith("*") and name not in kernel.do_not_specialize_on_alignment]
+    aligned = [place for place, name in enumerate(names) if name in (*pointers, *divisible) and name not in fixed]
+    attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
     source = ASTSource(kernel, signature, constexprs=fixed, attrs=attributes)
     made = triton.compile(
         source,
