@@ -56,3 +56,8 @@ def give_back(rank: Any) -> None:
     """Have the allocator return what it keeps for the next time, which is as much as chance has it."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_lens(rank: Any) -> None:
+    """Let go of a lens that an earlier run has handed out: what it takes counts as free."""
+    rank.store.pop("lens", None)
