@@ -67,22 +67,23 @@ def top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tenso
         logits: ``[cells, rows]``.
         maxima: of their groups, as :func:`sums` gives them.
     """
-    rows, groups = logits.shape[1], maxima.shape[1]
-    looked_at = k * GROUP if groups > 4 * k else rows
-    cells = max(1, _ROOM // (_BYTES_FOR_ONE * looked_at))
-    found = [_top(*part, k) for part in zip(logits.split(cells), maxima.split(cells), strict=True)]
+    few = maxima.shape[1] > 4 * k
+    cells = max(1, _ROOM // (_BYTES_FOR_ONE * (k * GROUP if few else logits.shape[1])))
+    parts = zip(logits.split(cells), maxima.split(cells), strict=True)
+    found = [_top_by_groups(*part, k) if few else _first(part[0], _places(part[0]), k) for part in parts]
     ids = found[0] if len(found) == 1 else torch.cat(found)
     return logits.gather(1, ids), ids
 
 
-def _top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> torch.Tensor:
-    rows, groups = logits.shape[1], maxima.shape[1]
-    if groups <= 4 * k:
-        return _first(logits, torch.arange(rows, device=logits.device), k)
-    first = _first(maxima, torch.arange(groups, device=logits.device), k)  # [cells, k]
+def _top_by_groups(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> torch.Tensor:
+    rows, first = logits.shape[1], _first(maxima, _places(maxima), k)  # [cells, k]
     places = (first[:, :, None] * GROUP + torch.arange(GROUP, device=logits.device)).flatten(1)
     among = logits.gather(1, places.clamp(max=rows - 1)).masked_fill_(places >= rows, -torch.inf)
     return _first(among, places, k)
+
+
+def _places(values: torch.Tensor) -> torch.Tensor:
+    return torch.arange(values.shape[1], device=values.device)
 
 
 def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:

@@ -80,7 +80,8 @@ def _power_of_two(least: int) -> int:
 
 
 def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
-    return all(_alike(device, dtype, width) for width in (200, 512))  # divisible by 16, their halves too, or not
+    widths = 200, 512  # divisible by 16, their halves too, or not
+    return dtype in KINDS and all(_alike(device, dtype, width) for width in widths)
 
 
 def _alike(device: torch.device, dtype: torch.dtype, width: int) -> bool:

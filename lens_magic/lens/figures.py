@@ -162,16 +162,19 @@ def top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :k], ids[:, :k]
 
 
+def group_maxima(logits: torch.Tensor) -> torch.Tensor:
+    """The largest logit of every group of a row's, ``[cells, rows]`` → ``[cells, groups]``; the last group may be shorter."""
+    groups, rest = divmod(logits.shape[1], onepass.GROUP)
+    maxima = logits[:, : groups * onepass.GROUP].unflatten(-1, (groups, onepass.GROUP)).amax(-1)
+    return torch.cat([maxima, logits[:, -rest:].amax(-1, keepdim=True)], -1) if rest else maxima
+
+
 def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As ``topk``, in little more than one pass: the k largest are in the k groups whose maxima are largest."""
     rows = logits.shape[1]
-    groups = rows // onepass.GROUP
-    if groups < 4 * k:
+    if rows // onepass.GROUP < 4 * k:
         return logits.topk(k)
-    maxima = logits[:, : groups * onepass.GROUP].unflatten(-1, (groups, onepass.GROUP)).amax(-1)
-    if rows % onepass.GROUP:
-        maxima = torch.cat([maxima, logits[:, groups * onepass.GROUP :].amax(-1, keepdim=True)], -1)
-    first = maxima.topk(k).indices * onepass.GROUP  # [cells, k]
+    first = group_maxima(logits).topk(k).indices * onepass.GROUP  # [cells, k]
     places = (first[:, :, None] + torch.arange(onepass.GROUP, device=logits.device)).flatten(1)
     among = logits.gather(1, places.clamp(max=rows - 1))
     values, chosen = among.masked_fill_(places >= rows, -torch.inf).topk(k)

@@ -59,7 +59,7 @@ def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterato
     """Have a model's steps run in few kernels for a while, where that is a gain: on a GPU."""
     found: list[tuple[Any, Forward]] = []
     if device.type == "cuda":
-        kernels = dtype in steps.KINDS and steps.trouble(device, dtype) is None
+        kernels = steps.trouble(device, dtype) is None
         found = [(module, forward) for module in model.modules() if (forward := _fused(module, kernels)) is not None]
     for module, forward in found:
         module.forward = forward

@@ -179,8 +179,7 @@ def describe(
     )
     if device.type == "cuda":  # kernels are compiled for the trial: not when somebody waits for tokens or rows
         onepass.trouble(device, torch.float32)
-        if weight.dtype in steps.KINDS:
-            steps.trouble(device, weight.dtype)
+        steps.trouble(device, weight.dtype)
     return Loaded(
         model=model,
         backbone=part(model, anatomy.backbone),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from lens_magic.gpu import onepass, steps
+from lens_magic.lens import figures
 
 from . import card, graphs
 
@@ -38,8 +39,7 @@ def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> t
     """See :func:`lens_magic.gpu.onepass.sums`."""
     below = logits - logits.amax(-1, keepdim=True)
     found = below.exp().sum(-1), (below.exp() * below).sum(-1), (weights * below).sum(-1), (logits > target[..., None]).sum(-1)
-    groups = F.pad(logits.flatten(0, 1), (0, -logits.shape[-1] % onepass.GROUP), value=-torch.inf)
-    return tuple(one.float() for one in found), groups.unflatten(-1, (-1, onepass.GROUP)).amax(-1)
+    return tuple(one.float() for one in found), figures.group_maxima(logits.flatten(0, 1))
 
 
 def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
