@@ -83,13 +83,13 @@ class Ahead:
 
     def __init__(self, target: torch.Tensor) -> None:
         self.target = target
-        self._coming: Sequence[torch.Tensor] = ()
+        self._coming = target[None]
         self._since: list[int] = []  # for each step, the first of those before it with the same values
         self._written: int | None = None
 
     def fill(self, coming: torch.Tensor) -> None:
         """Values of the coming steps, ``[steps, *target.shape]``."""
-        self._coming, self._since, self._written = coming.unbind(0), [], None
+        self._coming, self._since, self._written = coming, [], None
         for place, same in enumerate([False, *(coming[1:] == coming[:-1]).flatten(1).all(1).tolist()]):
             self._since.append(self._since[-1] if same else place)
 
