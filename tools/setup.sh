@@ -14,8 +14,10 @@ STAMP=$VENV/.lens-magic-setup
     exit 1
 }
 
-# A setup is the same if what it was made from is, and where it stands.
-state=$( (pwd; "$PYTHON" --version; cat pyproject.toml constraints.txt tools/setup.sh kernels/lens/kernel.json) | cksum)
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then device=gpu; else device=cpu; fi
+
+# A setup is the same if what it was made from is, where it stands, and what it is for.
+state=$( (pwd; "$PYTHON" --version; echo "$device"; cat pyproject.toml constraints.txt tools/setup.sh kernels/lens/kernel.json) | cksum)
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$state" ]; then
     exit 0
 fi
@@ -27,10 +29,14 @@ pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 
 # torch first and alone: an open range would draw gigabytes of CUDA packages onto a machine without a GPU.
 installed=$("$VENV/bin/python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || true)
+if [ "$device $installed" = "gpu $TORCH+cpu" ]; then # a GPU has come since; pip takes that build for the same release
+    pip uninstall --quiet --yes torch
+    installed=
+fi
 case "$installed" in
     "$TORCH" | "$TORCH"+*) ;;
     *)
-        if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
+        if [ "$device" = gpu ]; then
             pip install --quiet "torch==$TORCH"
         else
             # The CPU build: from the index in use where it has one, else from PyTorch's own, else the default build.
