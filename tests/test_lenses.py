@@ -222,6 +222,15 @@ def test_a_basis_in_place_of_the_vocabulary(count: int, norm: str, ranks: int, c
     assert run.options["lens"]["name"] == "ways"
 
 
+def test_a_lens_on_the_ranks_goes_with_its_model(checkpoints: Checkpoints) -> None:
+    loaded(checkpoints("qwen3-gqa"), 1)
+    lens.run(models.PROMPT, 2, lens=lens.Basis(np.eye(3, 96), ["a", "b", "c"]))
+    kept = current().group.rank.store
+    assert "lens" in kept
+    loaded(checkpoints("llama-gqa"), 1)
+    assert set(kept) == {"model"}
+
+
 def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
     hostile = "<script>alert(1)</script>"

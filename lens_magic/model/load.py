@@ -122,7 +122,8 @@ def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
     """Put a model in place of the one before."""
     before = _held(rank)
     rank.store["model"] = loaded
-    rank.store.pop("trajectories", None)
+    for of_the_one_before in ("trajectories", "lens", "given_lens"):
+        rank.store.pop(of_the_one_before, None)
     _collect(before)
     facts = ("vocabulary", "layers", "width", "whole_bytes")
     return {**{name: getattr(loaded, name) for name in facts}, "whole": loaded.anatomy.whole}
