@@ -61,11 +61,12 @@ def _kernels_not_used(device: Any) -> dict[str, str]:
     """Our own kernels that torch's operations stand in for here, and why."""
     import torch
 
-    from lens_magic.gpu import onepass, steps
+    from lens_magic.gpu import attention, onepass, steps
 
     reasons = {
         "the projection's": onepass.trouble(device, torch.float32),
         "decode steps'": steps.trouble(device, torch.bfloat16),
+        "attention's": attention.trouble(device, torch.bfloat16),
     }
     return {whose: reason for whose, reason in reasons.items() if reason is not None}
 

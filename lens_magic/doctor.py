@@ -93,10 +93,11 @@ def _triton() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding("Triton", True, "not needed without GPUs")
-    from .gpu import onepass, steps
+    from .gpu import attention, onepass, steps
 
     device = torch.device("cuda", torch.cuda.current_device())
-    reason = onepass.trouble(device, torch.float32) or steps.trouble(device, torch.bfloat16)
+    kinds = {onepass: torch.float32, steps: torch.bfloat16, attention: torch.bfloat16}
+    reason = next(filter(None, (kernels.trouble(device, dtype) for kernels, dtype in kinds.items())), None)
     if reason is not None:  # nothing is missing for it
         return Finding("Triton", True, f"not used, so that tokens and figures take longer ({reason}); it needs a C compiler")
     return Finding("Triton", True, f"{_version('triton')}, compiles our kernels")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lens_magic.gpu import onepass, steps
+from lens_magic.gpu import attention, onepass, steps
 
 
 def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -27,11 +27,22 @@ def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> t
     return *figures, *onepass.top(logits.flatten(0, 1), maxima, min(4, logits.shape[-1]))
 
 
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Keys and values have room for more columns than are read, as a cache has."""
+    keys, values = (each[:, :, : mask.shape[-1]] for each in (keys, values))
+    return attention.attend(queries, keys, values, mask, 0.3)
+
+
+# What kernels of attention take that is no whole number, and of it what is in float32 always.
+_NO_NUMBERS = ("queries", "keys", "values", "mask", "sums", "peaks", "totals", "out", "scale")
+_WIDE = ("sums", "peaks", "totals")
+
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "sums": sums,
     "rms_norm": lambda states, weight: steps.rms_norm(states, weight, 1e-6),
     "rotate": steps.rotate,
     "gated": steps.gated,
+    "attend": attend,
 }
 
 
@@ -51,6 +62,7 @@ def compiled() -> None:
 
     Triton makes a kernel of its own where a number is divisible by 16, and one where it is 1.
     """
+    from lens_magic.gpu.attention_kernels import attend_to_part, put_together
     from lens_magic.gpu.onepass_kernel import sums_of_cells
     from lens_magic.gpu.steps_kernels import gate, rms_norm_of_rows, rotate_heads
 
@@ -71,6 +83,15 @@ def compiled() -> None:
             ):
                 name = f"{kernel.fn.__name__} {constants['LANES']} {dtype}, {capability}"
                 found[name] = _compile(kernel, capability, constants, numbers, warps, dtype, divisible=numbers)
+        for dtype, width in (("fp32", 64), ("bf16", 128), ("bf16", 256)):
+            at_once = {attend_to_part: attention._at_once(width), put_together: attention._PARTS_AT_ONCE}
+            for kernel in (attend_to_part, put_together):
+                constants = {"ROWS": 16, "PARTS": 64, "LANES": width, "AT_ONCE": at_once[kernel]}
+                constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+                numbers = [name for name in kernel.arg_names if name not in (*_NO_NUMBERS, *constants)]
+                divisible = [name for name in numbers if name not in ("key_heads", "group", "parts")]
+                name = f"{kernel.fn.__name__} {width} {dtype}, {capability}"
+                found[name] = _compile(kernel, capability, constants, numbers, 4, dtype, divisible, wide=_WIDE)
     found["sums, 90, odd"] = _compile(sums_of_cells, 90, **sums)
     found["sums, 90, one row"] = _compile(sums_of_cells, 90, **sums, ones=("rows",))
     print(json.dumps(found))
@@ -85,14 +106,16 @@ def _compile(
     dtype: str = "fp32",
     divisible: Sequence[str] = (),
     ones: Sequence[str] = (),
+    wide: Sequence[str] = (),
 ) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     names, fixed = kernel.arg_names, {**constants, **dict.fromkeys(ones, 1)}
-    kinds = dict.fromkeys(fixed, "constexpr") | {name: "i32" for name in numbers if name not in fixed} | {"epsilon": "fp32"}
-    signature = {name: kinds.get(name, f"*{dtype}") for name in names}
+    known = {"epsilon": "fp32", "scale": "fp32", "mask": "*i1", **dict.fromkeys(wide, "*fp32")}
+    known |= dict.fromkeys(numbers, "i32") | dict.fromkeys(fixed, "constexpr")
+    signature = {name: known.get(name, f"*{dtype}") for name in names}
     pointers = [name for name in names if signature[name].startswith("*") and name not in kernel.do_not_specialize_on_alignment]
     aligned = [place for place, name in enumerate(names) if name in (*pointers, *divisible) and name not in fixed]
     attributes = {(place,): [["tt.divisibility", 16]] for place in aligned}
@@ -100,7 +123,7 @@ def _compile(
     made = triton.compile(
         source,
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "enable_fp_fusion": kernel.fn.__name__ != "rotate_heads"},
+        options={"num_warps": warps, "num_stages": 2, "enable_fp_fusion": kernel.fn.__name__ != "rotate_heads"},
     )
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
@@ -111,6 +134,7 @@ def _compile(
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = done.stdout + done.stderr
     return {
+        "shared": made.metadata.shared,
         "registers": int(re.findall(r"Used (\d+) registers", said)[0]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
         "fused": made.asm["ptx"].count("fma.rn.f32"),

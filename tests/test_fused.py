@@ -18,7 +18,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
 
 import lens_magic as lens
-from lens_magic.gpu import steps
+from lens_magic.gpu import attention, steps
 from lens_magic.model import fused as few
 from lens_magic.session import current
 
@@ -28,6 +28,7 @@ KNOWN = {
     few.has_known_norm: {*LLAMAS, "phi3", "mixtral", "qwen3-moe"},
     few.has_known_gate: {*LLAMAS, "qwen3-moe", "olmo", "olmo2"},
     few.has_known_rotation: {*LLAMAS, "mixtral", "qwen3-moe", "gemma", "gemma2", "gemma3-text", "gemma3-sees", "phi"},
+    few.has_known_attention: set(models.FAMILIES),
 }
 
 Checkpoints = Callable[[str], Path]
@@ -47,6 +48,7 @@ def by_arithmetic(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for name in ("rms_norm", "rotate", "gated"):
         monkeypatch.setattr(steps, name, noted(name))
+    monkeypatch.setattr(attention, "attend", noted("attend"))
     return called
 
 
@@ -72,7 +74,8 @@ def test_a_recorded_step_gives_the_same_numbers(
     if name == "mixtral" and dtype != torch.float32:
         pytest.skip("transformers' product over experts wants other widths of 16 bits")
     model = model_of(name, checkpoints, dtype)
-    known = {kind: [module for module in model.modules() if kind(module)] for kind in KNOWN}
+    of_text = [module for path, module in model.named_modules() if "vision" not in path]
+    known = {kind: [module for module in of_text if kind(module)] for kind in KNOWN}
     for kind, modules in known.items():
         assert bool(modules) == (name in KNOWN[kind]), kind.__name__
     prompts = torch.randint(5, 200, (2, 9))
@@ -88,23 +91,16 @@ def test_a_recorded_step_gives_the_same_numbers(
 
     expected = step(recorded=False)
     for module in model.modules():
-        if (forward := few._fused(module, kernels=True)) is not None:
+        if (forward := few._fused(module, kernels=True, attends=True)) is not None:
             module.forward = forward
     assert torch.equal(step(recorded=True), expected)
     calls = {kind: len(modules) for kind, modules in known.items()}
-    assert [by_arithmetic.count(kernel) for kernel in ("rms_norm", "gated", "rotate")] == list(calls.values())
+    if name == "gemma2":  # whose scores are capped
+        calls[few.has_known_attention] = 0
+    assert [by_arithmetic.count(kernel) for kernel in ("rms_norm", "gated", "rotate", "attend")] == list(calls.values())
     by_arithmetic.clear()
     step(recorded=False)
     assert not by_arithmetic, "one by one they would take longer"
-
-
-def test_a_mask_is_brought_to_its_form_once() -> None:
-    masks = few.Masks()
-    mask, other = torch.tensor([[True, False]]), torch.tensor([[False, True]])
-    found = masks.additive(mask, torch.bfloat16)
-    assert (found.dtype, found.tolist()) == (torch.bfloat16, [[0.0, -torch.inf]])
-    assert masks.additive(other, torch.bfloat16).tolist() == [[-torch.inf, 0.0]]
-    assert masks.additive(mask, torch.bfloat16) is found
 
 
 def test_only_where_and_while_it_is_a_gain(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,12 +115,20 @@ def test_only_where_and_while_it_is_a_gain(checkpoints: Checkpoints, monkeypatch
 
     with few.fused(model, torch.device("cpu"), torch.float32):
         assert not changed()
-    for trouble, expected in (("no compiler", {LlamaRMSNorm}), (None, {LlamaRMSNorm, LlamaAttention, LlamaMLP})):
-        monkeypatch.setattr(steps, "trouble", lambda *_, trouble=trouble: trouble)
+    for troubles, expected in (
+        (("no compiler", "no compiler"), {LlamaRMSNorm}),
+        (("no compiler", None), {LlamaRMSNorm, LlamaAttention}),
+        ((None, "no compiler"), {LlamaRMSNorm, LlamaAttention, LlamaMLP}),
+        ((None, None), {LlamaRMSNorm, LlamaAttention, LlamaMLP}),
+    ):
+        for its, trouble in zip((steps, attention), troubles, strict=True):
+            monkeypatch.setattr(its, "trouble", lambda *_, trouble=trouble: trouble)
         with contextlib.suppress(ZeroDivisionError), few.fused(model, GPU, torch.float32):
             assert changed() == expected
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
             raise ZeroDivisionError
         assert not changed()
+        assert torch.backends.cuda.cudnn_sdp_enabled()
     assert stood_in.forward is own
 
 
@@ -140,14 +144,14 @@ def test_what_is_somebody_elses_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     assert few.has_known_gate(LlamaMLP(config))
     assert few.has_known_rotation(LlamaAttention(config, 0))
     for module in (MyRMSNorm(8), nn.RMSNorm(8), MyMLP(config), nn.MultiheadAttention(8, 2)):
-        assert few._fused(module, kernels=True) is None
+        assert few._fused(module, kernels=True, attends=True) is None
     patched = {LlamaRMSNorm: LlamaRMSNorm(8), LlamaMLP: LlamaMLP(config)}
     for kind, module in patched.items():
         monkeypatch.setattr(kind, "forward", lambda self, states: states)
-        assert few._fused(module, kernels=True) is None, "what a user has put there counts"
+        assert few._fused(module, kernels=True, attends=True) is None, "what a user has put there counts"
     monkeypatch.undo()
     monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", lambda q, k, cos, sin: (q, k))
-    assert few._fused(LlamaAttention(config, 0), kernels=True) is None
+    assert few._fused(LlamaAttention(config, 0), kernels=True, attends=False) is None
     monkeypatch.undo()
     config.hidden_act = "gelu"
     assert not few.has_known_gate(LlamaMLP(config))
@@ -168,10 +172,45 @@ def test_a_step_on_a_gpu_has_fewer_kernels(
         return int(count)
 
     found = operations()
-    monkeypatch.setattr(few, "_fused", lambda module, kernels: None)
+    monkeypatch.setattr(few, "_fused", lambda module, *_: None)
     fewer = operations() - found
     if with_triton:
-        # Norms: one of six in float32. Rotation: one of ten. A gate: one of two. The mask: three for all layers, not for each.
-        assert fewer == (4 * layers + 1) * 5 + layers * (9 + 1) + (layers - 1) * 3
+        # Norms: one of six in float32. Rotation: one of ten. A gate: one of two. Attention: one of nine, three of them the
+        # mask's (it is operations one by one here, as on a GPU for which torch has no kernel).
+        assert fewer == (4 * layers + 1) * 5 + layers * (9 + 1 + 8)
     else:
         assert fewer == (4 * layers + 1) * 4, "of six two are left"
+
+
+def test_torchs_own_attention_is_asked_for_what_kernels_are_not_for(
+    checkpoints: Checkpoints, by_arithmetic: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = model_of("llama-gqa", checkpoints).model.layers[0].self_attn
+    attend = few._choosing(few._transformers().ALL_ATTENTION_FUNCTIONS.get_interface)
+    queries, keys, values = torch.randn(2, 8, 1, 16), torch.randn(2, 4, 9, 16), torch.randn(2, 4, 9, 16)
+    mask = torch.rand(2, 1, 1, 9) < 0.7
+    mask[..., 0] = True
+    scores = 0.25 * queries @ keys.repeat_interleave(2, 1).mT
+    expected = (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ values.repeat_interleave(2, 1)).transpose(1, 2)
+
+    def kernels_used(q: torch.Tensor = queries, mask: Any = mask, name: str = "sdpa", **named: Any) -> int:
+        by_arithmetic.clear()
+        module.eval()
+        function = attend(name, modeling_llama.eager_attention_forward)
+        found = function(module, q, keys.to(q.dtype), values.to(q.dtype), mask, **{"scaling": 0.25, **named})[0]
+        if q is queries and mask is not None and mask.dtype == torch.bool:
+            torch.testing.assert_close(found, expected)
+        return by_arithmetic.count("attend")
+
+    assert kernels_used() == 0, "not recorded"
+    with few.recorded():
+        assert kernels_used() == 1
+        assert kernels_used(torch.randn(2, 8, 3, 16), mask.expand(2, 1, 3, 9)) == 0, "more than one position"
+        assert kernels_used(queries.double()) == 0, "a type without kernels"
+        assert kernels_used(mask=None) == 0
+        assert kernels_used(mask=torch.zeros(2, 1, 1, 9)) == 0, "numbers to be added"
+        assert kernels_used(scaling=None, q=queries * 1) == 0
+        assert kernels_used(mask=torch.zeros(2, 1, 1, 9), name="eager") == 0
+        assert kernels_used(position_bias=torch.ones(2, 8, 1, 9), q=queries * 1) == 0
+        monkeypatch.setitem(attention.WIDEST, torch.float32, 15)
+        assert kernels_used() == 0, "too wide"

@@ -17,7 +17,7 @@ import torch
 from pretended import kernels
 from safetensors.torch import load_file, save_file
 
-from lens_magic.gpu import onepass, steps
+from lens_magic.gpu import attention, onepass, steps
 from lens_magic.gpu.trial import trial
 from lens_magic.lens import figures
 
@@ -94,7 +94,35 @@ def of_steps() -> dict[str, list[torch.Tensor]]:
     return cases
 
 
-STEPS = of_steps()
+def of_attention() -> dict[str, list[torch.Tensor]]:
+    """What attention's kernels are given, by the case's name: queries, keys, values and which columns are seen.
+
+    (Not in bfloat16, of which the interpreter has no matrix product.)
+    """
+    torch.manual_seed(2)
+    shapes = {
+        "one head, one column": (1, 1, 1, 1, 16),
+        "three queries a head": (2, 6, 2, 300, 24),
+        "as many keys as queries": (1, 3, 3, 65, 64),
+        "more queries than rows": (2, 20, 1, 128, 40),
+        "many parts": (1, 4, 1, 1300, 8),
+    }
+    cases = {}
+    for name, (batch, heads, key_heads, columns, width) in shapes.items():
+        for dtype in (torch.float32, torch.float16):
+            keys, values = torch.randn(2, batch, key_heads, columns + 7, width)
+            mask = torch.rand(batch, 1, 1, columns) < 0.8
+            mask[0, ..., :100] = False  # as by padding: more than is read at a time
+            mask[..., -1] = True
+            if name == "as many keys as queries":
+                mask = mask[:1]
+            queries = torch.randn(batch, 1, heads, width).mul(4).transpose(1, 2)
+            cases[f"attend/{name} {dtype}"] = [*(each.to(dtype) for each in (queries, keys, values)), mask]
+    wide = [torch.randn(1, heads, columns, 256).half() for heads, columns in ((2, 1), (1, 80), (1, 80))]
+    return {**cases, "attend/wide heads": [*wide, torch.ones(1, 1, 1, 77, dtype=torch.bool)]}
+
+
+STEPS, ATTENTION = of_steps(), of_attention()
 
 
 def run(*arguments: str, **variables: str) -> str:
@@ -121,7 +149,7 @@ def interpreted(triton: None, tmp_path_factory: pytest.TempPathFactory) -> Inter
     """What the kernels make of a case."""
     folder = tmp_path_factory.mktemp("kernels")
     figures_of = {name: case(name) for name in CASES} | {str(value): spoiled(value) for value in (np.nan, np.inf)}
-    cases = STEPS | {f"sums/{name}": [parts[part] for part in PARTS] for name, parts in figures_of.items()}
+    cases = STEPS | ATTENTION | {f"sums/{name}": [parts[part] for part in PARTS] for name, parts in figures_of.items()}
     given = {f"{name}/{number}": one.contiguous().clone() for name, parts in cases.items() for number, one in enumerate(parts)}
     save_file(given, folder / "cases.safetensors")
     run("run", str(folder / "cases.safetensors"), str(folder / "found.safetensors"), TRITON_INTERPRET="1")
@@ -201,6 +229,28 @@ def test_a_steps_kernels_round_as_its_operations_do(name: str, interpreted: Inte
             assert (ours != theirs).float().mean() < 0.02
 
 
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_in_parts_is_the_whole(name: str, interpreted: Interpreted) -> None:
+    (found,), (queries, keys, values, mask) = interpreted(name), ATTENTION[name]
+    group, columns = queries.shape[1] // keys.shape[1], mask.shape[-1]
+    wide = [each[:, :, :columns].double().repeat_interleave(group, 1) for each in (keys, values)]
+    scores = (0.3 * queries.double() @ wide[0].mT).masked_fill(~mask, -torch.inf)
+    assert (found.dtype, found.shape) == (queries.dtype, queries.shape)
+    # In float32 a score's last digit, of up to 30 here, is what the weights differ by.
+    near = (2 if found.dtype == torch.float16 else 32) * torch.finfo(found.dtype).eps
+    np.testing.assert_allclose(found.double(), (scores.softmax(-1) @ wide[1]), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("columns", [1, 256, 1536, 131_072])
+@pytest.mark.parametrize("pairs", [1, 8, 1024])
+def test_every_column_is_in_one_part(pairs: int, columns: int) -> None:
+    parts, part = attention._parts(pairs, columns, 64)
+    assert part % 64 == 0
+    assert (parts - 1) * part < columns <= parts * part
+    assert parts * pairs >= min(attention._PROGRAMS, pairs * -(-columns // 64)), "as much of a GPU as there is to do"
+    assert parts * pairs <= 2 * max(attention._PROGRAMS, pairs), "and hardly more parts than that takes"
+
+
 def test_they_compile_for_gpus(triton: None) -> None:
     """In registers alone; that of figures, where rows are aligned, by loads of 16 bytes, and thrice on a multiprocessor."""
     found: dict[str, dict[str, Any]] = json.loads(run("compile"))
@@ -210,6 +260,10 @@ def test_they_compile_for_gpus(triton: None) -> None:
             aligned = name in ("sums, 80", "sums, 90")
             assert bool(said["wide_loads"]) == aligned, name
             assert (3 if aligned else 2) * 32 * onepass._WARPS * said["registers"] <= 65536, name
+        elif name.startswith(("attend", "put")):
+            assert said["shared"] <= 48 << 10, name  # whatever the GPU: some have 99 KiB for all that run at once
+            assert said["registers"] <= (168 if "fp32" in name else 128), name
+            assert said["rounds_to_16_bits"] == ([] if "fp32" in name else ["rn"]), name
         else:
             assert said["registers"] <= 64, name
             assert not (name.startswith("rotate") and said["fused"]), f"{name}: a product is added before it is rounded"
@@ -253,15 +307,16 @@ def test_a_kernel_that_is_wrong_is_not_used(wrong: int | None, odd_defaults: Non
 
 
 @pytest.mark.parametrize("dtype", steps.KINDS)
-@pytest.mark.parametrize("wrong", [None, "rms_norm", "rotate", "gated"])
+@pytest.mark.parametrize("wrong", [None, "rms_norm", "rotate", "gated", "attend"])
 def test_a_steps_kernel_that_is_wrong_is_not_used(
     wrong: str | None, dtype: torch.dtype, odd_defaults: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(result: Any) -> Any:
         return (result[0], result[1] * 1.05) if isinstance(result, tuple) else result * 1.05
 
-    for name in ("rms_norm", "rotate", "gated"):
-        function = getattr(kernels, name)
-        stand_in = (lambda *given, function=function: spoilt(function(*given))) if name == wrong else function
-        monkeypatch.setattr(steps, name, stand_in)
-    assert steps._is_right(torch.device("cpu"), dtype) == (wrong is None)
+    for module, names in ((steps, ("rms_norm", "rotate", "gated")), (attention, ("attend",))):
+        for name in names:
+            function = getattr(kernels, name)
+            stand_in = (lambda *given, function=function: spoilt(function(*given))) if name == wrong else function
+            monkeypatch.setattr(module, name, stand_in)
+        assert module._is_right(torch.device("cpu"), dtype) == (wrong not in names)

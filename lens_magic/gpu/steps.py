@@ -26,7 +26,7 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
     width = states.shape[-1]
     states = states.contiguous()
     out = torch.empty_like(states, dtype=torch.promote_types(weight.dtype, states.dtype))
-    lanes = _power_of_two(width)
+    lanes = power_of_two(width)
     with torch.cuda.device_of(states):
         rms_norm_of_rows[(states.numel() // width,)](
             states, weight, out, width, epsilon, LANES=lanes, num_warps=min(8, max(1, lanes // 512))
@@ -52,7 +52,7 @@ def rotate(
     with torch.cuda.device_of(queries):
         rotate_heads[(batch * (query_heads + key_heads),)](
             *(queries, keys, cosines, sines, *rotated, query_heads, key_heads, width // 2),
-            LANES=_power_of_two(width // 2),
+            LANES=power_of_two(width // 2),
             num_warps=1,
             enable_fp_fusion=False,  # a product is rounded before it is added
         )
@@ -75,7 +75,8 @@ def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def _power_of_two(least: int) -> int:
+def power_of_two(least: int) -> int:
+    """The smallest that is at least so much."""
     return 1 << (least - 1).bit_length()
 
 

@@ -1,9 +1,9 @@
 """A decode step in fewer kernels: on a GPU a small model's is bound by how many it has, not by what they compute.
 
 Of a Qwen 3 layer's sixty, norms are thirty-two, and turning queries and keys by their angles ten. Norms run in two kernels
-each; where Triton can be had and a step is recorded as a CUDA graph, in one, and so do rotation and the MLP's gate, and a mask
-is brought to its form once. (Called one by one, kernels of Triton take longer to start than they save.) What is computed and
-where it is rounded stay the model's own.
+each; where Triton can be had and a step is recorded as a CUDA graph, in one, and so do rotation and the MLP's gate; attention
+runs in two that have all of the GPU read keys and values. (Called one by one, kernels of Triton take longer to start than they
+save.) What is computed and where it is rounded stay the model's own, but for attention's sums, whose order nobody promises.
 """
 
 from __future__ import annotations
@@ -19,66 +19,62 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..gpu import steps
+from ..gpu import attention, steps
 
 _THEIRS = "transformers.models."
 _ROTATION, _HALVES = "apply_rotary_pos_emb", "rotate_half"
+_FUNCTIONS, _CHOICE = "ALL_ATTENTION_FUNCTIONS", "get_interface"
+_BY_TORCH = "transformers.integrations.sdpa_attention"
 
 Forward = Callable[..., Any]
 
-
-class Masks:
-    """Masks of yes and no as what is added to scores: attention makes that of them in every layer anew, in three kernels."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the mask itself, so that its number stays its own
-
-    def additive(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """0 where it is yes, −∞ elsewhere; the same tensor for the same mask."""
-        if id(mask) not in self._made:
-            none = torch.zeros((), dtype=dtype, device=mask.device)
-            self._made[id(mask)] = mask, torch.where(mask, none, -torch.inf)
-        return self._made[id(mask)][1]
-
-
-_recorded: list[Masks] = []
+_recording = False
 
 
 @contextlib.contextmanager
 def recorded() -> Iterator[None]:
     """A step in here is, or will be, recorded: what a kernel takes to be started counts for nothing."""
-    _recorded.append(Masks())
+    global _recording
+    before, _recording = _recording, True
     try:
         yield
     finally:
-        _recorded.pop()
+        _recording = before
 
 
 @contextlib.contextmanager
 def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Have a model's steps run in few kernels for a while, where that is a gain: on a GPU."""
-    found: list[tuple[Any, Forward]] = []
-    if device.type == "cuda":
-        kernels = steps.trouble(device, dtype) is None
-        found = [(module, forward) for module in model.modules() if (forward := _fused(module, kernels)) is not None]
+    if device.type != "cuda":
+        yield
+        return
+    kernels, attends = (there.trouble(device, dtype) is None for there in (steps, attention))
+    found = [(module, forward) for module in model.modules() if (forward := _fused(module, kernels, attends)) is not None]
+    plans = torch.backends.cuda.cudnn_sdp_enabled()
+    # What torch takes first on Hopper: cuDNN's attention plans for tens of milliseconds wherever a length is new, as all are.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     for module, forward in found:
         module.forward = forward
     try:
         yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(plans)
         for module, _ in found:
             del module.forward
 
 
-def _fused(module: nn.Module, kernels: bool) -> Forward | None:
-    """What a module's forward becomes, where it is one of those known."""
+def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
+    """What a module's forward becomes, where it is one of those known.
+
+    Args:
+        kernels, attends: whether those of a step can be had, and those of attention.
+    """
     if has_known_norm(module):
         return norm_in_few(module, kernels)
     if kernels and has_known_gate(module):
         return gate_in_one(module)
-    if kernels and has_known_rotation(module):
-        return attention_in_few(module)
-    return None
+    turns, attends = kernels and has_known_rotation(module), attends and has_known_attention(module)
+    return attention_in_few(module, turns, attends) if turns or attends else None
 
 
 def has_known_norm(module: nn.Module) -> bool:
@@ -104,6 +100,15 @@ def has_known_rotation(module: nn.Module) -> bool:
     return _ROTATION in forward.__code__.co_names and all(alike)
 
 
+def has_known_attention(module: nn.Module) -> bool:
+    """Whether it is an attention that leaves attending to the function of transformers that is chosen for it."""
+    if not _is_theirs(module, "Attention"):
+        return False
+    forward = type(module).forward
+    asks = {_FUNCTIONS, _CHOICE} <= set(forward.__code__.co_names)
+    return asks and forward.__globals__.get(_FUNCTIONS) is _transformers().ALL_ATTENTION_FUNCTIONS
+
+
 def _is_theirs(module: nn.Module, kind: str) -> bool:
     """Whether it is a module of a kind as transformers has it, its forward put in place by nobody else."""
     kinds, forward = type(module), type(module).forward
@@ -114,6 +119,10 @@ def _is_theirs(module: nn.Module, kind: str) -> bool:
 @functools.cache
 def _llama() -> Any:
     return importlib.import_module("transformers.models.llama.modeling_llama")
+
+
+def _transformers() -> Any:
+    return importlib.import_module("transformers.modeling_utils")
 
 
 def _same_code(one: Any, other: Any) -> bool:
@@ -130,7 +139,7 @@ def norm_in_few(norm: Any, kernels: bool = False) -> Forward:
     width, epsilon = tuple(norm.weight.shape), norm.variance_epsilon
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        if kernels and _recorded and hidden_states.dtype in steps.KINDS:
+        if kernels and _recording and hidden_states.dtype in steps.KINDS:
             return steps.rms_norm(hidden_states, norm.weight, epsilon)
         rounded = F.rms_norm(hidden_states, width, None, epsilon)
         scaled: torch.Tensor = norm.weight * rounded
@@ -144,37 +153,68 @@ def gate_in_one(mlp: Any) -> Forward:
     inner = mlp.forward
 
     def forward(x: torch.Tensor) -> Any:
-        if _recorded and x.dtype in steps.KINDS:
+        if _recording and x.dtype in steps.KINDS:
             return mlp.down_proj(steps.gated(mlp.gate_proj(x), mlp.up_proj(x)))
         return inner(x)
 
     return forward
 
 
-def attention_in_few(attention: Any) -> Forward:
-    """The forward of a known attention, in which queries and keys of a recorded step are turned by one kernel.
+def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
+    """The forward of a known attention, in which a recorded step's queries and keys are turned and attended by few kernels.
 
-    It is the attention's own, with another function by the name of the one that turns them.
+    It is the attention's own, with other functions by the names of those that do so.
     """
     own = type(attention).forward
-    theirs = own.__globals__[_ROTATION]
+    names = dict(own.__globals__)
+    if turns:
+        names[_ROTATION] = _turning(names[_ROTATION])
+    if attends:
+        names[_FUNCTIONS] = types.SimpleNamespace(**{_CHOICE: _choosing(getattr(names[_FUNCTIONS], _CHOICE))})
+    other = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
+    other.__kwdefaults__ = own.__kwdefaults__
+    return functools.partial(other, attention)
+
+
+def _turning(theirs: Forward) -> Forward:
+    """Their function that turns queries and keys, in one kernel where it can be."""
 
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any) -> Any:
         alike = q.shape[2] == 1 and q.dtype in steps.KINDS and {q.dtype, k.dtype, cos.dtype, sin.dtype} == {q.dtype}
-        if not _recorded or not alike or more or named:
+        if not _recording or not alike or more or named:
             return theirs(q, k, cos, sin, *more, **named)
         return steps.rotate(q, k, cos, sin)
 
-    names = {**own.__globals__, _ROTATION: rotate}
-    turning = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
-    turning.__kwdefaults__ = own.__kwdefaults__
-    by_torch = attention.config._attn_implementation == "sdpa"
+    return rotate
 
-    def forward(*positional: Any, **named: Any) -> Any:
-        mask = named.get("attention_mask")
-        if _recorded and by_torch and isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
-            states = positional[0] if positional else named["hidden_states"]
-            named["attention_mask"] = _recorded[-1].additive(mask, states.dtype)
-        return turning(attention, *positional, **named)
 
-    return forward
+def _choosing(theirs: Forward) -> Forward:
+    """Their choice of a function that attends; torch's is stood in for where it can be."""
+
+    def choose(name: str, default: Forward) -> Forward:
+        chosen = theirs(name, default)
+        known = getattr(chosen, "__module__", None) == _BY_TORCH
+        return functools.partial(_attend, chosen) if _recording and known else chosen
+
+    return choose
+
+
+def _attend(
+    theirs: Forward, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **named: Any
+) -> tuple[torch.Tensor, Any]:
+    scale = named.get("scaling")
+    asks = named.get("dropout") or named.get("output_attentions")
+    asks = asks or any(named.get(what) is not None for what in ("softcap", "position_bias", "cache"))
+    if asks or scale is None or not _suits(q, k, v, mask):
+        attended: tuple[torch.Tensor, Any] = theirs(module, q, k, v, mask, **named)
+        return attended
+    return attention.attend(q, k, v, mask, float(scale)).transpose(1, 2), None
+
+
+def _suits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> bool:
+    """Whether it is one position, of types and widths that the kernels are for, under a mask of yes and no."""
+    (batch, heads, length, width), key_heads, columns = q.shape, k.shape[1], k.shape[2]
+    alike = k.shape == v.shape and {q.dtype, k.dtype, v.dtype} == {q.dtype} and heads % key_heads == 0
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, columns):
+        return False
+    return alike and length == 1 and width <= attention.WIDEST.get(q.dtype, 0) and mask.shape[0] in (1, batch)

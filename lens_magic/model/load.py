@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
-from ..gpu import onepass, steps
+from ..gpu import attention, onepass, steps
 from ..ranks import collectives
 from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
@@ -178,9 +178,11 @@ def describe(
         vocabulary=vocabulary,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
-    if device.type == "cuda":  # kernels are compiled for the trial: not when somebody waits for tokens or rows
+    # Kernels are tried now, not when somebody waits. (Those of a step are compiled for a model's own widths in its first one.)
+    if device.type == "cuda":
         onepass.trouble(device, torch.float32)
-        steps.trouble(device, weight.dtype)
+        for kernels in (steps, attention):
+            kernels.trouble(device, weight.dtype)
     return Loaded(
         model=model,
         backbone=part(model, anatomy.backbone),

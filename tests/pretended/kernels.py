@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from lens_magic.gpu import onepass, steps
+from lens_magic.gpu import attention, onepass, steps
 from lens_magic.lens import figures
 
 from . import card, graphs
@@ -19,8 +19,8 @@ _WRITES_NOTHING = SimpleNamespace(is_mutable=False, arguments=[])
 
 def stand_ins() -> list[tuple[Any, str, Any]]:
     """(where, name, what is to be there)."""
-    nothing = [(module, "trouble", lambda *_: None) for module in (onepass, steps)]
-    functions = [(onepass, sums), (steps, rms_norm), (steps, rotate), (steps, gated)]
+    nothing = [(module, "trouble", lambda *_: None) for module in (onepass, steps, attention)]
+    functions = [(onepass, sums), (steps, rms_norm), (steps, rotate), (steps, gated), (attention, attend)]
     return [*nothing, *((module, function.__name__, _one(function)) for module, function in functions)]
 
 
@@ -63,3 +63,10 @@ def rotate(
 def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """See :func:`lens_magic.gpu.steps.gated`."""
     return F.silu(gates) * values
+
+
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """See :func:`lens_magic.gpu.attention.attend`."""
+    (batch, _, _, width), key_heads = queries.shape, keys.shape[1]
+    packed = queries.reshape(batch, key_heads, -1, width)  # as transformers does it: the same sums, to the bit
+    return F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scale).reshape(queries.shape)
