@@ -12,6 +12,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+_ALIGNED = 16
+
+
+def room_for(columns: int) -> int:
+    """How many columns a cache has for so many: on a GPU, kernels read what is aligned without a copy to align it."""
+    return -(-columns // _ALIGNED) * _ALIGNED
+
 
 class Place:
     """Where in the sequence the running forward stands; shared by the layers of a cache.
@@ -24,8 +31,8 @@ class Place:
         recorded: the forward is one that is recorded, or replayed.
     """
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        self.capacity = capacity
+    def __init__(self, columns: int, device: torch.device) -> None:
+        self.capacity = room_for(columns)
         self.start = 0
         self.length = 0
         self.visible = 0
@@ -54,13 +61,13 @@ class _Layer(CacheLayerMixin):
         return self.place.recorded
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        def room_for(states: torch.Tensor) -> torch.Tensor:
+        def empty(states: torch.Tensor) -> torch.Tensor:
             batch, heads, _, width = states.shape
             # Zeros: what is masked is multiplied by 0, and 0 times what memory happens to hold may be NaN.
             return states.new_zeros((batch, heads, self.place.capacity, width))
 
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = room_for(key_states), room_for(value_states)
+        self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
 
     def update(

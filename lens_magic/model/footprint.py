@@ -20,6 +20,7 @@ import torch
 from ..errors import LensError
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
+from .cache import room_for
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -212,7 +213,7 @@ def cache_bytes(facts: Facts, ranks: int, rank: int, columns: int, batch: int) -
     else:
         bounds = shard_bounds(facts.kv_heads, ranks)
         heads = (bounds[rank + 1] - bounds[rank]) * facts.head_width
-    return 2 * facts.layers * batch * columns * heads * facts.itemsize
+    return 2 * facts.layers * batch * room_for(columns) * heads * facts.itemsize
 
 
 def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:

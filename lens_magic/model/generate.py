@@ -144,7 +144,7 @@ class _Sequence:
         self.loaded, self.batch, self.visitors, self.window, self.made = loaded, batch, visitors, window, made
         self.place = Place(columns, loaded.device)
         self.cache = cache_of(loaded.layers, self.place)
-        self.mask = batch.mask(columns, always=loaded.anatomy.wants_mask)
+        self.mask = batch.mask(self.place.capacity, always=loaded.anatomy.wants_mask)
         self.tokens = torch.zeros((batch.size, 1), dtype=torch.long, device=loaded.device)  # of the next step
         self.position_ids = batch.position_ids(batch.columns, 1)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -155,7 +156,7 @@ class OnGPU:
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             try:
-                with recording, recorded():
+                with _no_garbage_collected(), recording, recorded():
                     result = step()  # runs nothing
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)
@@ -168,12 +169,24 @@ class OnGPU:
 
     def _give_up(self, error: RuntimeError, pool: tuple[int, int]) -> None:
         """Some operations copy to the host within (grouped products, before Hopper), which nobody can tell from outside."""
-        with contextlib.suppress(RuntimeError):  # where recording was ended in order the pool has gone already
-            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-            torch._C._cuda_releasePool(torch.cuda.current_device(), pool)
+        for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with contextlib.suppress(RuntimeError):  # where torch has done so already
+                give_back(torch.cuda.current_device(), pool)
         if self._telling:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"tokens come more slowly: a decode step cannot be made a CUDA graph ({reason})", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _no_garbage_collected() -> Iterator[None]:
+    """What a notebook has left in cycles may be graphs and whatever else frees what no recording can have freed."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 @functools.cache

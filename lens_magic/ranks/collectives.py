@@ -220,6 +220,8 @@ def connect(rank: Rank) -> None:
         # A rank that waits too long is given up by the group, not ended with the user's process by NCCL's own watchdogs.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+        # A graph of collectives hangs where torch's allocator has expandable segments: NCCL takes a buffer for one allocation.
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         if rank.local_size == rank.size:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.size)

@@ -23,6 +23,7 @@ Function = Callable[..., object]
 
 _aten = torch.ops.aten
 _SAME_VALUES = (_aten.to.dtype, _aten.to.dtype_layout, _aten.to.device, _aten._to_copy.default, _aten.clone.default)
+_SIZES = ("int", "SymInt")  # known on the host: lengths that attention gives along
 _UNKNOWN_SHAPE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 _listening: Recording | None = None
@@ -184,7 +185,8 @@ def _kind(func: Any) -> _Kind:
     schema = func._schema
     if func.namespace != "aten":
         return _Kind(foreign=True, writes=True, waits=False, random=False, quick=None, into=())
-    waits = any(tag in func.tags for tag in _UNKNOWN_SHAPE) or not all("Tensor" in str(one.type) for one in schema.returns)
+    known = all("Tensor" in str(one.type) or str(one.type) in _SIZES for one in schema.returns)
+    waits = any(tag in func.tags for tag in _UNKNOWN_SHAPE) or not known
     random = torch.Tag.nondeterministic_seeded in func.tags
     quick = _quick(func)
     return _Kind(False, schema.is_mutable, waits, random, quick, () if schema.is_mutable else _forms(func, quick))
