@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,15 +18,27 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     Raises:
         LensError: there is no such folder, or it cannot be written to.
     """
-    target = Path(path).expanduser()
+    try:
+        target = Path(path).expanduser()
+        if target.is_symlink():  # what it points to is written, and stays what it points to
+            target = target.resolve()
+        partial = target.with_name(f".{secrets.token_hex(8)}.partial")
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long; no such user; no name
+        raise LensError(f"{str(path)!r} is no path of a file: {_reason(error)}") from None
     if not target.parent.is_dir():
         raise LensError(f"{str(path)!r}: there is no folder {target.parent}")
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         yield partial
+        with contextlib.suppress(FileNotFoundError):  # what only its owner could read stays so
+            shutil.copymode(target, partial)
         partial.replace(target)
     except (OSError, RuntimeError) as error:  # RuntimeError: how HDF5 tells of a full disk
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise LensError(f"{target} cannot be written: {reason}") from error
+        raise LensError(f"{target} cannot be written: {_reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why, in one line."""
+    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

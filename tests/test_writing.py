@@ -1,0 +1,54 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lens_magic.errors import LensError
+from lens_magic.writing import written_whole
+
+
+def write(path: str | Path, text: str) -> None:
+    with written_whole(path) as partial:
+        partial.write_text(text)
+
+
+def half_write(path: Path, error: Exception) -> None:
+    path.write_text("half")
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), RuntimeError("No space left\nby HDF5")])
+def test_what_fails_leaves_what_was_there(error: Exception, tmp_path: Path) -> None:
+    target = tmp_path / "run.json"
+    write(target, "old")
+    with pytest.raises(LensError, match=r"cannot be written: No space left$"), written_whole(target) as partial:
+        half_write(partial, error)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_stays_a_link_and_what_is_private_stays_private(tmp_path: Path) -> None:
+    real, link = tmp_path / "real.json", tmp_path / "link.json"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    write(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:
+    write(tmp_path / ("n" * 255), "text")
+    with pytest.raises(LensError, match="is no path of a file: File name too long"):
+        write(tmp_path / ("n" * 256), "text")
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "~nobody_of_that_name/run.json"])
+def test_what_is_no_file_is_refused_in_one_line(path: str) -> None:
+    with pytest.raises(LensError, match="is no path of a file") as refused:
+        write(path, "text")
+    assert "\n" not in str(refused.value)
