@@ -61,8 +61,8 @@ def install(
     from jupyter_client.kernelspec import KernelSpecManager
 
     check_ranks(ranks)
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise LensError(f"{name!r} cannot name a kernel; letters, digits, ., _ and - would do")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise LensError(f"{name!r} cannot name a kernel; letters, digits, ., _ and - would do, . and - not as the first")
     if prefix == "":  # of a variable that is not set; to Jupyter it would mean the whole system
         raise LensError("--prefix is empty; a folder would do, and without --prefix the kernel is this user's")
     if hostfile is not None and not Path(hostfile).is_file():

@@ -29,8 +29,8 @@ def default_ranks() -> int:
 def check_ranks(value: str | int, name: str = "--ranks") -> int:
     """A number of ranks, at least 1."""
     try:
-        ranks = int(value)
-    except ValueError:
+        ranks = int(value) if isinstance(value, str) else operator.index(value)
+    except (TypeError, ValueError):
         ranks = 0
     if ranks < 1:
         raise LensError(f"{name} {value!r} is not a number of ranks; 1 or more would do")

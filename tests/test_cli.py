@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from unittest.mock import Mock
 
 import models
@@ -22,7 +23,7 @@ import lens_magic as lens
 from lens_magic import demo_run, doctor
 from lens_magic.cli import _parser, main
 from lens_magic.errors import LensError
-from lens_magic.gpu import onepass, steps
+from lens_magic.gpu import attention, onepass, steps
 from lens_magic.kernelspec import specification
 from lens_magic.ranks.environment import mpi_prefix
 
@@ -57,6 +58,7 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["kernel", "install", "--hostfile", "/nowhere"], "no host file"),
         (["kernel", "install", "--name", "a/b"], "cannot name a kernel"),
         (["kernel", "install", "--name", ""], "cannot name a kernel"),
+        (["kernel", "install", "--name", ".."], "cannot name a kernel"),
         (["kernel", "install", "--prefix", ""], "--prefix is empty"),
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
@@ -230,15 +232,15 @@ def test_the_doctor_sees_gpus_that_torch_cannot_use(
     assert remedy in str(found)
 
 
-@pytest.mark.parametrize(("trouble", "words"), [(None, "compiles our kernels"), ("no linker", "take longer (no linker)")])
-def test_the_doctor_tries_our_kernels(trouble: str | None, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("whose", [None, onepass, steps, attention])
+def test_the_doctor_tries_our_kernels(whose: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(onepass, "trouble", lambda *_: None)
-    monkeypatch.setattr(steps, "trouble", lambda *_: trouble)
+    for kernels in (onepass, steps, attention):
+        monkeypatch.setattr(kernels, "trouble", lambda *_, reason="no linker" if kernels is whose else None: reason)
     found = doctor._triton()
     assert found.good
-    assert words in str(found)
+    assert ("take longer (no linker)" if whose else "compiles our kernels") in str(found)
 
 
 def test_the_doctor_finds_all_well(capsys: pytest.CaptureFixture[str]) -> None:

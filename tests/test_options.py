@@ -7,7 +7,7 @@ import pytest
 
 from lens_magic.arguments import Help, Parser, add_load_options, add_run_options
 from lens_magic.errors import LensError
-from lens_magic.options import check_sampling, default_ranks, parse_layers, parse_sites
+from lens_magic.options import check_ranks, check_sampling, default_ranks, parse_layers, parse_sites
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,10 @@ def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENS_RANKS", "two")
     with pytest.raises(LensError, match="LENS_RANKS 'two'"):
         default_ranks()
+    assert check_ranks(np.int64(3)) == 3
+    for wrong in (2.7, [2], None, 0):
+        with pytest.raises(LensError, match="is not a number of ranks"):
+            check_ranks(wrong)  # type: ignore[arg-type]
 
 
 @pytest.fixture
