@@ -34,9 +34,7 @@ class LensKernel(IPythonKernel):
         Never a signal to the process group, as ipykernel would send: the user's own child processes are in it too.
         """
         group = sessions.current().running_group
-        if group is not None and group.busy:
-            group.interrupt()
-        else:
+        if group is None or not group.busy or group.interrupt():
             os.kill(os.getpid(), signal.SIGINT)
 
     def _process_children(self) -> list[Any]:

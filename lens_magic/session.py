@@ -67,6 +67,8 @@ class Session:
             joined: a launcher has started them; only join them.
         """
 
+        if self._group is not None:
+            return  # a startup file has needed them already
         if self._start_error is not None or (self.default_ranks == 1 and not joined):
             return  # a single rank is this process: nothing to bring up
 
@@ -126,6 +128,8 @@ class Session:
         if group is not None and group.size == wanted and not group.lost and not group.closed:
             return group
         if group is not None and group.joined:
+            if group.size == wanted:
+                group.require_all()
             raise LensError(
                 f"this session was launched with {group.size} ranks and cannot have {wanted}; launch it with {wanted}"
             )
@@ -194,8 +198,7 @@ class Session:
             on_event(("loading", 0, 0))
         group = self._group_of(wanted)
         collectives.require_free(group.rank)
-        if self.model is None and before is not None and before.checkpoint is not None:
-            self._to_reload = (before, its_ranks)  # until the new one stands
+        self._keep_in_mind(before, its_ranks)
         facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
         self.model = Model(
             name=name,
@@ -221,19 +224,23 @@ class Session:
 
         What cannot be told beforehand (a shape transformers cannot build without weights, ranks on other hosts) is tried.
         """
-        import os
         import warnings
 
         from . import needs
         from .model import load as loading
+        from .ranks import start
 
         if self.model is None:
             self._group_of(ranks)  # nothing is lost by starting them, and they know best what they have
         group = self._group
         there = group is not None and group.size == ranks and not group.lost and not group.closed
-        if not there and "LENS_HOSTFILE" in os.environ:
+        if not there and start.several_hosts():
             return
-        rooms = group.call(needs.room_of_rank) if group is not None and not (group.lost or group.closed) else []
+        rooms = []
+        if group is not None and not (group.lost or group.closed):
+            rooms = group.call(needs.room_of_rank)
+            if group.rank.stop_requested:  # while ranks that still import were waited for
+                raise KeyboardInterrupt
         if self.model is not None and self.model.checkpoint is None:
             rooms = [replace(room, model=0) for room in rooms]  # its owner has it still
         if not there:
@@ -246,8 +253,14 @@ class Session:
             return
         if alone and self.model is not None and group is not None and there:
             before, self.model = self.model, None
+            self._keep_in_mind(before, group.size)
             group.call(loading.unload)
             warnings.warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it", stacklevel=4)
+
+    def _keep_in_mind(self, before: Model | None, ranks: int) -> None:
+        """A model that has been dropped already is what a restart loads, until the new one stands."""
+        if self.model is None and before is not None and before.checkpoint is not None:
+            self._to_reload = (before, ranks)
 
     def _usual_ranks(self) -> int:
         """As many ranks as there are now, else as many as there should be."""
@@ -265,7 +278,9 @@ class Session:
         from .model.checkpoint import end_tokens
 
         anatomy_of(model.config.model_type, model.config)
+        before, its_ranks = self.model, self._group.size if self._group is not None else 1
         group = self._group_of(1)
+        self._keep_in_mind(before, its_ranks)
         facts = group.call(loading.attach, model)[0]
         generation_config = getattr(model, "generation_config", None)
         self._to_reload = None

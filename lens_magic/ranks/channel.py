@@ -106,7 +106,11 @@ class Link:
         self.connection.close()
 
 
-def accept_all(communicator: Any) -> dict[int, tuple[Joined, Link]]:
+Workers = dict[int, tuple[Joined, Link]]
+"""The ranks other than 0, by their number."""
+
+
+def accept_all(communicator: Any) -> Workers:
     """On rank 0: let every other rank of the communicator connect. Collective with :func:`connect`."""
     hosts = communicator.gather(socket.gethostname(), root=0)
     key = secrets.token_bytes(32)
@@ -116,7 +120,7 @@ def accept_all(communicator: Any) -> dict[int, tuple[Joined, Link]]:
     )
     with Listener(address, family, backlog=communicator.size, authkey=key) as listener:
         communicator.bcast((listener.address, family, key), root=0)
-        links: dict[int, tuple[Joined, Link]] = {}
+        links = Workers()
         while len(links) < communicator.size - 1:
             link = Link(listener.accept())
             joined: Joined = link.receive()

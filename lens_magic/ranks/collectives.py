@@ -184,8 +184,10 @@ def require_free(rank: Rank) -> None:
     """Before the ranks are asked to connect: ``torch.distributed`` serves one group of a process at a time.
 
     Raises:
-        LensError: this process uses it for something else.
+        LensError: this process uses it for something else, or has ended what connected these ranks.
     """
+    if _connected == [rank] and _stores and not dist.is_initialized():  # the others would not connect anew with this one
+        raise LensError("the ranks' torch.distributed was ended by code of yours; `%lens restart` starts new ranks")
     if rank.size > 1 and dist.is_initialized() and _connected != [rank]:
         raise LensError(
             f"torch.distributed is in use in this process already, by code of yours or by other ranks, and {rank.size} ranks "

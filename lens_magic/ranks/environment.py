@@ -71,14 +71,18 @@ def prepare(one_host: bool = True) -> Path:
         except KeyError:  # a container's user without a name
             os.environ["HOME"] = str(folder)
     for component in ("btl_sm", "osc_sm", "osc_rdma"):
-        os.environ.setdefault(f"OMPI_MCA_{component}_backing_directory", str(folder))
+        variable = f"OMPI_MCA_{component}_backing_directory"
+        if Path(os.environ.get(variable, _PREFIX)).name.startswith(_PREFIX):  # not set, or that of the process before this one
+            os.environ[variable] = str(folder)
     return folder
 
 
 def runtime_folder() -> Path:
     """This group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
-    known = os.environ.get(RUNTIME_VARIABLE)
-    if known and Path(known).is_dir():
+    known = os.environ.get(RUNTIME_VARIABLE, "")
+    # A program that a kernel's user starts inherits the variable, and would remove the kernel's folder when it ends.
+    own = known.endswith(f"-{os.getpid()}") or "LENS_WORKER" in os.environ
+    if own and Path(known).is_dir():
         return Path(known)
     parent = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder itself is private
     if not os.access(parent, os.W_OK):
@@ -130,8 +134,9 @@ def daemon_apart(folder: Path) -> Iterator[None]:
     os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
     try:
         yield
-    finally:
-        os.environ["PATH"] = before
+    finally:  # of what the user has made of it meanwhile, in a cell, only ours goes
+        kept = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place != str(folder)]
+        os.environ["PATH"] = os.pathsep.join(kept)
 
 
 @contextlib.contextmanager
@@ -144,7 +149,10 @@ def temporary_files_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        restore_temporary_files()
+        if os.environ.get("TMPDIR") == str(folder):
+            restore_temporary_files()
+        else:  # the user has set it meanwhile, in a cell
+            os.environ.pop("LENS_TMPDIR", None)
 
 
 def restore_temporary_files() -> None:

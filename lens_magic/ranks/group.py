@@ -24,7 +24,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import LensError, RankError, RanksLost
-from . import channel, start, worker
+from . import arrival, channel, start, worker
 from .rank import Rank
 
 GRACE_S = 10.0  # so long after one has failed all ranks have ended the call, where they can
@@ -43,13 +43,13 @@ class Group:
     """
 
     def __init__(self, size: int = 1, joined: bool = False) -> None:
-        communicator = None
+        communicator, self._workers = None, channel.Workers()
         if joined:
             communicator = start.joined_world()
+            self._workers = channel.accept_all(communicator)
         elif size > 1:
-            communicator = start.spawn(size)
+            communicator, self._workers = arrival.spawned(size)
         self.joined = joined
-        self._workers = channel.accept_all(communicator) if communicator is not None else {}
         self.rank = Rank(communicator)
         self.size = self.rank.size
         self._changed = threading.Condition()
@@ -146,14 +146,24 @@ class Group:
         """Whether a rank has died, so that only a new group can go on."""
         return bool(self._gone)
 
-    def interrupt(self) -> None:
-        """Ask the call under way to stop; from any thread. A second time, after a while without effect, gives the ranks up."""
+    def interrupt(self) -> bool:
+        """Ask the call under way to stop; from any thread. A second time, after a while without effect, gives the ranks up.
+
+        Returns:
+            Nothing is left to ask for but an exception amid what rank 0 itself is doing.
+        """
         now = time.monotonic()
         if not self.rank._stop.is_set():
             self._interrupted_at = now
             self.rank._stop.set()
-        elif now - self._interrupted_at > PATIENCE_S:
+        elif now - self._interrupted_at <= PATIENCE_S:
+            return False
+        elif self._workers and not self._given_up and self._loss is None:
+            self._interrupted_at = now
             self._give_up()
+        else:
+            return True
+        return False
 
     def flush_output(self) -> None:
         """Write what other ranks have printed to this process's streams, prefixed with the rank."""
@@ -252,9 +262,17 @@ class Group:
             abort_kernels()
 
     def _renew(self) -> None:
-        for _, link in self._workers.values():
-            link.send(channel.Renew())
-        self.rank.renew()
+        try:
+            for _, link in self._workers.values():
+                link.send(channel.Renew())
+            self.rank.renew()
+        except Exception as error:
+            with self._changed:  # of a rank that has just died, the thread that listens hears
+                if worker.is_abort(error) or isinstance(error, OSError):
+                    self._changed.wait_for(lambda: self._gone, GRACE_S)
+            if not self._gone:
+                raise
+            raise self._describe_loss() from error
 
     @contextlib.contextmanager
     def _interrupts_set_the_flag(self) -> Iterator[None]:
@@ -264,7 +282,8 @@ class Group:
             return
 
         def note(signum: int, frame: FrameType | None) -> None:
-            self.interrupt()
+            if self.interrupt():
+                raise KeyboardInterrupt
 
         before = signal.signal(signal.SIGINT, note)
         try:

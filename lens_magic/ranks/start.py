@@ -8,8 +8,11 @@ import sys
 from typing import Any
 
 from ..errors import LensError
-from . import loopback
+from . import entry, loopback
 from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
+
+HOSTFILE = "LENS_HOSTFILE"
+"""The environment variable that names a file of hosts."""
 
 _mpi_of: set[int] = set()  # the process that has initialised MPI
 
@@ -35,7 +38,7 @@ def load_mpi() -> Any:
     """
     if _mpi_of and os.getpid() not in _mpi_of:
         raise LensError("MPI was started before this process was forked and cannot be used in it; start one that is not forked")
-    folder = prepare(one_host="LENS_HOSTFILE" not in os.environ)
+    folder = prepare(one_host=not several_hosts())
     import mpi4py
 
     # After a rank has died MPI_Finalize can crash; ranks end without it (see Group.close).
@@ -59,15 +62,15 @@ def spawn(size: int) -> Any:
     """
     mpi = load_mpi()
     info = mpi.Info.Create()
-    if hostfile := os.environ.get("LENS_HOSTFILE"):
-        info.Set("hostfile", hostfile)
-    # Workers import this very package, from wherever it was imported here, whatever their working folder.
+    if several_hosts():
+        info.Set("hostfile", os.environ[HOSTFILE])
     os.environ["LENS_WORKER"] = "1"
-    folder = prepare()
+    folder = prepare(one_host=not several_hosts())
     users = loopback.listening()
+    script = ["-P", entry.__file__]
     try:
         with temporary_files_in(folder), daemon_apart(folder):
-            between = mpi.COMM_SELF.Spawn(sys.executable, args=["-m", "lens_magic.ranks.worker"], maxprocs=size - 1, info=info)
+            merged = mpi.COMM_SELF.Spawn(sys.executable, args=script, maxprocs=size - 1, info=info).Merge(high=False)
     except mpi.Exception as error:
         where = mpi_prefix() or "the system's MPI"
         raise LensError(
@@ -76,11 +79,15 @@ def spawn(size: int) -> Any:
         ) from error
     finally:
         os.environ.pop("LENS_WORKER", None)
-    merged = between.Merge(high=False)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
-    if "LENS_HOSTFILE" not in os.environ:
+    if not several_hosts():
         keep_to_this_host(users)
     return merged
+
+
+def several_hosts() -> bool:
+    """Whether the ranks are spread over the hosts of a file."""
+    return bool(os.environ.get(HOSTFILE))
 
 
 def keep_to_this_host(users: set[str]) -> None:
@@ -107,6 +114,6 @@ def spawned_world() -> Any:
     mpi = load_mpi()
     merged = mpi.Comm.Get_parent().Merge(high=True)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
-    if "LENS_HOSTFILE" not in os.environ:
+    if not several_hosts():
         loopback.restrict()
     return merged

@@ -135,7 +135,7 @@ def test_the_sudden_end_of_a_jupyter_server(tmp_path: Path, no_trace: None) -> N
     with server(tmp_path, LENS_RANKS="2") as running:
         running.ask("kernels", {"name": "lens"})
         deadline = time.monotonic() + 60
-        while not any("lens_magic.ranks.worker" in driver.describe(process) for process in driver.marked(running.mark)):
+        while not any("ranks/entry.py" in driver.describe(process) for process in driver.marked(running.mark)):
             assert time.monotonic() < deadline, running.log.read_text()
             time.sleep(0.2)
         time.sleep(1.0)  # the ranks find each other

@@ -1,0 +1,126 @@
+"""Waiting for ranks to come up, which happens inside MPI: there no interrupt is heard, nor that a rank has died on its way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import LensError
+from . import channel, entry, start
+
+T = TypeVar("T")
+
+_LOOKS_EVERY_S = 0.2
+_GONE_FOR_S = 2.0  # so long after one has ended, MPI would have said so by itself
+_NONE_FOR_S = 20.0  # so long after the start, those on this host are there; what was never seen has ended at once
+
+
+def spawned(size: int) -> tuple[Any, channel.Workers]:
+    """Ranks 1 … size − 1: the communicator in which this process is rank 0, and the channels to them.
+
+    Raises:
+        LensError: MPI is not there, or refused to spawn; a rank has ended before it was up.
+        KeyboardInterrupt: the user would not wait; what comes up later is sent home.
+    """
+
+    def bring_up() -> tuple[Any, channel.Workers]:
+        communicator = start.spawn(size)
+        return communicator, channel.accept_all(communicator)
+
+    def send_home(arrived: tuple[Any, channel.Workers]) -> None:
+        for _, link in arrived[1].values():
+            with contextlib.suppress(OSError):
+                link.send(channel.End(finalise=False))
+            link.close()
+
+    return waited_for(bring_up, send_home)
+
+
+def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
+    """Do something that brings ranks up in a thread of its own; what it gives.
+
+    Args:
+        action: may never return.
+        discard: what is to be done with what it gives where nobody waits for that any more.
+
+    Raises:
+        LensError: a rank has ended before it was up.
+        KeyboardInterrupt: the user would not wait.
+    """
+    given: list[T] = []
+    failed: list[BaseException] = []
+    changing, left = threading.Lock(), threading.Event()
+
+    def run() -> None:
+        try:
+            value = action()
+        except BaseException as error:
+            failed.append(error)
+            return
+        with changing:
+            given.append(value)
+            if left.is_set():
+                discard(value)
+
+    thread = threading.Thread(target=run, daemon=True, name="lens-arrival")
+    watch = _Watch()
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(_LOOKS_EVERY_S)
+            watch.look()
+    except BaseException:
+        with changing:
+            left.set()
+            for value in given:
+                discard(value)
+        raise
+    if failed:
+        raise failed[0]
+    return given[0]
+
+
+class _Watch:
+    """Looks whether the ranks that MPI's daemon has started meanwhile are all still there."""
+
+    def __init__(self) -> None:
+        self._before = _ranks_of_the_daemon()
+        self._seen: set[int] = set()
+        self._gone_since: float | None = None
+        self._begun = time.monotonic()
+
+    def look(self) -> None:
+        """Raises LensError where one has ended, and ends the others, which would wait for it."""
+        now = _ranks_of_the_daemon() - self._before
+        self._seen |= now
+        if self._seen == now and (now or start.several_hosts() or time.monotonic() - self._begun < _NONE_FOR_S):
+            self._gone_since = None
+            return
+        self._gone_since = self._gone_since or time.monotonic()
+        if time.monotonic() - self._gone_since < _GONE_FOR_S:
+            return
+        for pid in now:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise LensError(
+            "ranks ended while they were starting; what they said is in the terminal that this runs in. "
+            "`lens-magic doctor` says what is missing, a fresh kernel starts fresh ranks, `--ranks 1` needs none"
+        )
+
+
+def _ranks_of_the_daemon() -> set[int]:
+    """The processes below MPI's daemon that run ranks, on this host."""
+    import psutil
+
+    found = set()
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if entry.__file__ in process.cmdline():
+                    found.add(process.pid)
+    return found

@@ -1,0 +1,18 @@
+"""What a spawned rank runs, as a script: this very package, wherever it was imported from, and nothing in its place.
+
+Not ``python -m``: that would look for the package, and for everything the package imports, in the working folder first, where a
+user may have files called ``queue.py``.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    folder = Path(__file__).resolve().parent.parent
+    spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{folder} is no package")
+    package = sys.modules[folder.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    importlib.import_module(f"{folder.name}.ranks.worker").main()

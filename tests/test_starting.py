@@ -1,0 +1,182 @@
+"""Ranks on their way: what dies, is interrupted, or changes meanwhile, and what a program started by a kernel finds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import probes
+import psutil
+import pytest
+import torch.distributed as dist
+
+import lens_magic as lens
+from lens_magic.errors import LensError, RanksLost
+from lens_magic.ranks import arrival, collectives, entry, environment, memory
+from lens_magic.ranks.group import Group
+from lens_magic.session import Session, current
+
+
+def program(code: str, folder: Path, **variables: str) -> str:
+    """What a Python program prints that runs in a folder."""
+    command, environ = [sys.executable, "-P", "-c", code], {**os.environ, **variables}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+USES_RANKS = """
+import probes
+from lens_magic.ranks.group import Group
+group = Group(2)
+print(group.call(probes.place))
+group.close()
+"""
+
+
+@pytest.mark.ranks(2)
+def test_files_of_the_working_folder_stand_in_for_nothing(tmp_path: Path) -> None:
+    for name in ("queue.py", "lens_magic.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    assert program(USES_RANKS, tmp_path, LENS_HOSTFILE="") == "[(0, 2), (1, 2)]"  # and a variable that is set to nothing
+
+
+@pytest.mark.ranks(2)
+def test_a_program_that_a_kernel_starts_leaves_its_folder_alone(tmp_path: Path) -> None:
+    ours = environment.prepare()
+    assert program(USES_RANKS, tmp_path) == "[(0, 2), (1, 2)]"
+    assert ours.is_dir()
+
+
+DIES = """
+import sys
+from lens_magic.errors import LensError
+from lens_magic.ranks import arrival, entry
+from lens_magic.ranks.group import Group
+entry.__file__, arrival._NONE_FOR_S, arrival._GONE_FOR_S = sys.argv[1], 3.0, 1.0
+try:
+    Group(3)
+except LensError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_ranks_that_end_on_their_way_are_not_waited_for(seconds: int, tmp_path: Path) -> None:
+    (tmp_path / "rank.py").write_text(f"import time; time.sleep({seconds}); raise SystemExit('ended')")
+    code = DIES.replace("sys.argv[1]", repr(str(tmp_path / "rank.py")))
+    assert "ranks ended while they were starting" in program(code, tmp_path)
+
+
+def test_whoever_would_not_wait_leaves_no_rank_behind() -> None:
+    arrived, discarded, begun, go = threading.Event(), [], threading.Event(), threading.Event()
+
+    def slow() -> str:
+        begun.set()
+        go.wait(10)
+        arrived.set()
+        return "ranks"
+
+    def interrupt() -> None:
+        begun.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        arrival.waited_for(slow, discarded.append)
+    go.set()
+    arrived.wait(10)
+    for thread in threading.enumerate():
+        if thread.name == "lens-arrival":
+            thread.join(10)
+    assert discarded == ["ranks"]
+    assert arrival.waited_for(lambda: "others", discarded.append) == "others"
+    with pytest.raises(ZeroDivisionError):
+        arrival.waited_for(lambda: 1 / 0, discarded.append)
+
+
+def test_what_the_user_sets_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
+    Path(ours).mkdir()
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setenv("TMPDIR", "/before")
+    before = os.environ["PATH"]
+    with environment.temporary_files_in(Path(ours)), environment.daemon_apart(Path(ours)):
+        assert os.environ["PATH"].startswith(ours)
+        assert os.environ["TMPDIR"] == ours
+    assert (os.environ["PATH"], os.environ["TMPDIR"]) == (before, "/before")
+    with environment.temporary_files_in(Path(ours)), environment.daemon_apart(Path(ours)):
+        os.environ["PATH"] += f"{os.pathsep}{theirs}"
+        os.environ["TMPDIR"] = theirs
+    assert (os.environ["PATH"], os.environ["TMPDIR"]) == (f"{before}{os.pathsep}{theirs}", theirs)
+    assert "LENS_TMPDIR" not in os.environ
+
+
+def test_ranks_that_a_startup_file_has_needed_are_not_started_again() -> None:
+    session = Session(1)
+    group = session.group
+    session.default_ranks = 2
+    session.start_in_background()
+    assert session.group is group
+
+
+def test_an_interrupt_while_ranks_are_asked_for_their_room_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens.load("demo", ranks=1)
+    before, free = current().require_model(), memory.free_memory
+    monkeypatch.setattr(memory, "free_memory", lambda *given: (current().group.interrupt(), free(*given))[1])
+    with pytest.raises(KeyboardInterrupt):
+        lens.load("demo", ranks=1)
+    assert current().require_model() is before
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_what_is_stuck_on_rank_0_ends_at_the_second_interrupt(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lens_magic.ranks.group.PATIENCE_S", 0.4)
+    group = Group(1)
+    timers = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.2, 0.4, 0.9)[-times:]]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        group.call(probes.hang, 0)
+    for timer in timers:
+        timer.join()
+    assert group.call(probes.place) == [(0, 1)]
+
+
+@pytest.mark.ranks(2)
+def test_a_rank_that_dies_after_its_error_is_named() -> None:
+    group = Group(2)
+    try:
+        (_, _, _), (_, pid, _) = group.processes()
+        with pytest.raises(RanksLost, match=rf"rank 1 \(pid {pid}\)"):
+            group.call(probes.fail_and_die_when_renewed, 1)
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    finally:
+        group.close()
+
+
+@pytest.mark.ranks(2)
+def test_what_connects_the_ranks_was_ended_by_the_user() -> None:
+    lens.load("demo", ranks=2)
+    dist.destroy_process_group()
+    with pytest.raises(LensError, match="ended by code of yours; `%lens restart`"):
+        lens.load("demo")
+    current().restart()
+    assert lens.generate("Hi", 2).output_ids
+
+
+def test_ranks_of_a_launcher_that_are_lost_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(1)
+    monkeypatch.setattr(session.group, "joined", True)
+    monkeypatch.setattr(session.group, "_gone", {0})
+    monkeypatch.setattr(session.group, "_describe_loss", lambda: RanksLost("start the job again"))
+    with pytest.raises(RanksLost, match="start the job again"):
+        session._group_of(1)
+
+
+def test_the_script_of_a_rank_runs_this_package() -> None:
+    assert Path(entry.__file__).parent.parent == Path(collectives.__file__).parent.parent
