@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -27,6 +28,7 @@ class LensKernel(IPythonKernel):
     """An IPython kernel whose interrupts stop all ranks at the same token, and whose end is theirs."""
 
     implementation = "lens_magic"
+    shut_down = False
 
     def _send_interrupt_children(self) -> None:
         """On an interrupt message, in the control thread: ask ranks that are working to stop, else interrupt the cell.
@@ -54,6 +56,7 @@ class LensKernel(IPythonKernel):
 
     async def do_shutdown(self, restart: bool) -> Any:
         """End the ranks before the kernel goes."""
+        self.shut_down = True
         sessions.current().close()
         reply = super().do_shutdown(restart)
         return await reply if inspect.isawaitable(reply) else reply
@@ -89,12 +92,26 @@ def main(arguments: list[str] | None = None) -> None:
     session.start_in_background(joined=launched)
     try:
         app.start()
+        while not app.kernel.shut_down and _is_interrupted(app.io_loop.start):
+            pass
     finally:
         session.close()
     if "mpi4py.MPI" in sys.modules:
         # With MPI and torch loaded the interpreter's own end takes seconds, and after a rank has died it can crash.
         atexit._run_exitfuncs()
         os._exit(0)
+
+
+def _is_interrupted(run: Callable[[], object]) -> bool:
+    """Run an event loop; whether a task of the user's has ended it by a KeyboardInterrupt, as one does that asks for a run.
+
+    (ipykernel would end, and all of the user's variables with it.)
+    """
+    try:
+        run()
+    except KeyboardInterrupt:
+        return True
+    return False
 
 
 def _serve_if_not_first() -> bool:

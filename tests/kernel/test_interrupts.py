@@ -127,6 +127,19 @@ except KeyboardInterrupt as error:
     works(kernel)
 
 
+def test_of_a_task(kernel: Kernel) -> None:
+    """Whose KeyboardInterrupt goes through the kernel's event loop."""
+    code = f"""
+import asyncio
+task = asyncio.create_task(asyncio.to_thread(lens.run, {PROMPT!r}, 300, ignore_eos=True))
+while not task.done():
+    await asyncio.sleep(0.05)
+"""
+    interrupt_at(kernel, "token", 3, code)
+    assert kernel.value("len(task.exception().result.output_ids)") == 4
+    works(kernel)
+
+
 def test_of_a_cell_that_uses_no_ranks(kernel: Kernel) -> None:
     for _ in range(2):
         # Short sleeps: a signal that comes just before a long one begins would be noticed when it ends.
