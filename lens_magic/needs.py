@@ -199,24 +199,21 @@ def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
     Args:
         before: ranks there are now and which will end, so that what their model takes can be had.
     """
-    import os
-
     import torch
 
-    from .ranks.memory import host_memory
+    from .ranks.memory import host_memory, stated_memory
 
-    host = host_memory() // ranks
-    pretended = os.environ.get("LENS_FREE_MEMORY", "")
+    host, stated = host_memory() // ranks, stated_memory()
     if not torch.cuda.is_available():
         model = sum(room.model for room in before) // ranks
-        return [Room("cpu", int(pretended) if pretended.isdigit() else host, host, model)] * ranks
+        return [Room("cpu", host if stated is None else stated, host, model)] * ranks
     devices = torch.cuda.device_count()
     free = [torch.cuda.mem_get_info(device)[0] // len(range(device, ranks, devices)) for device in range(min(devices, ranks))]
     found = []
     for rank in range(ranks):
         device = rank % devices
         model = sum(room.model for room in before if room.device == f"cuda:{device}") // len(range(device, ranks, devices))
-        found.append(Room(f"cuda:{device}", int(pretended) if pretended.isdigit() else free[device], host, model))
+        found.append(Room(f"cuda:{device}", free[device] if stated is None else stated, host, model))
     return found
 
 

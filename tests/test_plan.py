@@ -230,6 +230,10 @@ def test_comparing_what_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypa
     monkeypatch.setenv("LENS_FREE_MEMORY", "200000")
     with pytest.raises(lens.LensError, match="more ranks or more memory would do"):
         lens.diff(run, vector * 1.5)
+    for ranks in (1, 2):
+        monkeypatch.setenv("LENS_FREE_MEMORY", "8GB")
+        with pytest.raises(lens.LensError, match=r"LENS_FREE_MEMORY '8GB' is not a number of bytes"):
+            lens.load("demo", ranks=ranks)
     monkeypatch.delenv("LENS_FREE_MEMORY")
     assert lens.diff(run, vector * 1.5).kl.shape[-1] == 60
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LensError
 from .rank import Rank
 
 if TYPE_CHECKING:
@@ -44,13 +45,22 @@ def peak_memory(device: torch.device) -> int:
     return _stated("status", "VmHWM:") or _resident()
 
 
-def free_memory(rank: Rank, device: torch.device) -> int:
-    """Bytes this rank can still take: what its GPU or its host has free, shared evenly with the other ranks there.
+def stated_memory() -> int | None:
+    """Bytes a rank that ``LENS_FREE_MEMORY`` states, in place of what is measured; None where it is not set.
 
-    The environment variable ``LENS_FREE_MEMORY`` (bytes a rank) takes the place of what is measured.
+    Raises:
+        LensError: it is no number.
     """
-    if (pretended := os.environ.get("LENS_FREE_MEMORY", "")).isdigit():
-        return int(pretended)
+    stated = os.environ.get("LENS_FREE_MEMORY", "")
+    if stated and not stated.isdecimal():
+        raise LensError(f"LENS_FREE_MEMORY {stated!r} is not a number of bytes; 8000000000 would be one")
+    return int(stated) if stated else None
+
+
+def free_memory(rank: Rank, device: torch.device) -> int:
+    """Bytes this rank can still take: what its GPU or its host has free, shared evenly with the other ranks there."""
+    if (stated := stated_memory()) is not None:
+        return stated
     if device.type != "cuda":
         return host_memory() // rank.local_size
     import torch
