@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import probes
 import psutil
 import pytest
 import torch.distributed as dist
+from transformers import LlamaConfig
 
 import lens_magic as lens
 from lens_magic.errors import LensError, RanksLost
@@ -180,3 +182,15 @@ def test_ranks_of_a_launcher_that_are_lost_are_not_asked_for_again(monkeypatch: 
 
 def test_the_script_of_a_rank_runs_this_package() -> None:
     assert Path(entry.__file__).parent.parent == Path(collectives.__file__).parent.parent
+
+
+@pytest.mark.ranks(2)
+def test_a_model_that_went_for_one_that_could_not_be_attached_is_what_a_restart_loads() -> None:
+    lens.load("demo", ranks=2)
+    broken = SimpleNamespace(config=LlamaConfig())  # and nothing else of a model
+    with pytest.raises(LensError, match="where its family keeps it"):
+        lens.attach(broken, current().require_model().tokenizer)
+    with pytest.raises(LensError, match="`%lens restart` loads demo again"):
+        lens.generate("Hi", 2)
+    current().restart()
+    assert lens.generate("Hi", 2).output_ids
