@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -115,6 +116,36 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     view = diff.view()
     assert isinstance(view, Explorer)
     assert [view.header["name"], view.other_header["name"]] == ["unsteered", "steered"]
+
+
+def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:
+    use(folder := checkpoints("llama-odd-vocab"), 1)
+    diff = lens.diff(lens.run(models.PROMPT, 2, capture="resid_post", ignore_eos=True), steer=term(folder))
+    lost = np.zeros(diff.kl.shape, dtype=bool)
+    lost[0, :, 1] = lost[0, 0, 0] = True
+    ranks = np.where(lost, -1, diff.steered.variables["target_rank"])
+    steered = replace(diff.steered, variables={**diff.steered.variables, "target_rank": ranks})
+    other = replace(diff, steered=steered, kl=np.where(lost, np.nan, diff.kl))
+    assert np.array_equal(np.isnan(other.target_rank_change), lost)
+    assert np.array_equal(other.target_rank_change[~lost], diff.target_rank_change[~lost])
+    assert np.isnan(other.to_xarray()["target_rank_change"].values[lost]).all()
+    assert other.parts_at[1] == -1
+    assert "nan" not in repr(other)
+    assert "KL at most 0 nats" in repr(replace(other, kl=np.full_like(diff.kl, np.nan)))
+
+
+def test_a_difference_is_a_value(checkpoints: Checkpoints, tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+    use(folder := checkpoints("llama-odd-vocab"), 1)
+    diff = lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True), steer=term(folder))
+    assert pickle.loads(pickle.dumps(diff)).to_xarray().identical(diff.to_xarray())
+    assert diff == diff
+    assert diff != replace(diff)
+    data = diff.to_xarray()
+    data["kl"] += 1
+    assert diff.kl[0, 0, 0] == data["kl"].values[0, 0, 0] - 1
+    fill_disk()
+    with pytest.raises(LensError, match=r"change\.nc cannot be written: No space left on device$"):
+        diff.save(tmp_path / "change.nc")
 
 
 def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Checkpoints) -> None:

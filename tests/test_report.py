@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,15 @@ def test_saving_loses_nothing(tmp_path: Path) -> None:
     assert vars(replace(again, **arrays)).items() >= {k: v for k, v in vars(report).items() if k not in arrays}.items()
     assert again.summary().equals(report.summary())
     assert list(tmp_path.iterdir()) == [tmp_path / "report.nc"]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+    report = planted(slopes_around(0.5))
+    before = report.save(tmp_path / "report.nc").read_bytes()
+    fill_disk()
+    with pytest.raises(LensError, match="cannot be written: No space left"):
+        report.save(tmp_path / "report.nc")
+    assert (tmp_path / "report.nc").read_bytes() == before
 
 
 def test_bad_paths_are_one_line(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pickle
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import models
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import lens_magic as lens
 
@@ -101,8 +107,6 @@ def test_a_file_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
-    import h5py
-
     path = run.save(tmp_path / "run.nc")
     with h5py.File(path, "r+") as file:
         file.attrs["run"] = "[]"
@@ -120,12 +124,54 @@ def test_a_codec_that_unpickles_is_refused(run: lens.LensRun, tmp_path: Path) ->
         lens.open_run(path)
 
 
+def test_a_link_in_a_folder_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
+    """What it leads to would be read, and not have been looked at."""
+    pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    path = run.save(tmp_path / "run.zarr")
+    (path / "entropy").rename(tmp_path / "elsewhere")
+    (path / "entropy").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(lens.LensError, match="entropy is a link, which no saved run has"):
+        lens.open_run(path)
+
+
+def test_a_run_is_a_value(run: lens.LensRun) -> None:
+    again = pickle.loads(pickle.dumps(run))
+    assert again.to_xarray().identical(run.to_xarray())
+    assert run == run
+    assert run != again
+    with pytest.raises(lens.LensError, match="no longer kept"):
+        again.activations("mlp_out")
+    data = run.to_xarray()
+    data["prob"] *= 100
+    assert run.variables["prob"].max() <= 1
+
+
 def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
     site, layer = run.sites[-1], run.layers[-1]
     states = run.activations(site, np.int64(layer), positions=np.array([0, 1]))
     assert torch.equal(states, run.activations(site, layer, [0, 1]))
     with pytest.raises(lens.LensError, match="layers 'first' are not integers"):
         run.activations(site, "first")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"layers": 1}, r"layer 1 was not captured in this run; captured: 0, 2$"),
+        ({"layers": -3}, r"layer -3 was not captured in this run; captured: 0, 2$"),
+        ({"layers": []}, r"no layers were named; captured: 0, 2$"),
+        ({"positions": 6}, r"position 6 was not captured in this run; captured: -\d+ … 5$"),
+    ],
+)
+def test_states_that_are_not_there_are_refused(run: lens.LensRun, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(lens.LensError, match=words):
+        run.activations("mlp_out", **wrong)
+
+
+def test_layers_of_states_count_from_the_end_too(run: lens.LensRun) -> None:
+    assert torch.equal(run.activations("mlp_out", -1), run.activations("mlp_out", 2))
+    with pytest.raises(lens.LensError, match=r"position 0 was not captured in this run; captured: none$"):
+        replace(run, positions=[]).activations("mlp_out", positions=0)
 
 
 def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: Path) -> None:
@@ -190,6 +236,50 @@ def test_saving_elsewhere_is_refused_before_anything_is_written(run: lens.LensRu
     with pytest.raises(lens.LensError, match=r"\.nc"):
         run.save(tmp_path / "run.pickle")
     assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "method"),
+    [("run.nc", Path, "write_bytes"), ("run.zarr", xr.Dataset, "to_zarr"), ("run.zarr", Path, "replace")],
+)
+def test_a_full_disk_leaves_what_was_there(
+    run: lens.LensRun, tmp_path: Path, name: str, owner: type, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "run.zarr":
+        pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    path = run.save(tmp_path / name)
+    before = sorted(tmp_path.rglob("*"))
+    original, to_netcdf = getattr(owner, method), xr.Dataset.to_netcdf
+
+    def full(*given: Any, **options: Any) -> Any:
+        if any(isinstance(one, Path) and one.suffix == ".partial" for one in given[:2]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*given, **options)
+
+    def to_memory(dataset: xr.Dataset, where: Any, **options: Any) -> Any:
+        assert not isinstance(where, str | Path), "HDF5 would end the process"
+        return to_netcdf(dataset, where, **options)
+
+    monkeypatch.setattr(owner, method, full)
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", to_memory)
+    with pytest.raises(lens.LensError, match=rf"{name} cannot be written: No space left on device$"):
+        run.save(path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert lens.open_run(path).output_ids == run.output_ids
+
+
+def test_a_folder_that_is_no_saved_run_is_left_alone(run: lens.LensRun, tmp_path: Path) -> None:
+    pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    (tmp_path / "mine.zarr").mkdir()
+    (tmp_path / "mine.zarr" / ".zattrs").write_text("{}")
+    with pytest.raises(lens.LensError, match=r"mine\.zarr is there and is no saved run; another name would do"):
+        run.save(tmp_path / "mine.zarr")
+    assert (tmp_path / "mine.zarr" / ".zattrs").read_text() == "{}"
+    with pytest.raises(lens.LensError, match="there is no folder"):
+        run.save(tmp_path / "no" / "run.zarr")
+    (tmp_path / "run.zarr").symlink_to(run.save(tmp_path / "elsewhere.zarr"))
+    assert lens.open_run(run.save(tmp_path / "run.zarr")).output_ids == run.output_ids
+    assert (tmp_path / "run.zarr").is_symlink()
 
 
 def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,6 +325,14 @@ def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
+def test_a_full_disk_leaves_what_was_there(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+    before = made().save(tmp_path / "v.safetensors").read_bytes()
+    fill_disk()
+    with pytest.raises(lens.LensError, match="cannot be written: No space left"):
+        made(name="other").save(tmp_path / "v.safetensors")
+    assert (tmp_path / "v.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("act", "words"),
     [

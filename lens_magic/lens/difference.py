@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..netcdf import write_netcdf
 from ..reading import read_as
-from ..writing import written_whole
 from . import files
 from .run import LensRun
 
@@ -35,7 +35,7 @@ PARTED = 0.1
 FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LensDiff:
     """What steering changes in every cell, on the same tokens.
 
@@ -50,8 +50,12 @@ class LensDiff:
 
     @property
     def target_rank_change(self) -> np.ndarray:
-        """The next token's rank in the steered run less that in the base: below 0 where steering moved it up."""
-        change: np.ndarray = self._of_steered("target_rank") - self._of_base("target_rank")
+        """The next token's rank in the steered run less that in the base: below 0 where steering moved it up.
+
+        float64; NaN where a cell of either run has no numbers, and no rank.
+        """
+        base, steered = self._of_base("target_rank"), self._of_steered("target_rank")
+        change: np.ndarray = np.where((base < 0) | (steered < 0), np.nan, steered.astype(np.float64) - base)
         return change
 
     @property
@@ -67,6 +71,8 @@ class LensDiff:
 
     def parting(self, threshold: float = PARTED) -> np.ndarray:
         """For each position, the first layer whose KL at ``resid_post`` exceeds so many nats; −1 where none does.
+
+        A cell without numbers (NaN) does not exceed them.
 
         Raises:
             LensError: ``resid_post`` was not captured.
@@ -95,7 +101,7 @@ class LensDiff:
         names = xr.DataArray(["base", "steered"], dims="run", name="run")
         data = xr.concat(both, dim=names, coords="minimal", compat="override", combine_attrs="drop_conflicts")
         cells = ("site", "layer", "position")
-        data["kl"] = (cells, self.kl, {"units": "nats"})
+        data["kl"] = (cells, self.kl.copy(), {"units": "nats"})
         data["target_rank_change"] = (cells, self.target_rank_change)
         data["target_prob_change"] = (cells, self.target_prob_change)
         if "resid_post" in self.base.sites:
@@ -114,13 +120,9 @@ class LensDiff:
         """
         import xarray as xr
 
-        target = _netcdf(path)
-        with written_whole(target) as partial:
-            kl = xr.Dataset({"kl": (("site", "layer", "position"), self.kl)}, attrs={"lens_magic_diff": FORMAT})
-            kl.to_netcdf(partial, engine="h5netcdf")
-            for name, run in (("base", self.base), ("steered", self.steered)):
-                files.packed(run).to_netcdf(partial, engine="h5netcdf", mode="a", group=name)
-        return target
+        kl = xr.Dataset({"kl": (("site", "layer", "position"), self.kl)}, attrs={"lens_magic_diff": FORMAT})
+        runs = {"base": files.packed(self.base), "steered": files.packed(self.steered)}
+        return write_netcdf(_netcdf(path), {"": kl, **runs})
 
     @classmethod
     def load(cls, path: str | Path) -> LensDiff:
@@ -154,7 +156,7 @@ class LensDiff:
             some = at[at >= 0]
             where = f", first at layer {some.min()}" if some.size else ""
             parted = f"; {some.size} of {at.size} positions part by more than {PARTED} nats{where}"
-        largest = float(self.kl.max()) if self.kl.size else 0.0
+        largest = float(np.nanmax(self.kl, initial=0.0))
         return f"<LensDiff of {self.base.model}, {steering}: {shape}, KL at most {largest:.3g} nats{parted}>"
 
     def _ipython_display_(self, **options: Any) -> None:

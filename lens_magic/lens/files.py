@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..netcdf import write_netcdf
 from ..reading import read_as
 from ..writing import written_whole
 from .variables import TRACKED, VARIABLES
@@ -67,13 +71,40 @@ def save(run: LensRun, path: Path) -> Path:
     dataset = packed(run)
     if kind == "zarr":
         require_zarr()
-        dataset.to_zarr(path, mode="w", zarr_format=2)  # version 3 has no settled form for strings
+        with _folder_written_whole(path.resolve()) as partial:
+            dataset.to_zarr(partial, mode="w", zarr_format=2)  # version 3 has no settled form for strings
         return path
     bulky = [name for name in (*VARIABLES, *TRACKED) if name in dataset and dataset[name].size]
     compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in bulky}
-    with written_whole(path) as partial:
-        dataset.to_netcdf(partial, engine="h5netcdf", encoding=compressed)
-    return path
+    return write_netcdf(path, {"": dataset}, compressed)
+
+
+@contextlib.contextmanager
+def _folder_written_whole(target: Path) -> Iterator[Path]:
+    """A folder to write a run to in a ``with`` block; when it ends well, that takes the place of a run that was there.
+
+    Raises:
+        LensError: it cannot be written there, or what is there is no saved run.
+    """
+    if not target.parent.is_dir():
+        raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
+    marked = target / ".zattrs"
+    if target.exists() and not (marked.is_file() and b"lens_magic_format" in marked.read_bytes()):
+        raise LensError(f"{target} is there and is no saved run; another name would do")
+    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
+    try:
+        yield partial
+        if target.exists():
+            target.replace(old)  # a folder takes the place of no other that has something in it
+        partial.replace(target)
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise LensError(f"{target} cannot be written: {reason}") from error
+    finally:
+        if old.exists() and not target.exists():
+            old.replace(target)
+        for left in (partial, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def packed(run: LensRun) -> xr.Dataset:
@@ -129,6 +160,9 @@ def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
 
 def _require_plain_codecs(path: Path) -> None:
     """Refuse arrays whose bytes would be read by anything but decompression: there is a codec that unpickles."""
+    for link in path.rglob("*"):
+        if link.is_symlink():  # what it leads to would be read without having been looked at
+            raise LensError(f"{link} is a link, which no saved run has")
     for file in path.rglob(".zarray"):
         array = json.loads(file.read_text(encoding="utf-8"))
         for codec in (array.get("compressor"), *(array.get("filters") or ())):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Gather = Callable[[str, Sequence[int], Sequence[int]], "torch.Tensor | None"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LensRun:
     """A generation seen through the lens.
 
@@ -60,7 +60,11 @@ class LensRun:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     interrupted: bool = False
     labels: Mapping[int, str] = field(default_factory=dict)
-    _gather: Gather | None = field(default=None, repr=False, compare=False)
+    _gather: Gather | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy takes along: everything but the way to the ranks, and so to the states."""
+        return {**self.__dict__, "_gather": None}
 
     @property
     def model(self) -> str:
@@ -126,9 +130,10 @@ class LensRun:
         large for the type it was kept in has none of them: NaN, and rank −1. Where tokens were tracked, ``tracked_logit``,
         ``tracked_prob``, ``tracked_rank`` for each of them in each cell, along a dimension ``tracked``, and ``tracked_id
         [position, tracked]``, which says whose they are (−1: nobody's). Where ``resid_post`` was captured, ``settled_layer
-        [position]`` goes along with the positions (:attr:`settled`).
+        [position]`` goes along with the positions (:attr:`settled`). The numbers are copies: what is done to them leaves the
+        run as it is.
         """
-        return files.to_dataset(self)
+        return files.to_dataset(self).copy(deep=True)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row a candidate: the Dataset as a table, with the tokens' texts in column ``token``."""
@@ -217,12 +222,12 @@ class LensRun:
         """The captured states themselves, gathered from the ranks: ``[layer, position, d]`` in the model's dtype, on the CPU.
 
         Args:
-            layers, positions: which of the run's own; all by default.
+            layers, positions: which of the run's own; all by default. Layer −1 is the last of them, −2 the one before.
 
         Raises:
             LensError: not captured in this run, or freed: the ranks keep the states of the newest run only.
         """
-        layers = _chosen("layer", layers, self.layers)
+        layers = _chosen("layer", layers, self.layers, from_the_end=True)
         rows = [self.positions.index(p) for p in _chosen("position", positions, self.positions)]
         if site not in self.sites:
             raise LensError(f"site {site!r} was not captured in this run; captured: {', '.join(self.sites)}")
@@ -242,11 +247,24 @@ class LensRun:
         self.view()._ipython_display_(**options)
 
 
-def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int]) -> list[int]:
-    wanted = list(known) if given is None else integers(f"{name}s", given)
+def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int], from_the_end: bool = False) -> list[int]:
+    """Some of what is known; all where nothing is given.
+
+    Args:
+        from_the_end: negative numbers count from there.
+    """
+    if given is None:
+        return list(known)
+    wanted = integers(f"{name}s", given)
+    together = len(known) > 2 and list(known) == list(range(known[0], known[-1] + 1))
+    captured = f"captured: {f'{known[0]} … {known[-1]}' if together else ', '.join(map(str, known)) or 'none'}"
+    if not wanted:
+        raise LensError(f"no {name}s were named; {captured}")
+    if from_the_end:
+        wanted = [known[value] if -len(known) <= value < 0 else value for value in wanted]
     for value in wanted:
         if value not in known:
-            raise LensError(f"{name} {value} was not captured in this run; captured: {known[0]} … {known[-1]}")
+            raise LensError(f"{name} {value} was not captured in this run; {captured}")
     return wanted
 
 

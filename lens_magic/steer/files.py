@@ -167,10 +167,10 @@ def _quality(told: Mapping[str, Any]) -> Quality:
 
 
 def _write_safetensors(vector: SteeringVector, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save as encoded
 
     tensors = {f"direction.{layer}": direction for layer, direction in vector.directions.items()}
-    save_file(tensors, path, metadata={_OWN: json.dumps(_record(vector))})
+    path.write_bytes(encoded(tensors, metadata={_OWN: json.dumps(_record(vector))}))
 
 
 def _read_safetensors(path: Path) -> SteeringVector:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..netcdf import write_netcdf
 from ..reading import read_as
-from ..writing import written_whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,12 +51,8 @@ def save(reports: Mapping[str, SteerabilityReport], path: Path, **also: Any) -> 
         also: what else to keep, as JSON.
     """
     _check(path)
-    with written_whole(path) as partial:
-        for number, (group, report) in enumerate(reports.items()):
-            dataset = _stored(report)
-            dataset.attrs |= {name: json.dumps(value) for name, value in also.items()}
-            dataset.to_netcdf(partial, mode="a" if number else "w", group=group or None, engine="h5netcdf")
-    return path
+    kept = {name: json.dumps(value) for name, value in also.items()}
+    return write_netcdf(path, {group: _stored(report).assign_attrs(kept) for group, report in reports.items()})
 
 
 def _stored(report: SteerabilityReport) -> xr.Dataset:

@@ -1,0 +1,33 @@
+"""Datasets as one NetCDF file, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .writing import written_whole
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def write_netcdf(path: Path, datasets: Mapping[str, xr.Dataset], encoding: Mapping[str, Any] | None = None) -> Path:
+    """Write Datasets, made in memory first: HDF5 ends the whole process where a disk is full when it closes a file.
+
+    Args:
+        datasets: by group; "" is the root.
+        encoding: of the variables of the first.
+
+    Raises:
+        LensError: it cannot be written there.
+    """
+    with written_whole(path) as partial:
+        made = io.BytesIO()
+        for number, (group, dataset) in enumerate(datasets.items()):
+            coded = dict(encoding or {}) if number == 0 else {}
+            mode: Literal["w", "a"] = "a" if number else "w"
+            dataset.to_netcdf(made, mode=mode, group=group or None, engine="h5netcdf", encoding=coded)
+        partial.write_bytes(made.getbuffer())
+    return path
