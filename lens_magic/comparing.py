@@ -132,6 +132,8 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         prompt_tokens=bool(run.options.get("prompt_tokens")),
         run_id=uuid4().hex,
         steering=tuple(term.for_sequences(1) for term in terms),
+        capture_dtype=options.check_dtype(run.options.get("capture_dtype")),
+        offload=bool(run.options.get("offload")),
         look=replace(PLAIN, norm=run.options.get("norm", "own")),
     )
     group = session.group

@@ -82,6 +82,18 @@ def integer(what: str, given: Any) -> int:
         raise LensError(f"{what} {given!r} is not an integer") from None
 
 
+def number(what: str, given: Any) -> float:
+    """A number, NumPy's and torch's too, as Python's own, which files can hold.
+
+    Raises:
+        LensError: it is none.
+    """
+    try:
+        return float(given + 0.0)  # float() alone would read texts too
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise LensError(f"{what} {given!r} is not a number") from None
+
+
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
     if re.fullmatch(r"-?\d+", piece):
         return [_layer(int(piece), layers)]
@@ -121,6 +133,8 @@ def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
 
     if spec is None:
         return DEFAULT_SITES
+    if not isinstance(spec, Iterable):
+        raise LensError(f"site {spec!r} is not one of {', '.join(SITES)}")
     given = [site.strip() for site in spec.split(",")] if isinstance(spec, str) else list(spec)
     for site in given:
         if site not in SITES:

@@ -77,12 +77,15 @@ def run(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens, top_k = options.integer("max-new-tokens", max_new_tokens), options.integer("top-k", top_k)
-    if not 1 <= top_k <= model.vocabulary:
-        raise LensError(f"top-k {top_k} is out of range; 1 to {model.vocabulary} (the vocabulary) would do")
     sites = options.parse_sites(capture)
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
     look = asked.look(given, norm, track, model, sites)
+    if not 1 <= top_k <= max(model.vocabulary, look.directions):
+        whole = (
+            f"{look.directions} (the basis)" if look.directions > model.vocabulary else f"{model.vocabulary} (the vocabulary)"
+        )
+        raise LensError(f"top-k {top_k} is out of range; 1 to {whole} would do")
     prompts = several(prompt)
     ids = all_prompt_ids(model, prompts, chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
@@ -108,11 +111,11 @@ def run(
         sampling=sampling,
         stop_ids=() if ignore_eos else model.stop_ids,
         forced=forced,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=bool(prompt_tokens),
         run_id=uuid4().hex,
         steering=vectors.steering_terms(model, steer, longest, most_new, len(ids)),
         capture_dtype=options.check_dtype(capture_dtype),
-        offload=offload,
+        offload=bool(offload),
         look=look,
         stream=stream_lens,
     )
@@ -121,7 +124,7 @@ def run(
         refuse_what_cannot_fit(session, ask_of(request))
         group.rank.store["given_lens"] = given  # sent on by rank 0, a share to each rank, where they lack it
         answers = group.call(run_lens, request, on_event=on_event)
-        more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
+        more = {"chat": bool(chat), "ignore_eos": bool(ignore_eos), **_looked(look)}
         made = [
             make_run(session, text, request, answers, number, more, getattr(given, "labels", ()))
             for number, text in enumerate(prompts)
@@ -223,6 +226,8 @@ def make_run(
             "seed": request.sampling.seed,
             "prompt_tokens": request.prompt_tokens,
             "forced": request.forced is not None,
+            "capture_dtype": request.capture_dtype,
+            "offload": request.offload,
             "steering": [str(term) for term in _steering_of(request, number)],
             **more,
         },

@@ -148,6 +148,14 @@ def test_a_difference_is_a_value(checkpoints: Checkpoints, tmp_path: Path, fill_
         diff.save(tmp_path / "change.nc")
 
 
+def test_states_are_kept_as_the_run_kept_them(checkpoints: Checkpoints) -> None:
+    use(folder := checkpoints("llama-odd-vocab"), 1)
+    run = lens.run(models.PROMPT, 2, capture_dtype="bfloat16", offload=True)
+    assert lens.diff(run, steer=term(folder)).base.options.items() >= {"capture_dtype": "bfloat16", "offload": True}.items()
+    older = {name: value for name, value in run.options.items() if name not in ("capture_dtype", "offload")}
+    assert lens.diff(replace(run, options=older), steer=term(folder)).base.options["capture_dtype"] is None
+
+
 def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Checkpoints) -> None:
     """Of a run that ended early, too: steered anew with the same limit, it is steered as much."""
     use(folder := checkpoints("llama-odd-vocab"), 1)

@@ -85,17 +85,22 @@ def test_chosen_tokens_are_followed_exactly(name: str, ranks: int, checkpoints: 
 
 
 @pytest.mark.ranks
-def test_tokens_ranked_first_are_followed(ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sites", [("attn_out", "mlp_out", "resid_post"), ("mlp_out", "attn_out")])
+def test_tokens_ranked_first_are_followed(
+    sites: tuple[str, ...], ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the stream where it was captured, else in any cell; the last layer's output is no cell unless it was captured."""
     from lens_magic.lens import chosen, decode
 
     model = loaded(checkpoints("llama-8heads"), ranks)
     monkeypatch.setattr(chosen, "MOST_FIRST", 3)
     if ranks == 1:
         monkeypatch.setattr(decode, "_MOST_POSITIONS", 4)  # so that positions come in several blocks
-    run = lens.run(models.PROMPT, TOKENS, prompt_tokens=True, ignore_eos=True, track=True)
+    run = lens.run(models.PROMPT, TOKENS, capture=sites, prompt_tokens=True, ignore_eos=True, track=True)
     states, _ = brute(model, run)
     logits = np.stack([ref.state_logits(model, states[site]).numpy() for site in run.sites])
-    leaders = logits[run.sites.index("resid_post")].argmax(-1)  # [layer, position]
+    own = logits[sites.index("resid_post")][None] if "resid_post" in sites else logits[::-1]  # of the last layer the first site
+    leaders = own.argmax(-1).reshape(-1, len(run.positions))  # [cell, position]
     several = 0
     for row, ids in enumerate(run.variables["tracked_id"].tolist()):
         counted = Counter(leaders[:, row].tolist())
@@ -132,7 +137,7 @@ def test_followed_tokens_survive_saving_and_make_a_table(checkpoints: Checkpoint
 
 def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
-    assert lens.run(models.PROMPT, 1, track="id:7").variables["tracked_id"].tolist() == [[7]]
+    assert lens.run(models.PROMPT, 1, track="id:7, id:9").variables["tracked_id"].tolist() == [[7, 9]]
     assert lens.run(models.PROMPT, 1, track=np.array([7, 5])).options["track"] == [7, 5]
     for track, words in (
         (" xylophone", "is 10 tokens .*, ….*only single tokens can be tracked"),
@@ -143,6 +148,8 @@ def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
         ([1.5], "not float"),
         ([True], "not bool"),
         (1.5, "not float"),
+        (b"a", "not bytes"),
+        ("id:²", "only single tokens can be tracked"),
         (list(range(65)), "at most 64"),
         (object(), "not object"),
     ):
@@ -227,8 +234,20 @@ def test_a_lens_on_the_ranks_goes_with_its_model(checkpoints: Checkpoints) -> No
     lens.run(models.PROMPT, 2, lens=lens.Basis(np.eye(3, 96), ["a", "b", "c"]))
     kept = current().group.rank.store
     assert "lens" in kept
+    lens.run(models.PROMPT, 2)
+    assert "lens" not in kept  # nor is it kept for nothing
+    lens.run(models.PROMPT, 2, lens=lens.Basis(np.eye(3, 96), ["a", "b", "c"]))
     loaded(checkpoints("llama-gqa"), 1)
     assert set(kept) == {"model"}
+
+
+def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:
+    """Which may be more than there are tokens."""
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    basis = lens.Basis(np.random.default_rng(0).normal(size=(330, 128)))
+    assert lens.run(models.PROMPT, 1, top_k=330, lens=basis).variables["token_id"].shape[-1] == 330
+    with pytest.raises(lens.LensError, match=r"top-k 331 is out of range; 1 to 330 \(the basis\) would do"):
+        lens.run(models.PROMPT, 1, top_k=331, lens=basis)
 
 
 def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -292,6 +311,17 @@ def test_components_add_up_under_the_frozen_norm(name: str, ranks: int, checkpoi
     assert run.variables["kl_final"][3, -1].max() < 1e-5  # the stream after the last layer is the output
     own = lens.run(models.PROMPT, TOKENS, capture=sites, top_k=vocabulary, ignore_eos=True)
     assert np.abs(whole_logits(own)[1] - logits[1]).max() > 1e-2 * scale  # and the two norms do differ
+
+
+def test_the_last_output_is_the_models_own_in_16_bits_too(checkpoints: Checkpoints) -> None:
+    """The module's norm rounds there, and the norm taken apart does not."""
+    lens.load(str(checkpoints("llama-bf16")), ranks=1)
+    own, frozen = (
+        lens.run(models.PROMPT, TOKENS, capture="resid_post", layers="0,-1", top_k=320, norm=norm, ignore_eos=True)
+        for norm in ("own", "frozen")
+    )
+    assert np.abs(whole_logits(frozen)[0, -1] - whole_logits(own)[0, -1]).max() < 1e-5
+    assert frozen.variables["kl_final"][0, -1].max() < 1e-6
 
 
 def test_constants_are_counted_with_the_stream(checkpoints: Checkpoints) -> None:

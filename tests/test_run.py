@@ -176,6 +176,7 @@ def test_layers_of_states_count_from_the_end_too(run: lens.LensRun) -> None:
 
 def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: Path) -> None:
     asked = {"temperature": np.float32(0.5), "top_p": np.float32(0.75), "seed": np.int64(3)}
+    asked |= {"ignore_eos": np.True_, "chat": np.False_, "prompt_tokens": np.True_, "offload": np.False_}
     one = lens.run(models.PROMPT, np.int64(2), top_k=np.int32(3), **asked)  # type: ignore[arg-type]
     again = lens.open_run(one.save(tmp_path / "run.nc"))
     assert again.options == one.options
@@ -189,6 +190,7 @@ def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: 
         ({"top_k": "many"}, "top-k 'many' is not an integer"),
         ({"temperature": None}, "temperature None and top-p 1.0 should be numbers"),
         ({"force": [1.5]}, r"the token ids to force \[1.5\] are not integers"),
+        ({"capture": 5}, "site 5 is not one of resid_pre, attn_out"),
         ({"force": 320}, "force should be text, or token ids from 0 to 319"),
     ],
 )
@@ -217,6 +219,12 @@ def test_cells_without_numbers_are_told_and_rank_no_token(tmp_path: Path) -> Non
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
+
+    with pytest.warns(UserWarning, match="cells hold no numbers"):
+        first = lens.run("A lens", 2, capture="mlp_out", capture_dtype="float16", track=True, ignore_eos=True)
+    leading = first.variables["token_id"][0, 1:, :, 0]  # [layer, position], but for the layer that has no first
+    for ids, column in zip(first.variables["tracked_id"], leading.T, strict=True):
+        assert set(ids) - {-1} == set(column)
 
     record = json.loads(run.to_json(tmp_path / "run.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert record["step_0"]["all_tokens_data"]["0"]["0"]["mlp_output"][0][1] is None

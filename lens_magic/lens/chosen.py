@@ -79,10 +79,10 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
     """The ids to follow, or how many of those ranked first."""
     if track is True:
         return (), MOST_FIRST
-    given: Iterable[str | int]
+    given: Iterable[Any]
     if isinstance(track, str):
         given = track.split(",")
-    elif isinstance(track, Iterable):
+    elif isinstance(track, Iterable) and not isinstance(track, bytes | bytearray):  # which are numbers to Python
         given = track
     elif hasattr(track, "__index__"):
         given = [track] if track is not False else []
@@ -94,8 +94,8 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
     )
     ids: list[int] = []
     for item in given:
-        if isinstance(item, str) and item.startswith("id:") and item[3:].isdigit():
-            item = int(item[3:])
+        if isinstance(item, str) and (stated := item.strip()).startswith("id:") and stated[3:].isdecimal():
+            item = int(stated[3:])
         if isinstance(item, bool) or not (isinstance(item, str) or hasattr(item, "__index__")):
             raise LensError(f"track= takes texts or ids of tokens, not {type(item).__name__}")
         index = read(item) if isinstance(item, str) else integer("track=", item)

@@ -176,7 +176,7 @@ def _positions(
     if projector.look.track_first:
         kept = {number: logits_of(keys) for number, keys in enumerate(batches)}
         every, flat = [key for keys in batches for key in keys], [logits.flatten(0, 1) for logits in kept.values()]
-        tracked = Tracked.ranked_first(rank, projector.head, every, flat, len(rows), projector.look.track_first)
+        tracked = Tracked.ranked_first(rank, projector.head, every, flat, len(rows), projector.look.track_first, places)
     for number, keys in enumerate(batches):
         if stop():
             return False

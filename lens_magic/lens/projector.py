@@ -75,6 +75,7 @@ class Projector:
         self.look = look
         self._norm = loaded.norm
         self._layers = loaded.layers
+        self._output: Key = ("resid_post", loaded.layers - 1)
         self._translators: dict[int, tuple[torch.Tensor, torch.Tensor]] = held if look.kind == "tuned" else {}
         self.head: HeadShard = held if look.kind == "basis" else loaded.head
         self.size = look.directions or loaded.vocabulary
@@ -119,10 +120,12 @@ class Projector:
             return self.head.logits(self._norm(states).reshape(-1, width))
         divided = self._frozen.divided(states, self._frozen.scale(final))  # [keys, positions, d]
         component = torch.tensor([site in COMPONENTS for site, _ in keys], device=states.device)
-        stream = self._frozen.add_bias(divided[~component]).reshape(-1, width)
+        stream = self._frozen.add_bias(divided)
+        if self._output in keys:  # the module itself rounds to the model's type
+            stream[keys.index(self._output)] = self._norm(final)
         scores = divided.new_empty((len(keys), states.shape[1], self.head.rows))
         scores[component] = self._bare.logits(divided[component].reshape(-1, width)).view(-1, *scores.shape[1:])
-        scores[~component] = self.head.logits(stream).view(-1, *scores.shape[1:])
+        scores[~component] = self.head.logits(stream[~component].reshape(-1, width)).view(-1, *scores.shape[1:])
         return scores.flatten(0, 1)
 
 
@@ -133,6 +136,7 @@ def projector_for(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajecto
     keeps, of a basis its share of the rows: either is spread over the ranks as captured states and vocabulary are.
     """
     if look.kind == "logit":
+        rank.store.pop("lens", None)  # what a run before was seen through would take up memory for nothing
         return Projector(loaded, look, None)
     signature = (look.lens, tuple(trajectories.keys) if look.kind == "tuned" else ())
     kept = rank.store.get("lens")

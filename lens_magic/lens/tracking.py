@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,17 +37,25 @@ class Tracked:
 
     @classmethod
     def ranked_first(
-        cls, rank: Rank, head: HeadShard, keys: Sequence[Key], logits: Sequence[torch.Tensor], positions: int, most: int
+        cls,
+        rank: Rank,
+        head: HeadShard,
+        keys: Sequence[Key],
+        logits: Sequence[torch.Tensor],
+        positions: int,
+        most: int,
+        captured: Container[Key],
     ) -> Tracked:
         """At each position, the tokens that are ranked first in any layer. Collective.
 
         Where the residual stream after the blocks was captured, its layers count; else all cells. The last layer's token is
-        always among them, then those that lead in the most layers, ties to the lower index.
+        always among them, then those that lead in the most layers, ties to the lower index. A cell without numbers has none.
 
         Args:
-            keys: the (site, layer) of all logits, in order.
+            keys: the (site, layer) of all logits, in order; the model's output may be among them without being captured.
             logits: ``[keys · positions, rows]`` in batches of keys, this rank's rows.
             most: follow at most so many a position.
+            captured: those that are cells of the run.
         """
         largest = torch.cat([batch.amax(-1) for batch in logits])
         # The first of equals, which argmax does not promise.
@@ -55,9 +63,11 @@ class Tracked:
         first = torch.cat([torch.where(batch == batch.amax(-1, keepdim=True), places, head.rows).amin(-1) for batch in logits])
         ranks = rank.all_gather(torch.stack([largest.double(), (first + head.offset).double()], -1))  # [ranks, cells, 2]
         values, ids = ranks[..., 0], ranks[..., 1]
-        winners = torch.where(values == values.amax(0), ids, torch.inf).amin(0).long()
+        best = values.amax(0)
+        winners = torch.where(best.isfinite(), torch.where(values == best, ids, torch.inf).amin(0), NOBODY).long()
         by_key = winners.view(len(keys), positions).cpu().numpy()
-        stream = [place for place, (site, _) in enumerate(keys) if site == "resid_post"] or list(range(len(keys)))
+        cells = [place for place, key in enumerate(keys) if key in captured]
+        stream = [place for place in cells if keys[place][0] == "resid_post"] or cells
         last = max(stream, key=lambda place: keys[place][1])
         rows = [_leaders(by_key[stream, at].tolist(), int(by_key[last, at]), most) for at in range(positions)]
         return cls(torch.tensor(rows, device=largest.device))
@@ -95,7 +105,7 @@ class Tracked:
 
 def _leaders(ids: Sequence[int], final: int, most: int) -> list[int]:
     """The distinct tokens that lead, at most so many, filled up with :data:`NOBODY`."""
-    layers = Counter(ids)
+    layers = Counter(index for index in ids if index != NOBODY)
     order = sorted(layers, key=lambda index: (index != final, -layers[index], index))[:most]
     return order + [NOBODY] * (most - len(order))
 
