@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import __version__
+from . import __version__, options
 from .errors import LensError
 from .needs import Room, room_of_rank, size
 from .session import Model, OnEvent, current
@@ -46,12 +46,12 @@ def train_tuned_lens(
         learning_rate: at the first step.
         held_out: share of the texts that the lens is measured on instead (:attr:`TunedLens.divergences`).
         seed: of the texts' order.
-        on_event: progress, ("training", step, steps); by default a bar.
+        on_event: progress, ("training", step, steps) and ("measuring", batch, batches); by default a bar.
 
     Raises:
         LensError: no model is loaded, there are no texts, a number is out of range, or the ranks lack the memory; nothing
             was run.
-        Interrupted: a KeyboardInterrupt whose ``result`` is the lens as it was by then.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the lens as it was by then; it is not measured any more.
     """
     import torch
 
@@ -61,7 +61,8 @@ def train_tuned_lens(
 
     session = current()
     model = session.require_model()
-    _check(steps, tokens_per_step, learning_rate, held_out)
+    steps, tokens_per_step = _at_least_one("steps", steps), _at_least_one("tokens_per_step", tokens_per_step)
+    learning_rate, held_out, seed = _checked(learning_rate, held_out, seed)
     learn, measure = _pieces(model, texts, held_out, seed)
     training = Training(_batches(learn, steps, tokens_per_step, seed), _in_order(measure, tokens_per_step), learning_rate)
     group = session.group
@@ -81,7 +82,7 @@ def train_tuned_lens(
         divergences={
             name: [whole[when][index] for index in layers]
             for name, when in (("logit_lens", "before"), ("tuned_lens", "after"))
-            if whole[when]
+            if whole["after"]
         },
         provenance={
             "lens_magic": __version__,
@@ -111,21 +112,28 @@ def _require_memory(rooms: Sequence[Room], model: Model) -> None:
         )
 
 
-def _check(steps: int, tokens_per_step: int, learning_rate: float, held_out: float) -> None:
-    for name, value in (("steps", steps), ("tokens_per_step", tokens_per_step)):
-        if value < 1:
-            raise LensError(f"{name} {value} is too few; 1 or more would do")
+def _at_least_one(name: str, value: int) -> int:
+    value = options.integer(name, value)
+    if value < 1:
+        raise LensError(f"{name} {value} is too few; 1 or more would do")
+    return value
+
+
+def _checked(learning_rate: float, held_out: float, seed: int) -> tuple[float, float, int]:
+    """The same as Python's own numbers, which files can hold."""
+    learning_rate, held_out = options.number("learning_rate", learning_rate), options.number("held_out", held_out)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise LensError(f"learning_rate {learning_rate} is not a positive number")
     if not 0 <= held_out < 1:
         raise LensError(f"held_out {held_out} is not a share of the texts; 0 to below 1 would do")
+    return learning_rate, held_out, options.integer("seed", seed)
 
 
 def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
     """Tokens to learn from, and to measure on: whole texts fall to one or the other."""
     from .model.tokens import encode
 
-    given = list(texts)
+    given = list(texts) if isinstance(texts, Iterable) else [texts]
     if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
         raise LensError("texts should be several texts: a list of str")
     longest = min(PIECE, model.context)

@@ -273,6 +273,8 @@ def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: 
         (lambda: lens.Basis([["a"]]), "matrix of numbers"),
         (lambda: lens.Basis(torch.full((1, 2), float("nan"))), "not finite"),
         (lambda: lens.Basis(torch.zeros(3, 4), ["a"]), "3 directions and 1 labels"),
+        (lambda: lens.Basis(torch.zeros(3, 4), "abc"), "3 directions and 'abc' as labels; a list of 3 texts would do"),
+        (lambda: lens.Basis(torch.zeros(3, 4), 5), "3 directions and '5' as labels"),
         (lambda: lens.run("a lens", lens=lens.Basis(torch.zeros(3, 4))), "width 4; .* has width 128"),
         (lambda: lens.run("a lens", lens=basis, track="down"), "no direction is labelled 'down'"),
         (lambda: lens.run("a lens", lens=basis, track=[3]), "ids go from 0 to 2"),
@@ -490,6 +492,96 @@ def test_saving_a_tuned_lens_loses_nothing(target: str, tmp_path: Path) -> None:
         assert getattr(again, name) == getattr(tuned, name)
 
 
+SQUARES, ROWS = [torch.eye(4)] * 2, [torch.zeros(4)] * 2
+
+
+def test_a_tuned_lens_may_be_made_of_any_numbers() -> None:
+    made = lens.TunedLens(
+        [torch.nn.Parameter(torch.eye(4)), np.eye(4)], torch.zeros(2, 4, dtype=torch.bfloat16), provenance={"by": "hand"}
+    )
+    assert [tensor.dtype for tensor in (*made.weights, *made.biases)] == [torch.float32] * 4
+    assert not any(weight.requires_grad for weight in made.weights)
+    assert made.digest == lens.TunedLens(SQUARES, ROWS).digest
+
+
+@pytest.mark.parametrize(
+    ("weights", "biases", "words"),
+    [
+        ([], [], "takes one matrix and one bias for the input of every block"),
+        (SQUARES, ROWS[:1], "takes one matrix and one bias for the input of every block"),
+        (5, None, "takes one matrix and one bias for the input of every block"),
+        ([torch.zeros(4)] * 2, ROWS, "translator 0 is missing, or is no 4 × 4 matrix with 4 biases"),
+        (["a", "b"], ROWS, "translator 0 is missing, or is no square matrix"),
+        ([SQUARES[0], torch.eye(3)], ROWS, "translator 1 is missing, or is no 4 × 4 matrix"),
+        (SQUARES, [ROWS[0], torch.zeros(1, 4)], "translator 1 is missing, or is no 4 × 4 matrix with 4 biases"),
+        (SQUARES, [ROWS[0], torch.full((4,), float("nan"))], "translator 1 holds numbers that are not finite"),
+    ],
+)
+def test_what_is_no_tuned_lens_is_refused(weights: Any, biases: Any, words: str) -> None:
+    with pytest.raises(lens.LensError, match=words) as refused:
+        lens.TunedLens(weights, biases)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_lens_changed_in_place_is_another() -> None:
+    with torch.inference_mode():  # whose tensors do not count their changes
+        uncounted = lens.Basis(torch.eye(4))
+    tuned, basis = random_lens(4, 2), lens.Basis(torch.eye(4))
+    for made, tensor in ((tuned, tuned.biases[1]), (basis, basis.matrix), (uncounted, uncounted.matrix)):
+        before = made.digest
+        assert made.digest == before
+        with torch.inference_mode():
+            tensor += 1
+        assert made.digest != before
+
+
+def test_saving_a_lens_destroys_nothing(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
+    tuned, basis = random_lens(4, 2), lens.Basis(torch.eye(4))
+    models_own = tmp_path / "model" / "config.json"
+    models_own.parent.mkdir()
+    models_own.write_text('{"model_type": "llama"}')
+    (tmp_path / "file").write_text("in the way")
+    for name, words in (
+        ("model", r"config\.json is there and is no tuned lens's; another folder would do"),
+        ("file", "file is no folder to write in: File exists"),
+    ):
+        with pytest.raises(lens.LensError, match=words):
+            tuned.save(tmp_path / name)
+    assert [path.read_text() for path in (models_own, tmp_path / "file")] == ['{"model_type": "llama"}', "in the way"]
+    tuned.save(tuned.save(tmp_path / "again"))
+    fill_disk()
+    for save, name in ((tuned.save, "full"), (tuned.save, "full.safetensors"), (basis.save, "basis.safetensors")):
+        with pytest.raises(lens.LensError, match=r"cannot be written: No space left on device$"):
+            save(tmp_path / name)
+    assert not list(tmp_path.rglob("full*/*"))
+
+
+@pytest.mark.parametrize(
+    ("read", "record", "words"),
+    [
+        (lens.load_basis, {"labels": 5}, "its labels or its name are no texts"),
+        (lens.load_basis, {"labels": [1]}, "its labels or its name are no texts"),
+        (lens.load_basis, {"name": None}, "its labels or its name are no texts"),
+        *(
+            (lens.load_tuned_lens, {"lens_magic": said}, "its divergences or its provenance are none")
+            for said in (
+                {"divergences": [1]},
+                {"divergences": None},
+                {"divergences": {"logit_lens": [1.0]}},
+                {"divergences": {"logit_lens": ["a"], "tuned_lens": ["b"]}},
+                {"provenance": 5},
+            )
+        ),
+    ],
+)
+def test_what_a_file_says_of_itself_is_checked(read: Any, record: dict[str, Any], words: str, tmp_path: Path) -> None:
+    tensors = {"matrix": torch.eye(2)} if read is lens.load_basis else {"0.weight": torch.eye(2)}
+    metadata = {"basis" if read is lens.load_basis else "config": json.dumps(record)}
+    save_file(tensors, tmp_path / "a.safetensors", metadata=metadata)
+    with pytest.raises(lens.LensError, match=f"a.safetensors is damaged: {words}"):
+        read(tmp_path / "a.safetensors")
+
+
 def test_wrong_tuned_lenses_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
     (tmp_path / "pickled").mkdir()
@@ -639,6 +731,29 @@ def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
     assert stopped.value.result.provenance["steps"] == 3
 
 
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_measuring_can_be_stopped(when: str, checkpoints: Checkpoints) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    seen: list[tuple[Any, ...]] = []
+
+    def stop(event: tuple[Any, ...]) -> None:
+        seen.append(event)
+        if event[0] == "measuring" and (when == "before" or ("training", 2, 2) in seen):
+            current().group.interrupt()
+
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.train_tuned_lens(TEXTS, steps=2, tokens_per_step=20, held_out=0.6, on_event=stop)
+    tuned = stopped.value.result
+    assert tuned.provenance["steps"] == (0 if when == "before" else 2)
+    assert tuned.divergences == {}
+    assert tuned.layers == 4
+    assert "held-out" not in repr(tuned)
+    assert seen[-1][:2] == ("measuring", 1)
+    assert seen[-1][2] > 1  # there was more to measure
+    assert lens.run(models.PROMPT, 1).output_ids  # nothing of it is left
+
+
 def test_training_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)  # 4 layers, 128 wide: 16 · 4 · 128 · 129 bytes
     monkeypatch.setenv("LENS_FREE_MEMORY", "1000000")
@@ -653,6 +768,12 @@ def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
         (["", ""], {}, "no texts"),
         ("one text", {}, "a list of str"),
         ([1, 2], {}, "a list of str"),
+        (None, {}, "a list of str"),
+        (TEXTS, {"steps": 2.5}, "steps 2.5 is not an integer"),
+        (TEXTS, {"steps": "3"}, "steps '3' is not an integer"),
+        (TEXTS, {"held_out": "a"}, "held_out 'a' is not a number"),
+        (TEXTS, {"learning_rate": "1"}, "learning_rate '1' is not a number"),
+        (TEXTS, {"seed": None}, "seed None is not an integer"),
         (TEXTS, {"steps": 0}, "steps 0 is too few"),
         (TEXTS, {"tokens_per_step": 0}, "tokens_per_step 0 is too few"),
         (TEXTS, {"learning_rate": float("nan")}, "not a positive number"),
@@ -660,6 +781,15 @@ def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
     ):
         with pytest.raises(lens.LensError, match=words):
             lens.train_tuned_lens(texts, **more)
+
+
+def test_numpys_numbers_may_be_trained_with_and_saved(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    asked = {"steps": np.int32(1), "tokens_per_step": np.int64(20), "held_out": np.float64(0.2), "seed": np.int64(3)}
+    tuned = lens.train_tuned_lens(np.array(TEXTS), learning_rate=torch.tensor(0.5), **asked)  # type: ignore[arg-type]
+    again = lens.load_tuned_lens(tuned.save(tmp_path / "tuned"))
+    assert again.provenance == tuned.provenance
+    assert again.provenance.items() >= {"steps": 1, "tokens_per_step": 20, "learning_rate": 0.5, "seed": 3}.items()
 
 
 def test_a_trained_lens_is_nearer_to_the_output_on_held_out_text() -> None:

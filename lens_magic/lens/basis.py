@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 
 from ..errors import LensError
 from ..writing import written_whole
+from .digest import digest_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +45,13 @@ class Basis:
             raise LensError(f"a basis should be a matrix [directions, width]; this has shape {list(rows.shape)}")
         if not bool(rows.isfinite().all()):
             raise LensError("the basis holds numbers that are not finite")
-        if isinstance(labels, str) or (labels is not None and len(labels) != len(rows)):
-            given = "one text" if isinstance(labels, str) else f"{len(labels)} labels"
+        if labels is None:
+            labels = [f"direction {row}" for row in range(len(rows))]
+        listed = isinstance(labels, Iterable) and not isinstance(labels, str)
+        texts = [str(text) for text in labels] if listed else []
+        if len(texts) != len(rows):
+            given = f"{len(texts)} labels" if listed else f"{str(labels)[:40]!r} as labels"
             raise LensError(f"the basis has {len(rows)} directions and {given}; a list of {len(rows)} texts would do")
-        texts = [f"direction {row}" for row in range(len(rows))] if labels is None else [str(text) for text in labels]
         object.__setattr__(self, "matrix", rows)
         object.__setattr__(self, "labels", tuple(texts))
         object.__setattr__(self, "name", str(name))
@@ -62,10 +64,10 @@ class Basis:
     def __len__(self) -> int:
         return int(self.matrix.shape[0])
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the matrix."""
-        return hashlib.sha256(self.matrix.contiguous().numpy().data).hexdigest()
+        return digest_of(self, [self.matrix])
 
     def check_fits(self, name: str, width: int) -> None:
         """Whether these are directions of a model's residual stream.
@@ -82,15 +84,14 @@ class Basis:
         Raises:
             LensError: the path ends otherwise, or there is no folder to write in.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target = Path(path).expanduser()
         if target.suffix != ".safetensors" or not target.parent.is_dir():
             raise LensError(f"{str(target)!r} should end in .safetensors, in a folder that is there")
+        record = {"basis": json.dumps({"labels": self.labels, "name": self.name})}
         with written_whole(target) as partial:
-            save_file(
-                {"matrix": self.matrix}, partial, metadata={"basis": json.dumps({"labels": self.labels, "name": self.name})}
-            )
+            partial.write_bytes(save({"matrix": self.matrix}, metadata=record))
         return target
 
     def __repr__(self) -> str:
@@ -117,4 +118,7 @@ def load_basis(path: str | Path) -> Basis:
             stated = dict(json.loads((opened.metadata() or {}).get("basis", "{}")))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise LensError(f"{file} is damaged or incomplete: {error}") from error
-    return Basis(matrix, stated.get("labels"), stated.get("name", file.stem))
+    labels, name = stated.get("labels"), stated.get("name", file.stem)
+    if not (labels is None or isinstance(labels, list)) or not all(isinstance(text, str) for text in (*(labels or ()), name)):
+        raise LensError(f"{file} is damaged: its labels or its name are no texts")
+    return Basis(matrix, labels, name)

@@ -7,11 +7,9 @@ for the *input* of block i, which is the output of block i − 1. The last block
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch
 
 from ..errors import LensError
 from ..writing import written_whole
+from .digest import digest_of
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
 """File names of the tuned-lens project, but for the ending: its ``params.pt`` is a pickle."""
@@ -42,6 +41,9 @@ class TunedLens:
         divergences: KL(output ‖ lens) in nats on held-out text, by translator, ``{"logit_lens": […], "tuned_lens": […]}``;
             empty where nothing was held out.
         provenance: how they were made.
+
+    Raises:
+        LensError: no square matrices of one width with as many biases, or numbers that are not finite.
     """
 
     weights: Sequence[torch.Tensor]
@@ -52,8 +54,8 @@ class TunedLens:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(self.weights))
-        object.__setattr__(self, "biases", tuple(self.biases))
+        for name, checked in zip(("weights", "biases"), _checked(self.weights, self.biases), strict=True):
+            object.__setattr__(self, name, checked)
 
     @property
     def layers(self) -> int:
@@ -65,13 +67,10 @@ class TunedLens:
         """Width of the residual stream."""
         return int(self.weights[0].shape[0])
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the translators."""
-        digest = hashlib.sha256()
-        for tensor in (*self.weights, *self.biases):
-            digest.update(tensor.contiguous().numpy().data)
-        return digest.hexdigest()
+        return digest_of(self, [*self.weights, *self.biases])
 
     def check_fits(self, name: str, width: int, layers: int, fingerprint: str) -> None:
         """Whether this lens is for a model.
@@ -96,23 +95,24 @@ class TunedLens:
         Both carry model, fingerprint, width, layers and how the lens was made. :func:`load_tuned_lens` reads either.
 
         Raises:
-            LensError: there is no folder to write in.
+            LensError: there is no folder to write in, or it is a model's.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         target = Path(path).expanduser()
         if not target.parent.is_dir():
             raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
         single = target.suffix == ".safetensors"
         if not single:
-            target.mkdir(exist_ok=True)
-            with written_whole(target / CONFIG) as partial:
-                partial.write_text(json.dumps(self._config(), indent=1), encoding="utf-8")
+            _make_folder(target)
         tensors = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors[f"{index}.weight"], tensors[f"{index}.bias"] = weight.contiguous(), bias.contiguous()
         with written_whole(target if single else target / PARAMS) as partial:
-            save_file(tensors, partial, metadata={"config": json.dumps(self._config())})
+            partial.write_bytes(save(tensors, metadata={"config": json.dumps(self._config())}))
+        if not single:
+            with written_whole(target / CONFIG) as partial:
+                partial.write_text(json.dumps(self._config(), indent=1), encoding="utf-8")
         return target
 
     def _config(self) -> dict[str, Any]:
@@ -137,6 +137,54 @@ class TunedLens:
         return f"{head}; held-out KL {after:.3f} nats, logit lens {before:.3f} (means over layers)>"
 
 
+def _checked(weights: Any, biases: Any) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Matrices ``[d, d]`` and biases ``[d]``, float32 on the CPU.
+
+    Raises:
+        LensError: they are not, or hold numbers that are not finite.
+    """
+    try:
+        pairs = [(_float32(weight), _float32(bias)) for weight, bias in zip(weights, biases, strict=True)]
+    except (TypeError, ValueError):
+        pairs = []
+    if not pairs:
+        raise LensError("a tuned lens takes one matrix and one bias for the input of every block")
+    width = pairs[0][0].shape[-1] if pairs[0][0].ndim else 0
+    for index, (weight, bias) in enumerate(pairs):
+        if not width or weight.shape != (width, width) or bias.shape != (width,):
+            form = f"{width} × {width} matrix with {width} biases" if width else "square matrix with as many biases"
+            raise LensError(f"translator {index} is missing, or is no {form}")
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise LensError(f"translator {index} holds numbers that are not finite")
+    return tuple(weight for weight, _ in pairs), tuple(bias for _, bias in pairs)
+
+
+def _float32(values: Any) -> torch.Tensor:
+    """A tensor on the CPU, of no numbers where these are none; a copy of NumPy's, whose changes are not noticed."""
+    try:
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
+        return tensor.detach().to("cpu", torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
+
+
+def _make_folder(target: Path) -> None:
+    """Make a lens's folder, where it is not there already.
+
+    Raises:
+        LensError: it cannot be made, or holds another config.json than a lens's.
+    """
+    config = target / CONFIG
+    try:
+        target.mkdir(exist_ok=True)
+        if config.exists() and "lens_type" not in dict(json.loads(config.read_text(encoding="utf-8"))):
+            raise ValueError("it says no lens_type")
+    except OSError as error:
+        raise LensError(f"{target} is no folder to write in: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise LensError(f"{config} is there and is no tuned lens's; another folder would do") from error
+
+
 def load_tuned_lens(path: str | Path) -> TunedLens:
     """Read a tuned lens: a folder with ``params.safetensors`` and ``config.json``, or a safetensors file.
 
@@ -151,7 +199,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     file = _params_file(Path(path).expanduser())
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118 - no mapping
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             written = (opened.metadata() or {}).get("config")
         beside = file.parent / CONFIG
         if written is None and file.name == PARAMS and beside.is_file():
@@ -160,18 +208,32 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
         ours = dict(stated.get("lens_magic", {}))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise LensError(f"{file} is damaged or incomplete: {error}") from error
+    divergences, provenance = ours.get("divergences", {}), ours.get("provenance", {})
+    if not (isinstance(provenance, dict) and _are_divergences(divergences)):
+        raise LensError(f"{file} is damaged: its divergences or its provenance are none")
     weights, biases = _translators(file, tensors)
-    for name, found in (("d_model", int(weights[0].shape[0])), ("num_hidden_layers", len(weights))):
+    try:
+        lens = TunedLens(
+            weights,
+            biases,
+            model=str(stated.get("base_model_name_or_path") or ""),
+            fingerprint=str(ours.get("fingerprint") or ""),
+            divergences=divergences,
+            provenance=provenance,
+        )
+    except LensError as error:
+        raise LensError(f"{file}: {error}") from error
+    for name, found in (("d_model", lens.width), ("num_hidden_layers", lens.layers)):
         if stated.get(name, found) != found:
             raise LensError(f"{file} holds translators whose {name} is {found}, its {CONFIG} says {stated[name]}")
-    return TunedLens(
-        weights,
-        biases,
-        model=str(stated.get("base_model_name_or_path", "")),
-        fingerprint=str(ours.get("fingerprint", "")),
-        divergences=ours.get("divergences", {}),
-        provenance=ours.get("provenance", {}),
-    )
+    return lens
+
+
+def _are_divergences(told: Any) -> bool:
+    """Whether these are none, or numbers for both lenses."""
+    if not isinstance(told, dict) or told.keys() not in (set(), {"logit_lens", "tuned_lens"}):
+        return False
+    return all(isinstance(values, list) and all(isinstance(value, int | float) for value in values) for values in told.values())
 
 
 def _params_file(path: Path) -> Path:
@@ -187,21 +249,12 @@ def _params_file(path: Path) -> Path:
     raise LensError(f"there is no tuned lens at {path}: neither a folder with {PARAMS} nor a .safetensors file")
 
 
-def _translators(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The matrices and biases in order, checked; biases that are missing are zero."""
+def _translators(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
+    """The matrices (None where one is missing) and biases in order; biases that are missing are zero."""
     tensors = {name.removeprefix("layer_translators."): tensor for name, tensor in tensors.items()}
     layers = sum(name.endswith(".weight") for name in tensors)
     weights = [tensors.get(f"{index}.weight") for index in range(layers)]
     first = weights[0] if weights else None
     if first is None or first.ndim != 2:
         raise LensError(f"{file} holds no translators; tensors named 0.weight, 0.bias, 1.weight, … would be some")
-    width = int(first.shape[1])
-    biases = [tensors.get(f"{index}.bias", torch.zeros(width)) for index in range(layers)]
-    found: list[torch.Tensor] = []
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        if weight is None or weight.shape != (width, width) or bias.shape != (width,):
-            raise LensError(f"{file}: translator {index} is missing, or is no {width} × {width} matrix with {width} biases")
-        if not (weight.isfinite().all() and bias.isfinite().all()):
-            raise LensError(f"{file}: translator {index} holds numbers that are not finite")
-        found.append(weight)
-    return found, biases
+    return weights, [tensors.get(f"{index}.bias", torch.zeros(first.shape[1])) for index in range(layers)]

@@ -100,10 +100,18 @@ class _Trainer:
             self.optimiser.zero_grad()
 
     def divergences(self, batches: Sequence[Sequence[Sequence[int]]]) -> dict[int, float]:
-        """Mean KL(output ‖ lens) over the tokens, in nats, by translator of this rank."""
+        """Mean KL(output ‖ lens) over the tokens, in nats, by translator of this rank; of none where interrupted. Collective.
+
+        Emits ("measuring", batch, batches).
+        """
         total = sum(len(piece) for pieces in batches for piece in pieces)
-        sums = [self._pass(pieces, learn=False) for pieces in batches]
-        return {index: sum(one[index] for one in sums) / total for index in self.own}
+        sums = []
+        for pieces in batches:
+            if self.rank.agree_to_stop():  # acknowledged where training ends
+                return {}
+            sums.append(self._pass(pieces, learn=False))
+            self.rank.emit(("measuring", len(sums), len(batches)))
+        return {index: sum(one[index] for one in sums) / total for index in self.own} if batches else {}
 
     def _pass(self, pieces: Sequence[Sequence[int]], learn: bool) -> dict[int, float]:
         """Run the model over pieces; adds to the gradients of the mean KL. Returns the summed KL by translator. Collective."""
@@ -194,16 +202,16 @@ def _times(slopes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def train(rank: Rank, training: Training) -> dict[str, Any]:
     """Train this rank's translators. Collective; an interrupt stops all ranks after the same step.
 
-    Emits ("training", step, steps).
+    Emits ("training", step, steps), and ("measuring", batch, batches) before and after.
 
     Returns:
-        On every rank its ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after``; how
-        many steps were ``done``.
+        On every rank its ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after`` (none
+        where it was interrupted first); how many steps were ``done``.
     """
     from .pipeline import model_of
 
     trainer = _Trainer(rank, model_of(rank), training.learning_rate)
-    before = trainer.divergences(training.held_out) if training.held_out else {}
+    before, after = trainer.divergences(training.held_out), {}
     steps, done = len(training.batches), 0
     for pieces in training.batches:
         if rank.agree_to_stop():
@@ -212,10 +220,12 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
         trainer.step(pieces, share=1 - done / steps)
         done += 1
         rank.emit(("training", done, steps))
+    else:
+        after = trainer.divergences(training.held_out)
     return {
         "weights": {index: weight.detach().cpu().numpy() for index, weight in trainer.weights.items()},
         "biases": {index: bias.detach().cpu().numpy() for index, bias in trainer.biases.items()},
         "before": before,
-        "after": trainer.divergences(training.held_out) if training.held_out else {},
+        "after": after,
         "done": done,
     }

@@ -21,6 +21,7 @@ STAGES = {
     "learning": ("learning", "layers"),
     "evaluating": ("evaluating", "questions × orders × layers"),
     "training": ("training", "steps"),
+    "measuring": ("measuring", "batches"),
 }
 """What the ranks tell of: what is being done, and what is counted."""
 
