@@ -495,13 +495,15 @@ def test_saving_a_tuned_lens_loses_nothing(target: str, tmp_path: Path) -> None:
 SQUARES, ROWS = [torch.eye(4)] * 2, [torch.zeros(4)] * 2
 
 
-def test_a_tuned_lens_may_be_made_of_any_numbers() -> None:
+def test_a_tuned_lens_may_be_made_of_any_numbers(tmp_path: Path) -> None:
     made = lens.TunedLens(
         [torch.nn.Parameter(torch.eye(4)), np.eye(4)], torch.zeros(2, 4, dtype=torch.bfloat16), provenance={"by": "hand"}
     )
     assert [tensor.dtype for tensor in (*made.weights, *made.biases)] == [torch.float32] * 4
     assert not any(weight.requires_grad for weight in made.weights)
     assert made.digest == lens.TunedLens(SQUARES, ROWS).digest
+    shared = lens.TunedLens([torch.eye(4), torch.eye(4)], ROWS[:1] * 2)
+    assert lens.load_tuned_lens(shared.save(tmp_path / "shared")).digest == made.digest
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import torch
 
 from lens_magic.arguments import Help, Parser, add_load_options, add_run_options
 from lens_magic.errors import LensError
-from lens_magic.options import check_ranks, check_sampling, default_ranks, parse_layers, parse_sites
+from lens_magic.options import check_ranks, check_sampling, default_ranks, number, parse_layers, parse_sites
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,17 @@ def test_seeds() -> None:
 def test_sites() -> None:
     assert parse_sites(None) == ("attn_out", "mlp_out", "resid_post")
     assert parse_sites("post_ln, resid_pre,post_ln") == ("post_ln", "resid_pre")
-    with pytest.raises(LensError, match="'block' is not one of resid_pre, attn_out"):
-        parse_sites("block")
+    for wrong in ("block", 5):
+        with pytest.raises(LensError, match=f"site {wrong!r} is not one of resid_pre, attn_out"):
+            parse_sites(wrong)  # type: ignore[arg-type]
+
+
+def test_numbers_become_pythons_own() -> None:
+    for given in (2, 2.0, np.float32(2), np.int8(2), torch.tensor(2), Fraction(2)):
+        assert repr(number("rate", given)) == "2.0"
+    for wrong in ("2", b"2", None, [2], np.ones(2), torch.ones(2), 2j, 10**400):
+        with pytest.raises(LensError, match="is not a number"):
+            number("rate", wrong)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ class TunedLens:
             _make_folder(target)
         tensors = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            tensors[f"{index}.weight"], tensors[f"{index}.bias"] = weight.contiguous(), bias.contiguous()
+            tensors[f"{index}.weight"] = weight.contiguous()
+            # Copies: one bias may serve all translators, and a file holds no tensor twice.
+            tensors[f"{index}.bias"] = bias.clone(memory_format=torch.contiguous_format)
         with written_whole(target if single else target / PARAMS) as partial:
             partial.write_bytes(save(tensors, metadata={"config": json.dumps(self._config())}))
         if not single:
