@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,16 +48,72 @@ def test_special_text_in_a_prompt_is_text(tokenizer: Any) -> None:
     assert decode(tokenizer, ids) == "a<|end|>b"
 
 
-def test_chat(tokenizer: Any) -> None:
-    with pytest.raises(lens.LensError, match="no chat template"):
-        encode(tokenizer, "hello", chat=True)
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}[bot]"
-    try:
-        ids = encode(tokenizer, "hi <|end|>", chat=True)
-        assert decode(tokenizer, ids) == "[user]hi <|end|><|end|>[bot]"
-        assert ids.count(tokenizer.eos_token_id) == 1  # the template's own; the user's is text
-    finally:
-        tokenizer.chat_template = None
+TEMPLATES = {
+    "plain": "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|end|>{% endfor %}[bot]",
+    "trimmed": "{% for m in messages %}[{{ m.role }}]\n\n{{ m.content | trim }}<|end|>{% endfor %}[bot]\n",
+    "words": "USER: {{ messages[0].content }} ASSISTANT:",
+    "instruction": "<|end|>[INST] {{ messages[0].content | trim }} [/INST]",
+}
+
+
+@pytest.fixture(scope="module")
+def prepending() -> Any:
+    """A tokenizer that marks spaces with ▁, one before every text included, as Llama 2's does."""
+    from tokenizers import Tokenizer, decoders, normalizers, trainers
+    from tokenizers import models as kinds
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(kinds.BPE())
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Replace("▁", " ")
+    texts = [*TEXTS, *TEMPLATES.values(), models.TEXT]
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
+
+
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+@pytest.mark.parametrize("text", ["hello", "  two lines\nand spaces \n", "日本語", "\x00"])
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("kind", ["tokenizer", "prepending"])
+def test_a_chat_is_what_the_template_makes_of_it(kind: str, template: str, text: str, request: pytest.FixtureRequest) -> None:
+    chatting = with_template(request.getfixturevalue(kind), TEMPLATES[template])
+    messages = [{"role": "user", "content": text}]
+    whole = chatting.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert encode(chatting, text, chat=True) == whole
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("plain", "[user] hi <|end|> <|end|>[bot]"),
+        ("trimmed", "[user]\n\nhi <|end|><|end|>[bot]"),
+        ("words", "USER:  hi <|end|>  ASSISTANT:"),
+    ],
+)
+def test_special_text_in_a_chat_is_text(tokenizer: Any, template: str, shown: str) -> None:
+    ids = encode(with_template(tokenizer, TEMPLATES[template]), " hi <|end|> ", chat=True)
+    assert decode(tokenizer, ids) == shown
+    assert ids.count(tokenizer.eos_token_id) == TEMPLATES[template].count("<|end|>")  # the template's own
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "no chat template; leave --chat out"),
+        ("[user]", "leaves the user's message out; leave --chat out"),
+        ("{{ raise_exception('a system message\nis needed') }}", "cannot be used: a system message; leave --chat out$"),
+        ("{{ messages[1].content.strip() }}", "cannot be used: .* leave --chat out$"),
+    ],
+)
+@pytest.mark.parametrize("text", ["hello", "<|end|>"])
+def test_a_chat_that_no_template_makes_is_refused(tokenizer: Any, template: str | None, words: str, text: str) -> None:
+    with pytest.raises(lens.LensError, match=words):
+        encode(with_template(tokenizer, template), text, chat=True)
 
 
 def test_every_token_has_a_text(tokenizer: Any) -> None:

@@ -32,24 +32,50 @@ def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
         chat: put the text into the model's chat template as the user's message, up to where the answer begins.
 
     Raises:
-        LensError: the model has no chat template, or the text holds what is no character.
+        LensError: the text holds what is no character, or the model has no chat template, or one that will not take the text.
     """
     _require_characters(text)
-    if not chat:
-        # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
-        return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
+    if chat:
+        return _encode_chat(tokenizer, text)
+    # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
+    return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
+
+
+_MARK = "\ue000lens\ue001"
+_SPACE = "\x1f"  # white space that templates trim and none writes
+
+
+def _encode_chat(tokenizer: Any, text: str) -> list[int]:
     if not tokenizer.chat_template:
         raise LensError("this model has no chat template; leave --chat out")
-    # The template is made around a mark, so that what the user wrote is never read as part of the template.
-    mark = "\ue000lens\ue001"
-    template = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True)
-    before, found, after = template.partition(mark)
+    before, found, after = _in_template(tokenizer, f"{_SPACE}{_MARK}{_SPACE}").partition(_MARK)
     if not found:
         raise LensError("this model's chat template leaves the user's message out; leave --chat out")
-    encoded: list[int] = []
-    for piece, special in ((before, False), (text, True), (after, False)):
-        encoded += tokenizer(piece, add_special_tokens=False, split_special_tokens=special)["input_ids"]
-    return encoded
+    if _encode_piece(tokenizer, text) == _encode_piece(tokenizer, text, as_text=True):
+        # Whole, as the model was trained: tokens may reach from the template into the text.
+        return _encode_piece(tokenizer, _in_template(tokenizer, text))
+    # The text holds what would become a special token, so it is taken by itself, less the space that the template trims.
+    kept = text if before.endswith(_SPACE) else text.lstrip()
+    kept = kept if after.startswith(_SPACE) else kept.rstrip()
+    encoded = _encode_piece(tokenizer, before.removesuffix(_SPACE))
+    encoded += _encode_piece(tokenizer, kept, as_text=True)
+    return encoded + _encode_piece(tokenizer, after.removeprefix(_SPACE))
+
+
+def _in_template(tokenizer: Any, text: str) -> str:
+    """The chat template around a user's message, up to where the answer begins."""
+    try:
+        message = [{"role": "user", "content": text}]
+        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a program of the model's
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LensError(f"this model's chat template cannot be used: {reason}; leave --chat out") from error
+
+
+def _encode_piece(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
+    """Token ids of a piece of a sequence, to which nothing is added."""
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text, verbose=False)["input_ids"]
+    return [int(index) for index in found]
 
 
 def encode_rest(tokenizer: Any, text: str) -> list[int]:
@@ -59,7 +85,7 @@ def encode_rest(tokenizer: Any, text: str) -> list[int]:
         LensError: it holds what is no character.
     """
     _require_characters(text)
-    return [int(index) for index in tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]]
+    return _encode_piece(tokenizer, text, as_text=True)
 
 
 def _require_characters(text: str) -> None:
