@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import session as sessions
 from .errors import LensError
-from .lens.files import require_zarr
 from .options import check_ranks, default_ranks
+from .outputs import check_output
 from .ranks.start import launched_ranks
 
 if TYPE_CHECKING:
@@ -22,17 +21,12 @@ def check_outputs(paths: list[Path]) -> None:
     """Whether runs can be written to these paths, before there is one.
 
     Raises:
-        LensError: an ending that is not known or whose package is missing, or a folder that is not there or not writable.
+        LensError: an ending is not known, or what :func:`check_output` refuses.
     """
     for path in paths:
         if path.suffix not in _ENDINGS:
             raise LensError(f"--out {str(path)!r} should end in one of {', '.join(_ENDINGS)}")
-        if path.suffix == ".zarr":
-            require_zarr()
-        if not path.parent.is_dir():
-            raise LensError(f"--out {str(path)!r}: there is no folder {path.parent}")
-        if not os.access(path.parent, os.W_OK):
-            raise LensError(f"--out {str(path)!r}: nothing can be written to {path.parent}")
+        check_output("--out", path)
 
 
 def write(run: LensRun, paths: list[Path]) -> None:

@@ -15,6 +15,7 @@ from . import session as sessions
 from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError
 from .lens import kept
+from .outputs import check_output
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
@@ -53,14 +54,20 @@ class LensMagics(Magics):
         kept.keep(run)
         if not (stopped or live or parsed.static or parsed.out is not None or parsed.save is not None):
             return run
-        answer.show(run, parsed.static)  # before it is saved: a full disk costs the file, not the sight of the run
-        if parsed.save is not None:
-            run.save(parsed.save)
+        answer.show(run, parsed.static)
         if parsed.out is None:
             make_value(self.shell, run)
+        done = len(run.output_ids)
+        words = f"stopped after {done} token{'s' if done != 1 else ''}"
+        try:
+            if parsed.save is not None:  # last of all: a full disk costs the file, neither the run nor the news of its end
+                run.save(parsed.save)
+        except (LensError, OSError) as error:
+            if not stopped:
+                raise
+            words += f", and not saved ({error})"
         if stopped:
-            done = len(run.output_ids)
-            raise stopped_with(f"stopped after {done} token{'s' if done != 1 else ''}", parsed.out)
+            raise stopped_with(words, parsed.out)
         return None
 
 
@@ -102,8 +109,7 @@ def _check_target(path: str) -> None:
     target = Path(path).expanduser()
     if target.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
         raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
-    if not target.parent.is_dir():
-        raise LensError(f"--save {path!r}: there is no folder {target.parent}")
+    check_output("--save", target)
 
 
 # -- %lens ----------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,40 @@ def test_what_cannot_be_kept_is_a_warning(loaded: Notebook, monkeypatch: pytest.
     with pytest.warns(UserWarning, match="this run was not kept on disk: Can't decrement id ref count$"):
         run = loaded.run("%%lens -n 2\nTo be")
     assert isinstance(run, LensRun)
+
+
+@pytest.mark.parametrize("out", ["", "-o unsaved"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_cannot_be_saved_costs_the_file_alone(
+    loaded: Notebook, stopped: bool, out: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Neither the cell's value, nor the interrupt that ends "run all"."""
+    save = LensRun.save
+
+    def full(run: LensRun, path: Path | str) -> Path:
+        if str(path).endswith("full.nc"):
+            raise LensError("full.nc cannot be written: no space left")
+        return save(run, path)
+
+    monkeypatch.setattr(LensRun, "save", full)
+    if stopped:
+        monkeypatch.setattr("lens_magic.showing.Answer.__call__", lambda *_: current().group.interrupt())
+    error = loaded.run(f"%%lens -n 7 --ignore-eos --save {tmp_path}/full.nc {out}\nTo be")
+    assert isinstance(error, KeyboardInterrupt if stopped else LensError)
+    assert "full.nc cannot be written: no space left" in str(error)
+    run = loaded.shell.user_ns["unsaved" if out else "_"]
+    assert (run.interrupted, len(run.output_ids) == 7) == (stopped, not stopped)
+
+
+def test_where_nothing_can_be_saved_nothing_is_run(loaded: Notebook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("lens_magic.runs.run", None)
+    (tmp_path / "folder.nc").mkdir()
+    assert "folder.nc' is a folder" in loaded.refuses(f"%%lens --save {tmp_path}/folder.nc\nx")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda *_: False)
+        assert f"nothing can be written to {tmp_path}" in loaded.refuses(f"%%lens --save {tmp_path}/run.nc\nx")
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    assert "pip install 'lens-magic[zarr]'" in loaded.refuses(f"%%lens --save {tmp_path}/run.zarr\nx")
 
 
 def test_files_of_the_users_own_are_no_kept_runs(loaded: Notebook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -302,6 +302,29 @@ def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.listing().files == []
 
 
+def test_kept_runs_that_another_kernel_removes_meanwhile(
+    run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_magic.lens import kept
+
+    there, gone = kept.keep(run), tmp_path / "gone.nc"
+    monkeypatch.setattr(kept, "_files", lambda: [gone, there])
+    assert [path for path, _ in kept.listing().files] == [there]
+    assert kept.clear() == 2
+
+
+@pytest.mark.parametrize(("variable", "below"), [("LENS_RUNS_DIR", ""), ("XDG_DATA_HOME", "lens-magic/runs")])
+def test_where_runs_are_kept_may_be_written_with_a_tilde(
+    variable: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_magic.lens import kept
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("LENS_RUNS_DIR")
+    monkeypatch.setenv(variable, "~/mine")
+    assert kept.folder() == tmp_path / "mine" / below
+
+
 def test_a_full_disk_costs_no_run(run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_magic.lens import kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -22,9 +23,9 @@ _NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is
 def folder() -> Path:
     """``LENS_RUNS_DIR``, else ``lens-magic/runs`` where the user's data goes (``XDG_DATA_HOME``, ``~/.local/share``)."""
     if stated := os.environ.get("LENS_RUNS_DIR"):
-        return Path(stated)
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "lens-magic" / "runs"
+        return Path(stated).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(data).expanduser() / "lens-magic" / "runs"
 
 
 def keep(run: LensRun) -> Path | None:
@@ -74,4 +75,8 @@ class Kept:
 
 def listing() -> Kept:
     """What is kept."""
-    return Kept([(path, path.stat().st_size / 1e6) for path in _files()])
+    sizes = []
+    for path in _files():
+        with contextlib.suppress(FileNotFoundError):  # another kernel's newest has just taken its place
+            sizes.append((path, path.stat().st_size / 1e6))
+    return Kept(sizes)
