@@ -116,7 +116,8 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
     model = session.require_model()
     _check_comparable(run, model)
     ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
-    asked = max(len(output), run.options.get("max_new_tokens", 0))
+    # Of a run that ended early as many tokens as it might have had; what was forced is as long as it is.
+    asked = len(output) if run.options.get("forced") else max(len(output), run.options.get("max_new_tokens", 0))
     terms = vectors.steering_terms(model, steer, len(ids), len(output), asked=asked)
     if not terms:
         raise LensError("lens.diff needs something that makes a difference: steer=(vector * 1.5,)")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import runs
+from .prompts import check_new
 from .session import Session
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ def compare(
         tokens: how many to generate, past end tokens.
 
     Raises:
-        LensError: the model cannot be loaded on one of the numbers of ranks.
+        LensError: there is nothing to generate, or the model cannot be loaded on one of the numbers of ranks.
     """
+    check_new(tokens)
     first, *others = rank_counts
     session.load(model, dtype, ranks=first)
     free = runs.run(session, prompt, tokens, ignore_eos=True)

@@ -77,17 +77,30 @@ def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ..
     return tuple(ids)
 
 
-def check_length(prompt: int, new: int, context: int, minimum: int = 1) -> None:
-    """Refuse more tokens than fit.
+def check_new(new: int, prompt_tokens: bool | None = None) -> None:
+    """Refuse too few tokens.
+
+    Args:
+        prompt_tokens: of a run, whether it shows the prompt's positions too: then none need follow.
+
+    Raises:
+        LensError: says how many would do.
+    """
+    minimum = 0 if prompt_tokens else 1
+    if new < minimum:
+        hint = "; with --prompt-tokens 0 gives the lens of the prompt itself" if new == 0 and prompt_tokens is not None else ""
+        raise LensError(f"max-new-tokens {new} is too few; {minimum} or more would do{hint}")
+
+
+def check_length(prompt: int, new: int, context: int, prompt_tokens: bool | None = None) -> None:
+    """Refuse more tokens than fit, or too few, as :func:`check_new` does.
 
     Raises:
         LensError: says how many do.
     """
     if prompt > context:
         raise LensError(f"the prompt has {prompt} tokens, more than the model's context of {context}")
-    if new < minimum:
-        hint = "; with --prompt-tokens 0 gives the lens of the prompt itself" if new == 0 else ""
-        raise LensError(f"max-new-tokens {new} is too few; {minimum} or more would do{hint}")
+    check_new(new, prompt_tokens)
     # The last generated token is never read by the model.
     if prompt + new - 1 > context:
         raise LensError(

@@ -93,7 +93,7 @@ def run(
     forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
     for number, one in enumerate(ids):
         new = len(forced[number]) if forced is not None else max_new_tokens
-        check_length(len(one), new, model.context, minimum=0 if prompt_tokens else 1)
+        check_length(len(one), new, model.context, bool(prompt_tokens))
         if new == 0 and len(one) < 2:
             raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
     longest, most_new = max(map(len, ids)), longest_continuation(forced, max_new_tokens)

@@ -320,7 +320,8 @@ def _panel(words: list[str], shell: Any) -> Any:
     from .view.panel import Panel
 
     session = sessions.current()
-    return Panel(session, {**vectors.variables_with_vectors(shell.user_ns), **session.vectors})
+    names = {**vectors.variables_with_vectors(shell.user_ns), **session.vectors}
+    return Panel(session, {name: vectors.find(session, name, shell.user_ns) for name in names})
 
 
 COMMANDS: dict[str, Callable[[list[str], Any], Any]] = {

@@ -141,16 +141,19 @@ def check_name(name: str) -> str:
 
 
 def find(session: Session, name: str, variables: Mapping[str, Any] | None = None) -> SteeringVector:
-    """A vector by its name: of ``%steer``, else of a variable that holds one.
+    """A vector by its name: of ``%steer``, or of a variable that holds one.
 
     Raises:
-        LensError: there is none; says which there are.
+        LensError: there is none (says which there are), or ``%steer`` and the variable have different ones.
     """
     held = variables_with_vectors(variables or {})
-    if name in session.vectors:
-        return session.vectors[name]
-    if name in held:
-        return held[name]
+    kept, own = session.vectors.get(name), held.get(name)
+    if kept is not None and own is not None and not own.steers_as(kept):
+        raise LensError(
+            f"%steer keeps another vector {name!r} than the variable holds; `%steer drop {name}` leaves the variable's"
+        )
+    if found := kept or own:
+        return found
     known = ", ".join(dict.fromkeys((*session.vectors, *held)))
     hint = f"there are {known}" if known else "%steer train NAME --pairs … makes one"
     raise LensError(f"there is no vector {name!r}; {hint}")

@@ -64,6 +64,7 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
         (["plan", "demo", "--device", "cuda"], "goes with --free"),
+        (["equivalence", "demo", "x", "-n", "0"], "max-new-tokens 0 is too few; 1 or more would do\n"),
         (["fly"], "invalid choice"),
         ([], "arguments are required"),
     ],

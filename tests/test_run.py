@@ -199,6 +199,12 @@ def test_what_is_no_number_is_refused(run: lens.LensRun, wrong: dict[str, Any], 
         lens.run(models.PROMPT, **wrong)
 
 
+@pytest.mark.parametrize("ask", [lens.generate, lambda prompt, new: lens.compare(prompt, (), new)])
+def test_what_is_refused_is_told_options_there_are(run: lens.LensRun, ask: Callable[[str, int], Any]) -> None:
+    with pytest.raises(lens.LensError, match=r"max-new-tokens 0 is too few; 1 or more would do$"):
+        ask(models.PROMPT, 0)
+
+
 def test_a_single_token_may_be_forced(run: lens.LensRun) -> None:
     assert lens.run(models.PROMPT, force=7).output_ids == [7]
 

@@ -79,6 +79,18 @@ def test_vectors_by_name(notebook: Notebook, tmp_path: Path) -> None:
     assert "again" in current().vectors
 
 
+def test_a_name_with_two_vectors_is_refused(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one was meant nobody can tell; that both are the same is no matter."""
+    words = "%steer keeps another vector 'mine' than the variable holds; `%steer drop mine` leaves the variable's"
+    notebook.run("%steer train mine --pairs items -l 1 -o mine")
+    assert notebook.run("%steer mine:2 -n 2 'A lens'").steering
+    notebook.shell.user_ns["mine"] = lens.train_vector(questions(), layers=[1], site="resid_post")
+    for line in ("%steer mine:2 'A lens'", "%%lens --steer mine\nA lens", "%steer save mine v.safetensors", "%steer panel"):
+        assert words in notebook.refuses(line)
+    notebook.run("%steer drop mine")
+    assert "resid_post" in notebook.run("%steer mine:2 -n 2 'A lens'").steering[0]
+
+
 def test_both_texts_beside_each_other(notebook: Notebook) -> None:
     notebook.run("%steer train warm --pairs items -l 1-2 --site resid_post")
     made = notebook.run("%%steer warm:60 -l 1 -n 8 --ignore-eos --positions generated --steps 2:9 --decay 4\nA lens gathers")

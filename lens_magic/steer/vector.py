@@ -165,6 +165,11 @@ class SteeringVector:
         """The same under another name."""
         return replace(self, name=name)
 
+    def steers_as(self, other: SteeringVector) -> bool:
+        """Whether it is the same directions at the same site, whatever their name."""
+        own, others = self.directions, other.directions
+        return self.site == other.site and self.layers == other.layers and all(own[at].equal(others[at]) for at in own)
+
     # -- steering ------------------------------------------------------------------------------------------------------
 
     def steer(
