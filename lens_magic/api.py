@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from . import comparing, runs, vectors
+from . import comparing, options, runs, vectors
 from .ranks.status import Status
 from .session import current
 from .view.progress import watched
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str,
+    model: str | Path,
     dtype: str | None = None,
     ranks: int | None = None,
     revision: str | None = None,
@@ -36,7 +36,7 @@ def load(
     ones; then ``%lens restart`` brings it back if loading came to nothing.
 
     Args:
-        model: a local folder, a hub id, or "demo" for the embedded model.
+        model: a local folder (text or a path), a hub id, or "demo" for the embedded model.
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's own.
         ranks: over how many ranks to split it, this process included. By default as many as there are; at first
             ``LENS_RANKS``, else in a Lens kernel ``LENS_DEFAULT_RANKS``, else 4 there and 1 in any other process.
@@ -46,15 +46,16 @@ def load(
             be split into.
     """
     with watched(loading=f"loading {model}") as told:
-        current().load(model, dtype, revision, ranks, trust_remote_code, told)
+        current().load(options.model_name(model), dtype, revision, ranks, trust_remote_code, told)
 
 
 def attach(model: Any, tokenizer: Any) -> None:
     """Use a transformers model that is in memory already, on one rank, as it is; amid its training it is left in that mode.
 
     Raises:
-        LensError: an unsupported family.
+        LensError: an unsupported family, or no model and tokenizer of transformers.
     """
+    options.check_in_memory(model, tokenizer)
     current().attach(model, tokenizer)
 
 
@@ -359,8 +360,7 @@ def evaluate(
         site: another than the one the vector was read at.
         reuse_layer: apply the direction of this one layer at each of ``layers`` (all of the model's by default).
         positions: as :meth:`SteeringVector.steer` takes them.
-        random_directions: how many; what a direction must beat is told better by several.
-        seed: of the random directions.
+        random_directions, seed: how many, and of what they are drawn; what a direction must beat is told better by several.
 
     Raises:
         LensError: no model is loaded, the vector does not fit it, an argument is not understood, or no question is left.
@@ -378,7 +378,7 @@ def ablate_sites(
     data: Any,
     layers: str | int | Iterable[int] | None = None,
     sites: Sequence[str] = ("post_ln", "resid_pre", "attn_out", "resid_post"),
-    positions: Sequence[str] = ("label", "last"),
+    positions: str | Sequence[str] = ("label", "last"),
     method: str = "mean_diff",
     alphas: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     seed: int = 0,

@@ -153,6 +153,10 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
 
 
 def _check_comparable(run: LensRun, model: Model) -> None:
+    from .lens.run import LensRun
+
+    if not isinstance(run, LensRun):
+        raise LensError(f"lens.diff takes one run of lens.run, not {type(run).__name__}; of several, each by itself")
     made_with = run.provenance.get("model_fingerprint")
     if made_with != model.fingerprint or (not made_with and run.model != model.name):
         raise LensError(

@@ -37,6 +37,35 @@ def check_ranks(value: str | int, name: str = "--ranks") -> int:
     return ranks
 
 
+def model_name(given: Any) -> str:
+    """What a model is loaded by: a folder (a path too), a hub id, or "demo".
+
+    Raises:
+        LensError: it is neither text nor a path.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise LensError(
+            f'a model is loaded by a folder, a hub id or "demo", not {type(given).__name__}; attach takes one in memory'
+        )
+    return str(given)
+
+
+def check_in_memory(model: Any, tokenizer: Any) -> None:
+    """Whether these are a model and a tokenizer of transformers.
+
+    Raises:
+        LensError: one is something else.
+    """
+    for what, given, has in (
+        ("model", getattr(model, "config", model), "model_type"),
+        ("tokenizer", tokenizer, "apply_chat_template"),
+    ):
+        if not hasattr(given, has):
+            raise LensError(
+                f"attach takes a model and its tokenizer, both of transformers; the {what} is {type(given).__name__}"
+            )
+
+
 def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[int, ...]:
     """Layers in ascending order, each once.
 

@@ -278,7 +278,7 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
             value_of(parsed.data, shell.user_ns),
             layers=parsed.layers,
             sites=parsed.sites,
-            positions=[position.strip() for position in parsed.read.split(",")],
+            positions=parsed.read,
             method=parsed.method,
             alphas=steerability.parse_alphas(parsed.alphas),
             on_event=bars,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from .steer.ablation import SiteAblation
 from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
 from .steer.term import SteeringTerm, check_positions, describe_positions, parse_positions
-
-if TYPE_CHECKING:
-    from .steer.vector import SteeringVector
+from .steer.vector import SteeringVector
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """The paper's (arXiv 2604.06483)."""
@@ -46,15 +44,20 @@ def evaluate(
 ) -> SteerabilityReport:
     """See :func:`lens_magic.evaluate`."""
     model = session.require_model()
+    if not isinstance(vector, SteeringVector):
+        raise LensError(f"evaluate takes a SteeringVector (its α are alphas=), not {type(vector).__name__}")
     vector.check_fits(model.family, model.layers, model.width)
     steps = check_alphas(alphas)
     (site,) = options.parse_sites([site or vector.site])
     positions = parse_positions(positions)
     check_positions(positions)
+    seed, random_directions = options.integer("seed", seed), options.integer("random_directions", random_directions)
     if random_directions < 1:
         raise LensError(f"random_directions {random_directions} is too few; 1 or more would do")
     if reuse_layer is not None:
-        (reuse_layer,) = options.parse_layers(int(reuse_layer), model.layers)  # -1 is the last, as everywhere
+        (reuse_layer,) = options.parse_layers(
+            options.integer("reuse_layer", reuse_layer), model.layers
+        )  # -1 is the last, as everywhere
     directions = _directions(model, vector, layers, reuse_layer)
     given = items_of.read(data, "questions")
     held_out = given.without(vector.training.digests)
@@ -112,7 +115,7 @@ def ablate_sites(
     data: Any,
     layers: str | int | Iterable[int] | None = None,
     sites: Sequence[str] = ABLATED_SITES,
-    positions: Sequence[str] = ("label", "last"),
+    positions: str | Sequence[str] = ("label", "last"),
     method: str = "mean_diff",
     alphas: Sequence[float] = ALPHAS,
     seed: int = 0,
@@ -121,7 +124,9 @@ def ablate_sites(
     """See :func:`lens_magic.ablate_sites`."""
     model = session.require_model()
     wanted = options.parse_layers(layers, model.layers)
-    check_alphas(alphas)
+    alphas = check_alphas(alphas)
+    if isinstance(positions, str):  # a word is no list of its letters
+        positions = [position.strip() for position in positions.split(",")]
     for position in positions:
         vectors.check_choices(position, method)
     read = items_of.read(pairs), items_of.read(data, "questions")

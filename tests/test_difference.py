@@ -174,6 +174,8 @@ def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
     run = lens.run(models.PROMPT, 2, ignore_eos=True)
     with pytest.raises(LensError, match="needs something that makes a difference"):
         lens.diff(run, steer=())
+    with pytest.raises(LensError, match=r"takes one run of lens\.run, not list; of several, each by itself"):
+        lens.diff([run, run], steer=term(folder))  # type: ignore[arg-type]
     with pytest.raises(LensError, match=r"was steered itself \(test add"):
         lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True, steer=term(folder)), steer=term(folder))
     with pytest.raises(LensError, match="seen through a tuned one"):

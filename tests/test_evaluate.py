@@ -482,16 +482,25 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"layers": "9"}, "layer 9 is out of range"),
         ({"reuse_layer": 0}, "planted has no direction of layer 0 to reuse; it has 1, 2"),
         ({"reuse_layer": 4}, "layer 4 is out of range"),
+        ({"reuse_layer": 1.9}, "reuse_layer 1.9 is not an integer"),
+        ({"reuse_layer": "x"}, "reuse_layer 'x' is not an integer"),
         ({"alphas": "-1:1:1"}, "alphas '-1:1:1' are not numbers"),
         ({"alphas": 1.5}, "alphas 1.5 are not numbers"),
         ({"site": "residual"}, "site 'residual' is not one of"),
         ({"site": "post_ln,mlp_out"}, "site 'post_ln,mlp_out' is not one of"),
         ({"positions": "first"}, "positions 'first' are not understood"),
         ({"random_directions": 0}, "random_directions 0 is too few; 1 or more would do"),
+        ({"random_directions": 1.5}, "random_directions 1.5 is not an integer"),
+        ({"seed": 1.5}, "seed 1.5 is not an integer"),
         ({"data": [{"positive": "a", "negative": "b"}]}, "can train a vector but not measure it"),
         ({"data": []}, "there are no items"),
         ({"data": "no-such-file.jsonl"}, "is no file"),
         ({"data": [{**items()[0], "answer_matching_behavior": " (C)"}]}, "of 1 items none can be used: 1"),
+        (
+            {"vector": vector_of(unit_directions(128, [1])) * 1.5},
+            r"evaluate takes a SteeringVector \(its α .*\), not SteeringTerm",
+        ),
+        ({"vector": "m.safetensors"}, "evaluate takes a SteeringVector .*, not str"),
         ({"vector": vector_of(unit_directions(64, [1]))}, "was made for a model .* width 64"),
         ({"vector": vector_of(unit_directions(128, [7]))}, "was made for a model of at least 8 layers"),
     ],
@@ -565,6 +574,13 @@ def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path
         lens.open_ablation(next(iter(ablation.reports.values())).save(tmp_path / "one.nc"))
     with pytest.raises(LensError, match=r"post_ln at label: .* pairs are texts"):
         lens.ablate_sites([{"positive": "a lens", "negative": "a lamp"}], items(), sites=("post_ln",))
+
+
+def test_site_ablation_takes_one_position_and_any_numbers(llama: object) -> None:
+    given = items(STEMS[:2]), items()
+    expected = lens.ablate_sites(*given, layers=1, sites=("post_ln",), positions=("last",), alphas=(-1, 1))
+    made = lens.ablate_sites(*given, layers=1, sites="post_ln", positions="last", alphas=(a for a in (-1, 1)))
+    assert made.summary().equals(expected.summary())
 
 
 def test_site_ablation_keeps_what_an_error_comes_after(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:

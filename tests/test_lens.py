@@ -200,6 +200,21 @@ def test_a_model_in_memory(checkpoints: Checkpoints) -> None:
     assert len(lens.status().ranks) == 1
 
 
+def test_what_is_no_model_is_one_clear_line(checkpoints: Checkpoints) -> None:
+    model, tokenizer = models.load_plain(folder := checkpoints("llama-gqa"))
+    lens.load(folder, ranks=1)  # a path is a folder too
+    assert lens.generate(models.PROMPT, 1).output_ids
+    for given, words in (
+        ((5, 5), "the model is int"),
+        ((model, 5), "the tokenizer is int"),
+        ((tokenizer, model), "the model is "),
+    ):
+        with pytest.raises(lens.LensError, match=f"attach takes a model and its tokenizer, both of transformers; {words}"):
+            lens.attach(*given)
+    with pytest.raises(lens.LensError, match=r"a model is loaded by a folder, .* not int; attach takes one in memory"):
+        lens.load(5)  # type: ignore[arg-type]
+
+
 def test_a_model_amid_its_training_predicts_as_in_evaluation_mode(checkpoints: Checkpoints) -> None:
     """Else it would drop out at random, and with gradient checkpointing decode without a cache."""
     model, tokenizer = models.load_plain(checkpoints("gpt2"))

@@ -102,6 +102,9 @@ def test_terms() -> None:
         ({"positions": (0, 0.5)}, "positions 0.5 are not integers"),
         ({"steps": 4}, "steps 4 are not a span"),
         ({"clip": -1}, "clip -1"),
+        ({"scale": [1, 2]}, r"scale \[1, 2\] of 'vector' are not factors by layer; \{1: 0.5\} would do"),
+        ({"scale": {1: "half"}}, "are not factors by layer"),
+        ({"scale": {2: 1.0}}, "no direction at layer 2"),
     ],
 )
 def test_bad_terms_are_one_clear_line(choices: dict[str, Any], words: str) -> None:

@@ -244,7 +244,12 @@ class SteeringVector:
 
     def _scale(self, scale: Mapping[int, float], steered: Sequence[int]) -> dict[int, float]:
         """Factors by layer, each of one that is steered."""
-        factors = {self._chosen(layer)[0]: float(factor) for layer, factor in scale.items()}
+        try:
+            factors = {self._chosen(layer)[0]: float(factor) for layer, factor in dict(scale).items()}
+        except (TypeError, ValueError):
+            raise LensError(
+                f"scale {scale!r} of {self.name!r} are not factors by layer; {{{steered[0]}: 0.5}} would do"
+            ) from None
         for layer in factors:
             if layer not in steered:
                 raise LensError(f"scale names layer {layer}, which is not among those steered: {','.join(map(str, steered))}")
