@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
 
 from . import comparing, runs, vectors
@@ -29,34 +31,36 @@ if TYPE_CHECKING:
 class SteerMagics(Magics):
     """``%steer`` of one shell."""
 
+    @no_var_expand  # for the prompt on the line; all else is expanded here
     @line_cell_magic
     def steer(self, line: str, cell: str | None = None) -> Any:
         """``%steer train|list|save|load|drop|eval|sites|panel``; ``%%steer NAME[:ALPHA] … [options]`` with the prompt below.
 
         ``%steer NAME[:ALPHA] … "prompt"`` is the latter on one line. ``%steer COMMAND --help`` says more.
         """
-        words = _words(line)
+        expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame: with the variables where the line stands
         if cell is not None:
-            return self._compare(words, cell.removesuffix("\n"))
+            return self._compare(_compare_parser().read(_words(expand(line)), intermixed=True), cell.removesuffix("\n"))
+        words = _words(line)
         commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
         if words[:1] in (["-h"], ["--help"]):
             raise Help(f"{commands}\n\n{_compare_parser().format_help().rstrip()}")
         if not words:
             raise LensError(commands)
         if words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:], self.shell)
-        if not _names_a_vector(words[0], self.shell.user_ns):
+            return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
+        expanded = list(map(expand, words))
+        if not (words[0].startswith("-") or _names_a_vector(expanded[0], self.shell.user_ns)):  # options may come first
             known = f"{', '.join(COMMANDS)} are"
             raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
-        return self._compare(words, None)
+        parsed = _compare_parser().read(expanded, intermixed=True)
+        prompt = dict(zip(expanded, words, strict=True))[parsed.vectors.pop()]  # as it stands in the line
+        if not parsed.vectors:
+            raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
+        return self._compare(parsed, prompt)
 
-    def _compare(self, words: list[str], prompt: str | None) -> Any:
-        parsed = _compare_parser().read(words, intermixed=True)
+    def _compare(self, parsed: argparse.Namespace, prompt: str) -> Any:
         check_variable(parsed.out)
-        if prompt is None:
-            prompt = parsed.vectors.pop()
-            if not parsed.vectors:
-                raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
         session = sessions.current()
         model = session.require_model()
         names = ("layers", "site", "positions", "steps", "decay", "schedule", "clip", "operator")

@@ -100,11 +100,29 @@ def test_both_texts_beside_each_other(notebook: Notebook) -> None:
     assert made.first_difference is not None
     assert made.first_difference >= 2
     assert made.prompt == "A lens gathers"
-    for line in ('warm:60 -l 1 -n 8 {} "A lens gathers"', 'warm:60 "A lens gathers" -l 1 -n 8 {}'):
+    for line in (
+        'warm:60 -l 1 -n 8 {} "A lens gathers"',
+        'warm:60 "A lens gathers" -l 1 -n 8 {}',
+        '-n 8 -l 1 {} warm:60 "A lens gathers"',
+    ):
         again = notebook.run("%steer " + line.format("--ignore-eos --positions generated --steps 2:9 --decay 4"))
         assert again.steered == made.steered
     notebook.run("%%steer warm:-3 --operator set -n 2 -o both\nA lens")
     assert notebook.shell.user_ns["both"].steering == ("warm set α=-3.0 at resid_post of layer 1,2",)
+
+
+def test_the_prompt_on_the_line_is_taken_as_it_stands(notebook: Notebook, tmp_path: Path) -> None:
+    """Variables are for all else: of the user's, or of the function the line stands in."""
+    notebook.run("%steer train warm --pairs items -l 1")
+    notebook.shell.user_ns.update(upon="never", alpha=3, line=2, cell=4)
+    for prompt in ("Once {upon} a $upon", "{undefined} {", "{alpha}"):
+        made = notebook.run(f"%steer -n {{line}} warm:{{alpha}} '{prompt}'")
+        assert (made.prompt, made.steering[0][:14], made.options["max_new_tokens"]) == (prompt, "warm add α=3.0", 2)
+    assert notebook.run("%%steer warm:{alpha} -n {cell}\n{upon}").options["max_new_tokens"] == 4
+    notebook.run(f"def save(name):\n    %steer save warm '{tmp_path}/{{name}}.safetensors'\nsave('a b')")
+    assert (tmp_path / "a b.safetensors").is_file()
+    notebook.run("def one(new):\n    return get_ipython().run_line_magic('steer', 'warm A -n $new -o both')\none(3)")
+    assert notebook.shell.user_ns["both"].options["max_new_tokens"] == 3
 
 
 def test_a_terminal_shows_the_steered_text_to_its_end(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,6 +220,9 @@ def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.Monk
         ("%steer fly", "'fly' is not a command of %steer, nor a vector"),
         ("%steer fly:2", "the prompt is missing"),
         ("%steer fly:2 prompt", "there is no vector 'fly'"),
+        ("%steer -n 4 fly prompt", "there is no vector 'fly'"),
+        ("%steer -n 4", "arguments are required: NAME[:ALPHA]"),
+        ("%steer --colour red", "unknown option --colour"),
         ("%steer fly:x prompt", "'x' is no number"),
         ("%%steer\nprompt", "arguments are required: NAME[:ALPHA]"),
         ("%%steer fly:nan --colour red\nprompt", "unknown option --colour"),
