@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
+
+from lens_magic.arguments import Help, Parser
+from lens_magic.errors import LensError
 
 from . import plan, report
 from .process import ROOT
@@ -15,7 +17,7 @@ NAMES = list(dict.fromkeys(suite.name for suite in plan.suites(full=True)))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="lens-magic bench", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="lens-magic bench", description=__doc__)
     add = parser.add_argument
     add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(NAMES)}; or ablation, gpu, report (all that are planned)")
     add("--full", action="store_true", help="the paper's lengths, five rounds of everything: hours")
@@ -23,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--fresh", action="store_true", help="measure again what is there already")
     add("--out", type=Path, default=ROOT / "out" / "bench", metavar="FOLDER", help="of results (out/bench)")
     add("--publish", action="store_true", help="put results, tables and plots into benchmarks/results and docs")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.read(sys.argv[1:] if arguments is None else arguments)
     words = parsed.suites or NAMES
     if unknown := set(words) - {*NAMES, "ablation", "gpu", "report"}:
         parser.error(f"there is no suite {sorted(unknown)[0]!r}; there are {', '.join(NAMES)}, ablation, gpu, report")
@@ -51,4 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Help as text:
+        print(text)
+    except LensError as error:
+        print(f"lens-magic: {error}", file=sys.stderr)
+        sys.exit(2)

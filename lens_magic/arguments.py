@@ -133,8 +133,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         nargs="?",
         const=True,
-        default=(),
-        help='tokens to follow through all cells, " Paris, Rome" or id:42; alone, those ranked first in any layer',
+        action="append",
+        default=[],
+        help='tokens to follow through all cells, " Paris, Rome" or id:42 (repeatable); alone, those ranked first in any layer',
     )
     add("--stream-lens", action="store_true", help="project while generating: rows appear in the table as they come")
     add("--capture-dtype", metavar="DTYPE", help="keep the captured states in float32, bfloat16 or float16 (the model's own)")
@@ -164,7 +165,16 @@ RUN_OPTIONS = (
 
 def run_options(parsed: argparse.Namespace) -> dict[str, Any]:
     """What was parsed, as arguments of ``Session.run``."""
-    return {name: getattr(parsed, name) for name in RUN_OPTIONS}
+    return {**{name: getattr(parsed, name) for name in RUN_OPTIONS}, "track": _track(parsed.track)}
+
+
+def _track(given: list[Any]) -> Any:
+    """Of one ``--track`` or several, as one."""
+    if True not in given:
+        return ",".join(given) if given else ()
+    if len(given) > 1:
+        raise LensError("--track alone follows those ranked first, with tokens those; one of both would do")
+    return True
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:

@@ -205,6 +205,18 @@ def test_pages_have_a_place_for_everything_measured() -> None:
     assert set(tables.names_in(report.PAGES[1])) <= measured | written
 
 
-def test_the_command(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "fly"]) == 2
-    assert "there is no suite 'fly'; there are speed" in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fly", "there is no suite 'fly'; there are speed"),
+        ("--budget much", "invalid float value: 'much'"),
+        ("--fly", "unknown option"),
+    ],
+)
+def test_the_command(words: str, told: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", *words.split()]) == 2
+    error = capfd.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+    assert main(["bench", "--help"]) == 0
+    assert "--publish" in capfd.readouterr().out

@@ -48,6 +48,12 @@ def test_no_such_name() -> None:
     refused("what is this?", "neither a folder, nor a hub id")
 
 
+@pytest.mark.parametrize("name", ["demo", "folder"])
+def test_what_is_here_has_no_revisions(name: str, folder: Path) -> None:
+    given = {"demo": name, "folder": folder}[name]
+    refused(given, "only a model of the hub has revisions, .* is a folder here; leave 'abc' out", revision="abc")
+
+
 def test_the_hub_cannot_be_reached() -> None:
     refused("nobody/nothing-of-this-name", "nobody/nothing-of-this-name.*hub")
 

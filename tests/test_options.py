@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lens_magic.arguments import Help, Parser, add_load_options, add_run_options
+from lens_magic.arguments import Help, Parser, add_load_options, add_run_options, run_options
 from lens_magic.errors import LensError
 from lens_magic.options import check_ranks, check_sampling, default_ranks, number, parse_layers, parse_sites
 
@@ -127,6 +127,17 @@ def test_a_flag_takes_no_value(parser: Parser) -> None:
     parsed = parser.read("--ignore-eos -n 3")
     assert parsed.ignore_eos
     assert parsed.max_new_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "track"),
+    [("", ()), ("--track", True), ("--track ' a, b'", " a, b"), ("--track ' a, b' --track id:4", " a, b,id:4")],
+)
+def test_tokens_to_follow_may_be_named_one_by_one(parser: Parser, line: str, track: object) -> None:
+    for _ in range(2):  # nothing is left of the line before
+        assert run_options(parser.read(line))["track"] == track
+    with pytest.raises(LensError, match="one of both would do"):
+        run_options(parser.read("--track --track a"))
 
 
 @pytest.mark.parametrize(

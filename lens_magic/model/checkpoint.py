@@ -89,18 +89,25 @@ def find(
 
 
 def _folder(name: str, revision: str | None) -> Path:
+    if here := _here(name):
+        if revision is not None:
+            raise LensError(f"only a model of the hub has revisions, and {name!r} is a folder here; leave {revision!r} out")
+        return here
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise LensError(f"{name!r} is not a folder")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise LensError(f"{name!r} is neither a folder, nor a hub id (owner/model), nor 'demo'")
+    return _download(name, revision)
+
+
+def _here(name: str) -> Path | None:
+    """The embedded model's folder, or one on this machine."""
     if name == "demo":
         from ..demo import path
 
         return path()
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise LensError(f"{name!r} is not a folder")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise LensError(f"{name!r} is neither a folder, nor a hub id (owner/model), nor 'demo'")
-    return _download(name, revision)
+    return folder.resolve() if folder.is_dir() else None
 
 
 def _download(name: str, revision: str | None) -> Path:
