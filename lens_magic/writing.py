@@ -24,7 +24,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             target = target.resolve()
         partial = target.with_name(f".{secrets.token_hex(8)}.partial")
     except (OSError, RuntimeError, ValueError) as error:  # a name too long; no such user; no name
-        raise LensError(f"{str(path)!r} is no path of a file: {_reason(error)}") from None
+        raise LensError(f"{str(path)!r} is no path of a file: {reason_of(error)}") from None
     if not target.parent.is_dir():
         raise LensError(f"{str(path)!r}: there is no folder {target.parent}")
     try:
@@ -33,12 +33,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             shutil.copymode(target, partial)
         partial.replace(target)
     except (OSError, RuntimeError) as error:  # RuntimeError: how HDF5 tells of a full disk
-        raise LensError(f"{target} cannot be written: {_reason(error)}") from error
+        raise LensError(f"{target} cannot be written: {reason_of(error)}") from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
 
 
-def _reason(error: Exception) -> str:
-    """Why, in one line."""
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in one line."""
     return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import LensError
 from ..netcdf import write_netcdf
 from ..reading import read_as
-from ..writing import written_whole
+from ..writing import reason_of, written_whole
 from .variables import TRACKED, VARIABLES
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
             target.replace(old)  # a folder takes the place of no other that has something in it
         partial.replace(target)
     except (OSError, ValueError) as error:
-        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-        raise LensError(f"{target} cannot be written: {reason}") from error
+        raise LensError(f"{target} cannot be written: {reason_of(error)}") from error
     finally:
         if old.exists() and not target.exists():
             old.replace(target)
