@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _LOOKS_EVERY_S = 0.2
 _GONE_FOR_S = 2.0  # so long after one has ended, MPI would have said so by itself
-_NONE_FOR_S = 20.0  # so long after the start, those on this host are there; what was never seen has ended at once
+_NONE_FOR_S = 60.0  # so long after the start, those on this host are there; what was never seen has ended at once
 
 
 def spawned(size: int) -> tuple[Any, channel.Workers]:
