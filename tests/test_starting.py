@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -74,7 +75,15 @@ def test_ranks_that_end_on_their_way_are_not_waited_for(seconds: int, tmp_path: 
     assert "ranks ended while they were starting" in program(code, tmp_path)
 
 
-def test_whoever_would_not_wait_leaves_no_rank_behind() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As from a terminal: what a shell runs in the background ignores interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_whoever_would_not_wait_leaves_no_rank_behind(interruptible: None) -> None:
     arrived, discarded, begun, go = threading.Event(), [], threading.Event(), threading.Event()
 
     def slow() -> str:
