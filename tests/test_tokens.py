@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import models
 import pytest
@@ -124,6 +125,13 @@ def test_every_token_has_a_text(tokenizer: Any) -> None:
     assert not any("�" in text for text in texts.values())
     half = tokenizer.convert_tokens_to_ids("Ã")  # the byte C3, alone
     assert texts[half] == "\\xc3"
+
+
+def test_a_byte_that_sentencepiece_spells_out_is_a_byte() -> None:
+    pieces = ["<0xE4>", "<0x41>", "▁the"]
+    tokenizer = MagicMock(convert_ids_to_tokens=pieces.__getitem__, decode=lambda ids, **_: ["�", "A", "the"][ids[0]])
+    tokenizer.__len__.return_value = len(pieces)
+    assert token_texts(tokenizer, range(3)) == {0: "\\xe4", 1: "A", 2: " the"}
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -403,3 +403,11 @@ def test_a_fake_run_is_consistent() -> None:
     assert (data.prob.sum("k") < 1).all()
     hit = data.token_id.isel(k=0) == np.array(run.output_ids)
     assert ((data.target_rank == 0) == hit).all()
+
+
+def test_the_prompt_of_a_page_is_as_it_was_written() -> None:
+    run = fake_run(9, 4)
+    run.token_texts.update(dict.fromkeys(run.prompt_ids, "\\xe4"))
+    run.prompt = "你好"  # type: ignore[attr-defined]
+    page = page_html(run)
+    assert '<p class="passage" dir="auto">你好<mark>' in page

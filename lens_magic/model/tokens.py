@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -119,6 +120,8 @@ def _text(tokenizer: Any, index: int) -> str:
     text = str(tokenizer.decode([index], clean_up_tokenization_spaces=False))
     if _REPLACEMENT not in text:
         return text
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's way with bytes
+        return f"\\x{byte[1].lower()}"
     table = _bytes_of_characters()
     if not all(character in table for character in piece):
         return str(piece)

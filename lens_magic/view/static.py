@@ -269,7 +269,8 @@ def _inert(data: str) -> str:
 
 def _passage(run: Run) -> str:
     """The prompt and, marked, its continuation, as readable text."""
-    prompt = "".join(run.token_texts.get(int(i), "") for i in run.prompt_ids)
+    # Not token by token where it can be helped: a character may be of several, and a token no character.
+    prompt = getattr(run, "prompt", "") or "".join(run.token_texts.get(int(i), "") for i in run.prompt_ids)
     start = "… " if len(prompt) > EXCERPT else ""
     end = " …" if len(run.text) > EXCERPT else ""
     before, after = _running(prompt[-EXCERPT:]), _running(run.text[:EXCERPT])
