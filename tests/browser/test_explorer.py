@@ -446,7 +446,7 @@ def test_nothing_sticks_out(visit: Visit, run: FakeRun, tmp_path: Path, width: i
         out = page.evaluate(
             """() => {
               const root = document.querySelector(".lens-root").getBoundingClientRect();
-              const names = ["segments", "tools", "menu", "field", "input", "scroll", "detail", "panel", "chip"];
+              const names = ["segments", "tools", "menu", "field", "input", "scroll", "detail", "panel", "chip", "legend-what"];
               const parts = [...document.querySelectorAll(names.map((name) => `.lens-${name}`).join())];
               return parts.filter((el) => el.offsetParent && (el.getBoundingClientRect().right > root.right + 0.5 ||
                 el.getBoundingClientRect().left < root.left - 0.5)).map((el) => el.className);

@@ -20,6 +20,9 @@ import { difference, measureOf, shade } from "./measures.js";
  * @typedef {{label: string, ramp: Ramp, low: string, high: string}} Scale
  */
 
+/** With marks around it that keep its direction between tokens that are written from right to left. */
+const ARROW = "\u200e→\u200e";
+
 /** Cell sizes, small to large; `shows` is how much fits inside. */
 export const ZOOMS = [
   { colWidth: 44, leastWidth: 40, maxColWidth: 60, rowHeight: 20, shows: "token", className: "lens-zoom-tiny" },
@@ -190,7 +193,7 @@ function differencePainter(frames, views, places) {
   };
   const most = view.zoom > 1 ? 9 : 5; // characters, so that both are there where only one line is
   const both = (/** @type {{was: {token: string}, is: {token: string}}} */ { was, is }, short = false) =>
-    [was, is].map(({ token }) => (short ? cut(token, most) : token) || "–").join(short ? "→" : " → ");
+    [was, is].map(({ token }) => (short ? cut(token, most) : token) || "–").join(short ? ARROW : ` ${ARROW} `);
   return {
     scale: change,
     paint(el, a, b) {

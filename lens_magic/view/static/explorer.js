@@ -71,6 +71,7 @@ export class Explorer extends Stage {
   /** Goes to a cell, as the reader's choice. @param {Cell} cell */
   go(cell) {
     this.select(cell);
+    for (const grid of this.grids) grid.reveal(grid.active); // also where it was chosen already and has been scrolled away
     this.options.onSelect?.(this.selected());
   }
 

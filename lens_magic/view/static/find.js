@@ -96,7 +96,7 @@ export class Find {
       this.choice = (this.choice + down + this.offered.length) % this.offered.length;
       this.open();
     } else if (event.key === "Enter" && !this.list.hidden) this.choose(this.offered[this.choice]);
-    else if (event.key === "Enter" && this.places.length) this.step(event.shiftKey ? -1 : 1);
+    else if (event.key === "Enter" && this.token >= 0) this.step(event.shiftKey ? -1 : 1);
     else if (event.key === "Escape") {
       if (this.list.hidden) this.clear();
       this.close();
@@ -110,15 +110,21 @@ export class Find {
     this.token = token;
     this.input.value = this.data.header.tokens[token];
     this.close();
-    this.places = occurrences(this.data, this.on.site(), this.on.layers(), token);
+    this.look();
     this.at = 0;
     this.go();
   }
 
+  /** Where it enters the candidates of what is on show now. */
+  look() {
+    this.places = occurrences(this.data, this.on.site(), this.on.layers(), this.token);
+  }
+
   /** @param {number} by */
   step(by) {
-    if (!this.places.length) return;
-    this.at = (this.at + by + this.places.length) % this.places.length;
+    if (this.token < 0) return;
+    this.look(); // anew: another site or other layers may be on show, and a run may have grown
+    this.at = (this.at + by + this.places.length) % (this.places.length || 1);
     this.go();
   }
 

@@ -43,6 +43,7 @@ export class VirtualGrid {
     this.colW = 0;
     this.frame = 0;
     this.stale = false;
+    this.owed = false; // a table that was to be shown while this was out of sight
     /** @type {DrawnRow[]} */
     this.pool = [];
     /** @type {{el: HTMLElement, index: number}[]} */
@@ -85,8 +86,11 @@ export class VirtualGrid {
 
   /** Shows another table. @param {GridModel} model @param {number[]} active */
   setModel(model, active) {
+    // Another shade, or more rows: the same table, and what was selected in it stays.
+    const same = this.model?.label === model.label && this.model.cols === model.cols && this.model.rows <= model.rows;
+    if (!same || String(active) !== String(this.active)) this.anchor = active;
     this.model = model;
-    this.active = this.anchor = active;
+    this.active = active;
     this.hover = null;
     this.el.setAttribute("aria-label", model.label);
     this.el.setAttribute("aria-rowcount", String(model.rows + 1));
@@ -97,9 +101,12 @@ export class VirtualGrid {
   /** Sizes, then as many recycled rows and cells as fill the view. */
   layout(rebuild = false) {
     this.stale = false;
+    this.owed ||= rebuild;
+    if (!this.el.clientWidth) this.size = [0, 0]; // out of sight; seen again, it has another size for the observer
     if (!this.model || !this.el.clientWidth) return;
     const [rows, cols, changed] = this.measure();
-    if (changed || rebuild) this.build(rows, cols);
+    if (changed || this.owed) this.build(rows, cols);
+    this.owed = false;
     this.render();
   }
 

@@ -288,7 +288,8 @@ export class Stage {
     this.details.forEach((detail, i) => (detail.frame = this.frames[i]));
     this.toolbar.size(this.labels, false);
     this.draw();
-    if (atEnd) this.grids[0].centre(this.view.transposed ? 0 : 1, this.view.transposed ? 1 : 0);
+    if (atEnd && this.view.transposed) el.scrollLeft = el.scrollWidth;
+    else if (atEnd) el.scrollTop = el.scrollHeight;
   }
 
   destroy() {

@@ -130,7 +130,8 @@ export class Toolbar {
     const stepper = make("span", "lens-tools");
     this.position = make("output", "lens-stepper", "");
     stepper.append(button("‹", "Previous token ( [ )", () => this.on.onToken(-1)), this.position, button("›", "Next token ( ] )", () => this.on.onToken(1)));
-    this.token = labelled("Token", stepper);
+    this.token = make("span", "lens-field"); // no label: a click in one is a click on its first button
+    this.token.append(make("span", "lens-label", "Token"), stepper);
     const fields = [labelled("Shade", this.shade), labelled("Probability over", this.over), this.token];
     if (labels.layers.length > 1) fields.push(labelled("Layers", filter));
     return fields;
@@ -162,7 +163,8 @@ export class Toolbar {
     event.stopPropagation();
     const had = this.view.sites.includes(site);
     const sites = this.labels.sites.filter((s) => (s === site ? !had : this.view?.sites.includes(s)));
-    if (sites.length) this.on.onView({ sites });
+    // Afterwards: a click that was prevented puts the radio button back that was checked before.
+    if (sites.length) setTimeout(() => this.on.onView({ sites }));
   }
 
   /** @param {View} view @param {number} zooms @param {Cell} cell @param {string} next @param {string} focus the token looked for */
