@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from fake_run import FakeRun, fake_run
-from reading import cells, check, settle
+from reading import cells, check, scroll, settle
 
 from lens_magic.view import LiveView, bundle
 from lens_magic.view.data import pack, path
@@ -169,6 +169,7 @@ def test_a_finished_run_is_an_ordinary_one_in_the_same_place(visit: Visit, tmp_p
     page.get_by_label("Shade by").select_option("entropy")
     page.locator("[role=gridcell]").nth(30).click()
     before = page.locator(".lens-place").inner_text()
+    scroll(page, 0, 400)
     kernel.view.finish(run)
     state = {"header": kernel.view.header, "buffers": encoded(kernel.view.buffers), "live": kernel.view.live}
     page.evaluate("(changes) => become(changes)", state)
@@ -177,6 +178,7 @@ def test_a_finished_run_is_an_ordinary_one_in_the_same_place(visit: Visit, tmp_p
     assert page.locator(".lens-place").inner_text() == before
     assert page.locator(".lens-legend-what").inner_text() == "entropy in nats"
     check(page, run, "mlp_out")
+    assert page.evaluate("() => [document.activeElement.role, document.activeElement.scrollTop]") == ["grid", 400]
     page.evaluate("() => leave()")
     assert page.locator(".lens-root").count() == 0
 

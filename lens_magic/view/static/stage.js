@@ -22,7 +22,7 @@ import { trajectory } from "./query.js";
  * @typedef {import("./pins.js").Pin} Pin
  * @typedef {import("./data.js").Packed} Packed
  * @typedef {{onSelect?: (cell: Cell) => void, strip?: HTMLElement, compare?: Packed, state?: State}} Options
- * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[]}} State
+ * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[], scroll: [number, number], focused: boolean}} State
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
  *   found: (token: number, place: import("./query.js").Place | null) => void, pin: (i: number, token: number, cell: Cell) => void,
  *   pinCell: (i: number, cell: Cell) => void, key: (event: KeyboardEvent) => boolean}} Acts what the reader can do
@@ -76,6 +76,9 @@ export class Stage {
     el.append(this.root);
     this.endTheme = onTheme(this.root, () => this.overview.draw());
     this.draw();
+    if (!options.state) return;
+    for (const grid of this.grids) grid.el.scrollTo(...options.state.scroll);
+    if (options.state.focused) this.grids[0].el.focus({ preventScroll: true });
   }
 
   assemble() {
@@ -130,7 +133,8 @@ export class Stage {
 
   /** @returns {State} */
   state() {
-    return { view: this.view, cell: this.cell, pins: this.pins.list };
+    const { el } = this.grids[0];
+    return { view: this.view, cell: this.cell, pins: this.pins.list, scroll: [el.scrollLeft, el.scrollTop], focused: el.matches(":focus") };
   }
 
   /** From all tokens to one, and back. */
