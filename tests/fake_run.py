@@ -154,3 +154,14 @@ def follow(run: FakeRun, most: int = 3, seed: int = 2) -> FakeRun:
         tracked_prob=(cell, np.where(missing, np.nan, rng.uniform(0, 1e-3, shape)).astype(np.float32)),
     ).assign_coords(tracked_id=(("position", "tracked"), ids))
     return run
+
+
+def without_numbers(run: FakeRun, layer: int, position: int) -> FakeRun:
+    """The run whose cells at this layer and position (indices) hold no numbers, as where states are not finite."""
+    for name in ("logit", "prob", "prob_topk", "entropy", "target_prob", "kl_final", "tracked_prob"):
+        if name in run.dataset:
+            run.dataset[name][:, layer, position] = np.nan
+    for name in ("target_rank", "tracked_rank"):
+        if name in run.dataset:
+            run.dataset[name][:, layer, position] = -1
+    return run

@@ -125,6 +125,55 @@ def test_trajectories_of_each_positions_own_tokens(run: Any) -> None:
     assert own.view().header["followed"] == own.variables["tracked_id"].shape[1]
 
 
+@pytest.fixture(scope="module")
+def lacking(run: Any) -> Any:
+    """The run, without numbers in layer 1 at position 4."""
+    values = {name: array.copy() for name, array in run.variables.items()}
+    for name, array in values.items():
+        if name.endswith("_rank"):
+            array[:, 1, 4] = -1
+        elif array.dtype.kind == "f":
+            array[:, 1, 4] = np.nan
+    return dataclasses.replace(run, variables=values)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("shade", ["prob", "entropy", "target_rank", "kl_final", "target_prob"])
+def test_a_cell_without_numbers_has_no_shade(lacking: Any, shade: str, dark: bool) -> None:
+    axes = lacking.plot("heatmap", shade=shade, dark=dark).axes[0]
+    (image,) = axes.images
+    assert np.argwhere(np.ma.getmaskarray(image.get_array())).tolist() == [[4, 1]]
+    (text,) = [text for text in axes.texts if text.get_position() == (1, 4)]
+    assert text.get_color() == ("#ffffff" if dark else "#000000")  # on paper
+
+
+def test_no_rank_anywhere_is_no_shade_anywhere(run: Any) -> None:
+    """As of a run through a basis, whose next tokens are no directions."""
+    none = {**run.variables, "target_rank": np.full_like(run.variables["target_rank"], -1)}
+    (image,) = dataclasses.replace(run, variables=none).plot("heatmap", shade="target_rank").axes[0].images
+    assert np.ma.getmaskarray(image.get_array()).all()
+
+
+@pytest.mark.parametrize("tokens", ["tracked", "next", "candidate"])
+def test_lines_break_at_a_cell_without_numbers(lacking: Any, tokens: str) -> None:
+    ids = [*lacking.prompt_ids, *lacking.output_ids]
+    candidate = int(lacking.variables["token_id"][1, 1, 4, 0])
+    chosen = {"tracked": None, "next": [ids[len(lacking.prompt_ids) + 4]], "candidate": [candidate]}[tokens]
+    for axes in lacking.plot("trajectories", position=4, site="mlp_out", tokens=chosen).axes:
+        assert all(np.isnan(line.get_ydata()[1]) for line in axes.lines)
+    assert len(axes.lines)
+
+
+def test_entropy_by_layer_is_of_the_cells_with_numbers(lacking: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (axes,) = lacking.plot("entropy").axes
+    for line, entropy in zip(axes.lines, lacking.variables["entropy"], strict=True):
+        np.testing.assert_allclose(line.get_ydata(), np.nanmean(entropy, 1), rtol=1e-5)
+    none = {**lacking.variables, "entropy": np.full_like(lacking.variables["entropy"], np.nan)}
+    assert np.isnan(dataclasses.replace(lacking, variables=none).plot("entropy").axes[0].lines[0].get_ydata()).all()
+
+
 def test_what_a_figure_cannot_show(run: Any) -> None:
     for kind, options, words_of in [
         ("pie", {}, "there is no figure 'pie'; heatmap, token, trajectories, entropy are there"),

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fake_run import HOSTILE, FakeRun, fake_run, follow, track
+from fake_run import HOSTILE, FakeRun, fake_run, follow, track, without_numbers
 
 from lens_magic.view import Explorer, LiveView, bundle, page_html, show, table_html
 from lens_magic.view.codes import PROB_STEP
@@ -41,6 +41,10 @@ class Parsed(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.cdata_elem == "script":
             self.scripts[-1] += data
+
+
+def _missing(name: str, values: np.ndarray) -> np.ndarray:
+    return values < 0 if name.endswith("rank") else np.isnan(values)
 
 
 class TestPack:
@@ -94,6 +98,22 @@ class TestPack:
         assert packed.header["followed"] == 6
         monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0)
         assert {"tracked", "tracked_prob", "tracked_rank"}.isdisjoint(pack(run).buffers)
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_cells_without_numbers_come_back_without(self, large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if large else 8_000_000)
+        run = without_numbers(track(fake_run(9, 5), [2, 11]), layer=3, position=4)
+        data, back = run.to_xarray(), unpack(pack(run))
+        for name in set(back) - {"token_id"}:
+            assert np.array_equal(_missing(name, back[name]), _missing(name, data[name].values)), name
+
+    def test_what_is_beyond_a_coding_is_not_missing(self) -> None:
+        run = fake_run(2, 2)
+        run.dataset["entropy"][...] = 99.0
+        run.dataset["target_prob"][...] = 0.0
+        back = unpack(pack(run))
+        assert (back["entropy"] > 15.9).all()
+        assert (back["target_prob"] < 1e-13).all()
 
     def test_runs_of_older_files_have_no_kl(self) -> None:
         run = fake_run(3, 2)
@@ -203,6 +223,11 @@ class TestTable:
     def test_probabilities_are_the_run_s(self) -> None:
         run = fake_run(1, 1, ["resid_post"], k=1)
         assert f"<small>{100 * run.dataset.prob.item():.0f}</small>" in table_html(run)
+
+    def test_a_cell_without_numbers_has_none(self) -> None:
+        html = table_html(without_numbers(fake_run(6, 4), layer=1, position=2))
+        assert html.count("<td>–</td>") == 3
+        assert html.count("<td ") == (6 * 4 - 1) * 3
 
     def test_no_positions(self) -> None:
         assert "no positions" in table_html(fake_run(0, 4))

@@ -21,20 +21,22 @@ def plain(values: NDArray[Any], dtype: str) -> Coded:
 
 
 def neglog(prob: NDArray[Any], dtype: str = "uint16", step: float = PROB_STEP) -> Coded:
-    """Probabilities as −ln p in steps of `step` nats; the last code means "less than that"."""
+    """Probabilities as −ln p in steps of `step` nats; the last code but one means "less than that", the last: missing."""
     most = np.iinfo(dtype).max
-    p = np.nan_to_num(np.asarray(prob, dtype=np.float32), nan=0.0)
+    given = np.asarray(prob, dtype=np.float32)
+    p = np.nan_to_num(given, nan=0.0)
     nats = -np.log(np.clip(p, np.float32(1e-37), np.float32(1.0)))
-    codes = np.rint(np.minimum(nats * np.float32(1 / step), most)).astype(np.dtype(dtype).newbyteorder("<"))
+    code = np.rint(np.minimum(nats * np.float32(1 / step), most - 1))
+    codes = np.where(np.isnan(given), most, code).astype(np.dtype(dtype).newbyteorder("<"))
     return codes, {"dtype": dtype, "coding": "neglog", "step": step}
 
 
-def linear(values: NDArray[Any], dtype: str, step: float, offset: float = 0.0) -> Coded:
-    """Fixed point: `offset` + code · `step`."""
-    kind = np.dtype(dtype)
-    code = np.rint((np.nan_to_num(values, nan=offset) - offset) / step)
-    codes = np.clip(code, 0, np.iinfo(kind).max).astype(kind.newbyteorder("<"))
-    return codes, {"dtype": dtype, "coding": "linear", "offset": offset, "step": step}
+def linear(values: NDArray[Any], dtype: str, step: float, offset: float = 0.0, missing: bool = False) -> Coded:
+    """Fixed point: `offset` + code · `step`. `missing`: the highest code is kept for what is NaN."""
+    most = np.iinfo(dtype).max
+    code = np.clip(np.rint((np.nan_to_num(values, nan=offset) - offset) / step), 0, most - missing)
+    codes = np.where(np.isnan(values) & missing, most, code).astype(np.dtype(dtype).newbyteorder("<"))
+    return codes, {"dtype": dtype, "coding": "linear", "offset": offset, "step": step, "missing": missing}
 
 
 def linear_over_range(values: NDArray[Any]) -> Coded:
@@ -70,13 +72,14 @@ def decoded(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[Any]:
     wide = codes.astype(np.float64)
     coding, step = encoding["coding"], encoding.get("step", 1.0)
     found: NDArray[Any] = wide
+    missing = coding in ("neglog", "square") or encoding.get("missing", False)
     if coding == "neglog":
         found = np.exp(-wide * step)
     elif coding == "linear":
         found = wide * step + encoding["offset"]
     elif coding == "square":
-        found = np.where(codes == np.iinfo(codes.dtype).max, np.nan, wide**2 * step)
-    return found
+        found = wide**2 * step
+    return np.where(codes == np.iinfo(codes.dtype).max, np.nan, found) if missing else found
 
 
 def decoded_ranks(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[np.int64]:

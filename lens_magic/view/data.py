@@ -7,7 +7,8 @@ sizes by heart (the browser's reader is `static/data.js`, Python's is `unpack`, 
 Codings, the aim being 1,500 positions × 80 layers × 3 sites × 5 candidates in less than 10 MB:
 
 - `token`: row of the table of distinct tokens, uint16 (uint32 beyond 65,536 of them).
-- `prob`: −ln p in steps of 1/2048 nat, uint16: every probability to 0.025 %, down to e⁻³².
+- `prob`: −ln p in steps of 1/2048 nat, uint16: every probability to 0.025 %, down to e⁻³². A cell may have no numbers (its
+  states were not finite): the highest code of this, of `entropy` and of `kl_final` says so.
 - `logit`: the first candidate's alone, 65,536 steps over the run's own range. The others follow from it, since
   logit_j − logit_0 = ln(p_j / p_0). `prob_topk` follows from `prob` in the same way, and neither is sent.
 - `target_prob`, `entropy`, `kl_final`, `target_rank`: two bytes each; one in a large run, where the probability of a
@@ -31,7 +32,7 @@ from .text import SPACE, visible
 if TYPE_CHECKING:
     import xarray as xr
 
-SCHEMA = 2
+SCHEMA = 3
 LARGE_BYTES = 8_000_000
 
 
@@ -104,7 +105,7 @@ def pack(run: Run) -> Packed:
             data["target_prob"].values, *(("uint8", codes.COARSE_PROB_STEP) if large else ("uint16", codes.PROB_STEP))
         ),
         "target_rank": codes.ranks(data["target_rank"].values, large),
-        "entropy": codes.linear(data["entropy"].values, *(("uint8", 1 / 16) if large else ("uint16", 1 / 4096))),
+        "entropy": codes.linear(data["entropy"].values, *(("uint8", 1 / 16) if large else ("uint16", 1 / 4096)), missing=True),
     }
     if "kl_final" in data:
         coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
@@ -138,8 +139,8 @@ def pack(run: Run) -> Packed:
 def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
     """The arrays decoded again, by their names in the run's Dataset, `logit` and `prob_topk` included.
 
-    Missing ranks come back as −1, a missing KL as NaN. Used by the tests and the static table, and the specification
-    of what a browser has to do.
+    Missing ranks come back as −1, other numbers that a cell has not as NaN. Used by the tests and the static table, and
+    the specification of what a browser has to do.
     """
     buffers, encoding = packed.buffers, packed.header["encoding"]
     found = {
@@ -148,7 +149,7 @@ def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
         if name not in ("ids", "token", "tracked")
     }
     prob = found["prob"]
-    nats = buffers["prob"] * np.float64(encoding["prob"]["step"])
+    nats = np.where(np.isnan(prob), np.nan, buffers["prob"] * encoding["prob"]["step"])
     found["token_id"] = buffers["ids"][buffers["token"]].astype(np.int32)
     found["prob_topk"] = prob / prob.sum(axis=-1, keepdims=True)
     found["logit"] = found["logit"][..., None] - (nats - nats[..., :1])

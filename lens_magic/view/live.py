@@ -25,7 +25,7 @@ ENCODING: dict[str, dict[str, Any]] = {
     "logit": {"dtype": "float32", "coding": "plain"},
     "target_prob": {"dtype": "uint16", "coding": "neglog", "step": codes.PROB_STEP},
     "target_rank": {"dtype": "uint32", "coding": "plain"},
-    "entropy": {"dtype": "uint16", "coding": "linear", "step": 1 / 4096, "offset": 0.0},
+    "entropy": {"dtype": "uint16", "coding": "linear", "step": 1 / 4096, "offset": 0.0, "missing": True},
     "kl_final": {"dtype": "float32", "coding": "plain"},
 }
 NEEDED = ("token_id", "logit", "prob", "target_rank", "target_prob", "entropy", "kl_final")
@@ -185,7 +185,7 @@ class LiveView(Explorer):
             "logit": codes.plain(np.asarray(variables["logit"])[..., 0], "float32"),
             "target_prob": codes.neglog(variables["target_prob"]),
             "target_rank": codes.plain(np.where(rank < 0, np.iinfo(np.uint32).max, rank), "uint32"),
-            "entropy": codes.linear(np.asarray(variables["entropy"]), "uint16", 1 / 4096),
+            "entropy": codes.linear(np.asarray(variables["entropy"]), "uint16", 1 / 4096, missing=True),
             "kl_final": codes.plain(np.asarray(variables["kl_final"]), "float32"),
         }
         return {name: array for name, (array, _) in arrays.items()}, fresh

@@ -20,6 +20,11 @@ _MOST_CELLS = 4000
 _TITLES = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream", "resid_pre": "block input"}
 
 
+def _known(ranks: np.ndarray) -> np.ndarray:
+    """Ranks as float64, NaN where missing (negative)."""
+    return np.where(ranks < 0, np.nan, ranks)
+
+
 @dataclass(frozen=True)
 class Shade:
     """What shades a heatmap: a variable of the cells, its name on the scale, and how it is put on it."""
@@ -32,7 +37,7 @@ class Shade:
 SHADES = {
     "prob": Shade("prob", "probability of the top token"),
     "entropy": Shade("entropy", "entropy (nats)"),
-    "target_rank": Shade("target_rank", "log10(1 + rank of the next token)", lambda ranks: np.log10(1 + np.maximum(ranks, 0))),
+    "target_rank": Shade("target_rank", "log10(1 + rank of the next token)", lambda ranks: np.log10(1 + _known(ranks))),
     "kl_final": Shade("kl_final", "KL(output ‖ cell) (nats)"),
     "target_prob": Shade("target_prob", "probability of the next token"),
 }
@@ -136,14 +141,21 @@ def by_layer(run: LensRun, look: Look) -> Figure:
     figure, (axes,) = panels([4.6], 3.0)
     for number, site in enumerate(run.sites):
         entropy = run.variables["entropy"][number]  # [layer, position]
-        low, high = np.quantile(entropy, (0.25, 0.75), axis=1)
+        low, mean, high = _spread(entropy)
         colour = look.lines[number % len(look.lines)]
         axes.fill_between(run.layers, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(run.layers, entropy.mean(1), color=colour, marker="o", markersize=3, label=_TITLES.get(site, site))
+        axes.plot(run.layers, mean, color=colour, marker="o", markersize=3, label=_TITLES.get(site, site))
     axes.set(xlabel="layer", ylabel="entropy (nats)", ylim=(0, None), title=f"{run.model}, {len(run.positions)} positions")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+    """Lower quartile, mean and upper quartile of each row's numbers, ``[3, row]``; NaN where a row has none."""
+    rows = [row[~np.isnan(row)] for row in values]
+    none = (np.nan,) * 3
+    return np.array([(np.quantile(r, 0.25), r.mean(), np.quantile(r, 0.75)) if r.size else none for r in rows]).T
 
 
 def _cells(run: LensRun, shade: Shade) -> np.ndarray:
@@ -153,12 +165,14 @@ def _cells(run: LensRun, shade: Shade) -> np.ndarray:
 
 
 def _limits(shade: str, values: np.ndarray) -> dict[str, float]:
-    return {"vmin": 0, "vmax": 1} if "prob" in shade else {"vmin": 0, "vmax": max(float(np.nanmax(values)), 1e-9)}
+    return {"vmin": 0, "vmax": 1} if "prob" in shade else {"vmin": 0, "vmax": float(np.nanmax(values, initial=1e-9))}
 
 
 def _write(axes: Any, image: Any, ids: np.ndarray, run: LensRun) -> None:
     """A cell's token in the middle of it, black or white, whichever is the better to read: 4.5:1 at least (WCAG 2)."""
-    colours = image.cmap(image.norm(image.get_array()))[..., :3]
+    shaded = image.cmap(image.norm(image.get_array()))
+    # Nothing is drawn where there is no number: the paper is seen.
+    colours = np.where(shaded[..., 3:] > 0, shaded, axes.get_facecolor())[..., :3]
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
     bright = linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.179  # where either has the same contrast
     for (row, column), token in np.ndenumerate(ids):
@@ -176,13 +190,14 @@ def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, n
     """A token's probability and rank at every layer; NaN where the run does not know them."""
     if token in (track := _tracked(run, row)):
         prob, rank = (run.variables[name][s][:, row, track.index(token)] for name in ("tracked_prob", "tracked_rank"))
-        return prob.astype(float), rank.astype(float)
-    here = run.variables["token_id"][s][:, row] == token  # [layer, k]
+        return prob.astype(float), _known(rank)
+    probs = run.variables["prob"][s][:, row]  # [layer, k]
+    here = (run.variables["token_id"][s][:, row] == token) & ~np.isnan(probs)
     known = here.any(-1)
-    prob = np.where(known, np.where(here, run.variables["prob"][s][:, row], 0).sum(-1), np.nan)
+    prob = np.where(known, np.where(here, probs, 0).sum(-1), np.nan)
     rank = np.where(known, here.argmax(-1), np.nan)
     if token == _target_id(run, row):
-        return run.variables["target_prob"][s][:, row].astype(float), run.variables["target_rank"][s][:, row].astype(float)
+        return run.variables["target_prob"][s][:, row].astype(float), _known(run.variables["target_rank"][s][:, row])
     return prob, rank
 
 

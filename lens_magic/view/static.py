@@ -184,6 +184,8 @@ class _Table:
         header = self.packed.header
         tokens = self.packed.buffers["token"][site, layer, p]
         probs = self.prob[site, layer, p]
+        if np.isnan(probs[0]):
+            return "<td>–</td>"
         text = self.shown[tokens[0]]
         if tokens[0] == target:
             text = f"<u>{text}</u>"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fake_run import FakeRun, fake_run, track
+from fake_run import FakeRun, fake_run, track, without_numbers
 from reading import cells, number, place, scroll, settle
 
 from lens_magic.view import page_html
@@ -77,6 +77,29 @@ def test_shading_by_rank_is_deepest_where_the_token_is_first(page: Page, run: Fa
     assert ordered == sorted(ordered, reverse=True)
     assert ordered[0] > 0.5
     assert ordered[-1] < 0.1
+
+
+def test_a_cell_without_numbers_has_no_shade_and_no_number(visit: Visit, tmp_path: Path) -> None:
+    run = without_numbers(track(fake_run(POSITIONS, LAYERS, seed=3), [4]), layer=2, position=5)
+    page = visit.open(page_html(run, run), tmp_path / "run.html")
+    for shading in page.get_by_label("Shade by").locator("option").evaluate_all("(all) => all.map((one) => one.value)"):
+        shade_by(page, shading)
+        found = cells(page)
+        assert found[5, 2]["number"] == "–"
+        assert found[5, 2]["shade"].endswith(", 0)")
+        assert shading == "target" or "–" not in {cell["number"] for at, cell in found.items() if at != (5, 2)}
+    page.get_by_role("radio", name="difference").check(force=True)
+    settle(page)
+    assert cells(page)[5, 2]["number"] == "–"
+    page.locator("[role=row][aria-rowindex='7'] [role=gridcell][aria-colindex='4']").first.click()
+    assert page.locator(".lens-facts dd").all_inner_texts()[:4] == ["–"] * 4
+    for row in page.locator(".lens-candidates tbody tr").all()[:5]:
+        assert row.locator("td").all_inner_texts()[1:] == ["–", "–", "–"]
+    page.get_by_role("radio", name="one token").check(force=True)
+    page.get_by_label("Copy and save").click()
+    with page.expect_download() as download:
+        page.get_by_text("Save as SVG").click()
+    assert "NaN" not in Path(download.value.path()).read_text(encoding="utf-8")
 
 
 def test_shading_by_a_tracked_token(page: Page, run: FakeRun) -> None:

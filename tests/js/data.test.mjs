@@ -9,7 +9,7 @@ const { Frame, labelsOf } = await from("frame");
 const query = await from("query");
 const { destination } = await from("keys");
 const format = await from("format");
-const { difference, measureOf, SHADINGS } = await from("measures");
+const { difference, measureOf, shade, SHADINGS } = await from("measures");
 
 const fixture = JSON.parse(readFileSync(process.env.LENS_FIXTURE, "utf8"));
 const bytes = (buffers) => Object.fromEntries(Object.entries(buffers).map(([name, text]) => [name, Uint8Array.from(Buffer.from(text, "base64"))]));
@@ -194,6 +194,42 @@ test("measures shade from nothing to full, and say their scale", () => {
   close(shift.between(0.25, 0.75), 0.5, 1e-12, "difference");
   assert.equal(shift.text(-0.5), "−.50");
   assert.equal(shift.text(0), "0");
+});
+
+for (const name of ["lacking", "lacking-large", "lacking-growing"]) {
+  test(`a cell without numbers says so in every measure, and no other does: ${name}`, () => {
+    const { packed, pieces = [], truth } = fixture[name];
+    const data = read(packed);
+    for (const { rows, buffers } of pieces) data.append(rows, bytes(buffers));
+    const { sites } = data.header;
+    cells(data, (cell, i, p, s, l) => {
+      const lacks = l === 4 && p === 3;
+      const token = data.top(cell);
+      for (const shade of Object.keys(SHADINGS)) {
+        for (const over of ["all", "k"]) {
+          const measure = measureOf(data, { shade, over, token, sites });
+          const value = measure.value(cell, p);
+          if (lacks) assert.deepEqual([measure.text(value), measure.strength(value)], ["–", 0], shade);
+          else if (shade !== "target" || over === "all") assert.notEqual(measure.text(value), "–", shade);
+          const change = difference(measure, measure, shade);
+          if (lacks) assert.equal(change.text(change.between(value, 1)), "–", shade);
+        }
+      }
+      for (const { prob, share, logit } of data.candidates(cell, p)) {
+        assert.deepEqual([prob, share, logit].map(Number.isNaN), Array(3).fill(lacks));
+        if (lacks) assert.equal(format.signed(logit, 2), "–");
+      }
+      assert.equal(query.enters(data, s, [l], p, token), lacks ? -1 : l);
+      assert.equal(query.occurrences(data, s, [l], token).some(({ position }) => position === p), !lacks);
+    });
+    const counted = sites.flatMap((_, s) => [...query.counts(data, s)]).reduce((a, b) => a + b);
+    assert.equal(counted, data.k * sites.length * (data.header.layers.length * data.header.positions.length - 1));
+    close(data.greatest("entropy", sites), Math.max(...truth.entropy), 1 / 32, "entropy");
+  });
+}
+
+test("no shade is that of a number which is not known", () => {
+  for (const ramp of ["sure", "unsure", "more"]) assert.equal(shade(ramp, NaN), shade(ramp, 0));
 });
 
 test("probabilities are never rounded up to certainty", () => {

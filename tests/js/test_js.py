@@ -18,7 +18,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fake_run import FakeRun, fake_run, follow, track  # noqa: E402
+from fake_run import FakeRun, fake_run, follow, track, without_numbers  # noqa: E402
 
 from lens_magic.view import LiveView, bundle  # noqa: E402
 from lens_magic.view.data import pack, path  # noqa: E402
@@ -57,11 +57,11 @@ def truth(run: FakeRun) -> dict[str, Any]:
     data = run.dataset
     names = [name for name in data.data_vars if name != "tracked"]
     ranks = data.target_rank.values
-    found: dict[str, Any] = {name: data[name].values.ravel().tolist() for name in names}
+    # JSON has no NaN.
+    found: dict[str, Any] = {name: np.nan_to_num(data[name].values, nan=-1).ravel().tolist() for name in names}
     inputs, targets = path(run.prompt_ids, run.output_ids, data.position.values.tolist())
     if "tracked_id" in data.coords:
         found["tracked_id"] = data.tracked_id.values.ravel().tolist()
-        found["tracked_prob"] = np.nan_to_num(data.tracked_prob.values, nan=-1).ravel().tolist()  # JSON has no NaN
     found["inputs"], found["targets"] = inputs.tolist(), targets.tolist()
     if "resid_post" in data.site.values:
         stream = ranks[data.site.values.tolist().index("resid_post")]
@@ -103,13 +103,16 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "tracked": track(fake_run(5, 6), [1, 7]),
         "followed": follow(fake_run(7, 6)),
         "large": fake_run(300, 8, vocabulary=3000),
+        "lacking": without_numbers(track(fake_run(11, 6), [1, 7]), layer=4, position=3),
+        "lacking-large": without_numbers(fake_run(11, 6), layer=4, position=3),
     }
     fixture: dict[str, Any] = {}
     for name, run in runs.items():
-        monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if name == "large" else 8_000_000)
+        monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if name.endswith("large") else 8_000_000)
         packed = pack(run)
         fixture[name] = {"packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())}, "truth": truth(run)}
     fixture["growing"] = pieces(small)
+    fixture["lacking-growing"] = pieces(without_numbers(fake_run(11, 6), layer=4, position=3))
     written = tmp_path / "fixture.json"
     written.write_text(json.dumps(fixture, default=np.ndarray.tolist), encoding="utf-8")
     # A copy, as Node takes a module without a package that says so for something older.

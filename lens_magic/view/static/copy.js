@@ -43,7 +43,7 @@ export function asTable(model, [r0, c0, r1, c1]) {
 
 /** One cell's candidates. @param {import("./data.js").Candidate[]} candidates */
 export function candidatesTable(candidates) {
-  const lines = candidates.map(({ shown, id, prob, share, logit }) => [quotedField(shown), id, prob, share, logit].join("\t"));
+  const lines = candidates.map(({ shown, id, prob, share, logit }) => [quotedField(shown), id, ...[prob, share, logit].map(figure)].join("\t"));
   return ["token\tid\tprob\tprob_topk\tlogit", ...lines].join("\n");
 }
 
@@ -72,7 +72,7 @@ export function asSvg(model, [r0, c0, r1, c1], root, caption) {
       const x = side + (c - c0) * wide;
       const [ramp, strength] = model.tint(r, c);
       const name = ramp === "more" && strength < 0 ? "less" : ramp;
-      const depth = colours.depth[name] * Math.abs(strength);
+      const depth = colours.depth[name] * Math.abs(strength || 0);
       const [token, number] = model.text(r, c);
       parts.push(
         `<rect x="${x}" y="${y}" width="${wide - 1}" height="${high - 1}" fill="rgb(${colours[name].join(",")})" fill-opacity="${depth.toFixed(3)}"/>`,

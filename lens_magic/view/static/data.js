@@ -1,7 +1,8 @@
 /**
  * The packed run, read. `lens_magic/view/data.py` writes it and describes the codings; nothing here draws.
  *
- * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number}} Encoding
+ * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
+ *   missing?: boolean}} Encoding `missing`: the highest code is that of a cell without numbers; with neglog and square it always is
  * @typedef {{schema: number, model: string, name?: string, interrupted: boolean, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
@@ -31,7 +32,7 @@ function typed(bytes, dtype) {
 }
 
 /** What each code of an array stands for, where a table of all codes is small. @param {Encoding} encoding */
-function decoder({ dtype, coding, step = 1, offset = 0 }) {
+function decoder({ dtype, coding, step = 1, offset = 0, missing = false }) {
   const decode = {
     neglog: (/** @type {number} */ code) => Math.exp(-code * step),
     linear: (/** @type {number} */ code) => code * step + offset,
@@ -43,14 +44,14 @@ function decoder({ dtype, coding, step = 1, offset = 0 }) {
   if (!codes) return decode;
   const table = new Float64Array(codes);
   for (let code = 0; code < codes; code++) table[code] = decode(code);
-  if (coding === "square") table[codes - 1] = NaN;
+  if (missing || coding === "neglog" || coding === "square") table[codes - 1] = NaN;
   return (/** @type {number} */ code) => table[code];
 }
 
 export class LensData {
   /** @param {Packed} packed */
   constructor({ header, buffers }) {
-    if (header.schema !== 2) throw new Error(`this view reads schema 2, the run was packed as ${header.schema}`);
+    if (header.schema !== 3) throw new Error(`this view reads schema 3, the run was packed as ${header.schema}`);
     // A growing run adds to these, and another view may be of the same header.
     const { positions, inputs, targets, tokens, raw } = header;
     const own = { positions: [...positions], inputs: [...inputs], targets: [...targets], tokens: [...tokens], raw: { ...raw } };
@@ -102,7 +103,7 @@ export class LensData {
     return total;
   }
 
-  /** Probability of the i-th stored candidate, counted over all cells. @param {number} i */
+  /** Probability of the i-th stored candidate, counted over all cells; NaN where the cell has no numbers. @param {number} i */
   prob(i) {
     return this.decode.prob(this.arrays.prob[i]);
   }
@@ -125,7 +126,7 @@ export class LensData {
     return this.header.encoding.target_rank.coding === "plain";
   }
 
-  /** Nats. @param {number} cell */
+  /** Nats; NaN where the cell has no numbers. @param {number} cell */
   entropy(cell) {
     return this.decode.entropy(this.arrays.entropy[cell]);
   }
@@ -145,7 +146,7 @@ export class LensData {
     if (this.greatestOf[key] !== undefined) return this.greatestOf[key];
     const { positions, layers } = this.header;
     const array = this.arrays[name];
-    const missing = name === "entropy" ? Infinity : 2 ** (8 * array.BYTES_PER_ELEMENT) - 1;
+    const missing = 2 ** (8 * array.BYTES_PER_ELEMENT) - 1;
     let [most, where] = [-1, 0];
     for (const site of sites) {
       for (let layer = 0; layer < layers.length; layer++) {
@@ -165,11 +166,15 @@ export class LensData {
     return raw[token] ?? tokens[token].replaceAll(space, " ");
   }
 
-  /** Which of the cell's candidates a token is; −1 where it is none. @param {number} cell @param {number} token */
+  /** Which of the cell's candidates a token is; −1 where it is none, as all are in a cell without numbers. @param {number} cell @param {number} token */
   candidateOf(cell, token) {
-    const { token: tokens } = this.arrays;
-    for (let j = 0; j < this.k; j++) if (tokens[cell * this.k + j] === token) return j;
+    for (let i = cell * this.k; i < (cell + 1) * this.k; i++) if (this.holds(i, token)) return i - cell * this.k;
     return -1;
+  }
+
+  /** Whether the i-th stored candidate is this token, and has a number. @param {number} i @param {number} token */
+  holds(i, token) {
+    return this.arrays.token[i] === token && !Number.isNaN(this.prob(i));
   }
 
   /**
@@ -213,7 +218,7 @@ export class LensData {
         id: this.arrays.ids[token],
         prob: this.prob(i),
         share: this.prob(i) / total,
-        logit: first - (this.arrays.prob[i] - this.arrays.prob[cell * this.k]) * (this.header.encoding.prob.step ?? 1),
+        logit: Number.isNaN(this.prob(i)) ? NaN : first - (this.arrays.prob[i] - this.arrays.prob[cell * this.k]) * (this.header.encoding.prob.step ?? 1),
         hit: token === targets[position],
       };
     });

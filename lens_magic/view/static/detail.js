@@ -19,6 +19,9 @@ function fact(list, name, hint) {
   return value;
 }
 
+/** @param {string} text a number, or what stands for none */
+const inNats = (text) => (text === "–" ? text : `${text} nats`);
+
 export class Detail {
   /** @param {Frame} frame @param {DetailCallbacks} on @param {string} [caption] which of two runs */
   constructor(frame, on, caption) {
@@ -101,8 +104,8 @@ export class Detail {
     const place = data.targetRank(offset);
     this.rank.textContent = rank(place, data.exactRanks);
     this.prob.textContent = place < 0 ? "–" : percent(data.targetProb(offset, position));
-    this.entropy.textContent = `${data.entropy(offset).toFixed(2)} nats`;
-    this.kl.textContent = data.hasKl ? `${nats(data.kl(offset))} nats` : "–";
+    this.entropy.textContent = inNats(signed(data.entropy(offset), 2));
+    this.kl.textContent = inNats(nats(data.kl(offset)));
     const all = header.layers.map((_, i) => i);
     const first = header.targets[position] < 0 ? -1 : enters(data, site, all, position, header.targets[position]);
     this.link(this.enters, first, cell);
@@ -143,7 +146,7 @@ export class Detail {
     name.title = `${quoted(raw)}, id ${id}: click to follow it through the layers`;
     name.setAttribute("aria-label", `${shown}: follow through the layers`);
     [percent(prob), percent(share), signed(logit, 2)].forEach((text, i) => (row.children[i + 1].textContent = text));
-    row.style.setProperty("--lens-p", prob.toFixed(4));
+    row.style.setProperty("--lens-p", (prob || 0).toFixed(4));
     row.classList.toggle("lens-hit", hit);
   }
 

@@ -34,6 +34,7 @@ export function count(n) {
 
 /** @param {number} x @param {number} digits */
 export function signed(x, digits) {
+  if (Number.isNaN(x)) return "–";
   return x.toFixed(digits).replace("-", MINUS);
 }
 

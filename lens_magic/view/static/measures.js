@@ -111,8 +111,8 @@ for (const [name, steps] of Object.entries(RAMPS)) {
   for (let i = 0; i <= 100; i++) steps.push(`rgb(var(--lens-${name}) / calc(var(--lens-depth-${name}) * ${i / 100}))`);
 }
 
-/** @param {Ramp} ramp @param {number} strength in −1 … 1 */
+/** @param {Ramp} ramp @param {number} strength in −1 … 1; NaN: nothing is known, and nothing shaded */
 export function shade(ramp, strength) {
-  const step = Math.round(100 * Math.abs(strength));
+  const step = Math.round(100 * Math.abs(strength)) || 0;
   return RAMPS[ramp === "more" && strength < 0 ? "less" : ramp][step];
 }

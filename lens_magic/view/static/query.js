@@ -37,11 +37,10 @@ export function enters(data, site, layers, position, token) {
  */
 export function occurrences(data, site, layers, token) {
   const first = new Int32Array(data.header.positions.length).fill(-1);
-  const { token: tokens } = data.arrays;
   for (const layer of layers) {
     const start = data.cell(site, layer, 0) * data.k;
     for (let i = start; i < start + first.length * data.k; i++) {
-      if (tokens[i] !== token) continue;
+      if (!data.holds(i, token)) continue;
       const position = Math.floor((i - start) / data.k);
       if (first[position] < 0) first[position] = layer;
     }
@@ -55,7 +54,7 @@ export function counts(data, site) {
   const found = new Uint32Array(tokens.length);
   for (let layer = 0; layer < layers.length; layer++) {
     const start = data.cell(site, layer, 0) * data.k;
-    for (let i = start; i < start + positions.length * data.k; i++) found[data.arrays.token[i]] += 1;
+    for (let i = start; i < start + positions.length * data.k; i++) if (!Number.isNaN(data.prob(i))) found[data.arrays.token[i]] += 1;
   }
   return found;
 }
