@@ -82,6 +82,11 @@ class LiveAnswer(Answer):
         else:
             super().__call__(event)
 
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        if self._shown and exception[0] is not None:
+            self._view.end()
+
     def _say(self, text: str) -> None:
         self._view.say(text)
 

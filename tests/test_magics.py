@@ -177,6 +177,28 @@ def test_a_run_shown_otherwise_is_the_cells_value_too(loaded: Notebook, option: 
     assert shell.user_ns["Out"][count] is shell.user_ns["_"]
 
 
+@pytest.mark.parametrize("error", [LensError("a rank is lost"), KeyboardInterrupt()])
+def test_a_live_view_ends_with_a_run_that_fails(
+    loaded: Notebook, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its Stop would stop whatever runs then."""
+    answers: list[Any] = []
+    presses: list[int] = []
+
+    def fails(*arguments: Any, on_event: Any, **options: Any) -> None:
+        answers.append(on_event)
+        on_event(("token", 5))
+        raise error
+
+    monkeypatch.setattr("lens_magic.runs.run", fails)
+    monkeypatch.setattr(type(current().group), "interrupt", lambda group: presses.append(1))
+    assert type(loaded.run("%%lens --stream-lens\nTo be")) is type(error)
+    view = answers[0]._view
+    assert view._sent[-1][0]["over"]
+    view._heard(view, {"type": "stop"}, [])
+    assert presses == []
+
+
 def test_variables_in_a_line_are_the_users(loaded: Notebook) -> None:
     """Not the magics' own of the same names, and those of the function that calls."""
     loaded.shell.user_ns.update(line=2, cell=3)

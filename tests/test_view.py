@@ -377,6 +377,19 @@ class TestLiveView:
         assert stops == [1]
         assert sent == []
 
+    @pytest.mark.parametrize("how", ["end", "finish"])
+    def test_stop_stops_no_other_run(self, how: str) -> None:
+        stops: list[int] = []
+        view, sent = self.view(on_stop=lambda: stops.append(1))
+        view.append([0], self.variables(1), [7], [7], {7: " a"})
+        if how == "end":
+            view.end()
+        else:
+            view.finish(fake_run(5, 2))
+        view._heard(view, {"type": "stop"}, [])
+        assert stops == []
+        assert [message["over"] for message in sent] == ([False, True] if how == "end" else [False])
+
     def test_displayed_it_leaves_the_table_when_it_is_finished(self, monkeypatch: pytest.MonkeyPatch) -> None:
         outputs: list[dict[str, object]] = []
         monkeypatch.setattr("IPython.display.display", lambda data, **kwargs: outputs.append(data))

@@ -33,6 +33,7 @@ NEEDED = ("token_id", "logit", "prob", "target_rank", "target_prob", "entropy", 
 
 class LiveView(Explorer):
     """The explorer of a run that is being made. Display it, `append` to it, then `finish` it: it is an `Explorer` from then on.
+    Of a run that fails, `end` it.
 
     ```python
     view = LiveView("demo", sites, layers, top_k=5, on_stop=group.interrupt)
@@ -117,6 +118,7 @@ class LiveView(Explorer):
         What the browser may have missed does not matter, as the whole run is sent.
         """
         packed = pack(run)
+        self._forget_stop()
         self._runs = [run]
         with self.hold_sync():
             self.header, self.live = packed.header, False
@@ -124,6 +126,16 @@ class LiveView(Explorer):
         self._sent.clear()
         if self._displayed:
             self._display_fallback()
+
+    def end(self) -> None:
+        """The run has failed: what there is of it stays, and Stop is gone."""
+        self._forget_stop()
+        self._say_rows([], {}, [], [], {}, over=True)
+
+    def _forget_stop(self) -> None:
+        """A press that comes from now on would stop another run."""
+        with self._lock:
+            self._on_stop = None
 
     _displayed = False
 
@@ -147,6 +159,7 @@ class LiveView(Explorer):
         inputs: Sequence[int],
         targets: Sequence[int],
         token_texts: Mapping[int, str],
+        over: bool = False,
     ) -> None:
         with self._lock:
             coded, fresh = self._coded(variables, inputs, targets) if len(positions) else ({}, [])
@@ -162,6 +175,7 @@ class LiveView(Explorer):
                 "tokens": shown,
                 "raw": raw,
                 "names": list(coded),
+                "over": over,
             }
             buffers = [array.tobytes() for array in coded.values()]
             self._sent.append((message, buffers))
@@ -195,8 +209,9 @@ class LiveView(Explorer):
         kind = content.get("type") if isinstance(content, dict) else None
         if kind == "stop" and not self.stopped:
             self.stopped = True
-            if self._on_stop is not None:
-                self._on_stop()
+            with self._lock:  # nor may the run end, and another begin, between the two
+                if self._on_stop is not None:
+                    self._on_stop()
         elif kind == "since" and isinstance(content.get("seq"), int):
             with self._lock:
                 for message, buffers in self._sent[max(0, content["seq"]) :]:

@@ -37,7 +37,7 @@ MODEL = """(state) => {
   globalThis.hear = (message, buffers) => handlers["msg:custom"](message, buffers.map(bytes));
   globalThis.become = (changes) => {
     for (const [name, value] of Object.entries(changes)) state[name] = name.endsWith("buffers") ? all(value) : value;
-    handlers["change:buffers"]();
+    for (const name of Object.keys(changes)) handlers[`change:${name}`]?.();
   };
   globalThis.leave = lensRender({ model, el: document.getElementById("out") });
 }"""
@@ -181,6 +181,36 @@ def test_a_finished_run_is_an_ordinary_one_in_the_same_place(visit: Visit, tmp_p
     assert page.evaluate("() => [document.activeElement.role, document.activeElement.scrollTop]") == ["grid", 400]
     page.evaluate("() => leave()")
     assert page.locator(".lens-root").count() == 0
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("pressed", [False, True])
+def test_of_a_run_that_fails_what_there_is_stays(visit: Visit, tmp_path: Path, rows: int, pressed: bool) -> None:
+    kernel = Kernel(fake_run(6, 8))
+    page = open_widget(visit, tmp_path, kernel.state())
+    kernel.view.say("so far")
+    if rows:
+        kernel.grow()
+    kernel.tell(page)
+    if pressed:
+        page.get_by_role("button", name="Stop").click()
+    kernel.view.end()
+    kernel.tell(page)
+    assert page.get_by_role("button", name="Stop").count() == 0
+    assert page.locator(".lens-live-state").inner_text() == "not finished"
+    assert page.locator(".lens-live-text").inner_text() == "so far"
+    assert page.get_by_role("grid").count() == (1 if rows else 0)
+
+
+def test_a_run_finished_without_a_row_has_no_stop(visit: Visit, tmp_path: Path) -> None:
+    kernel = Kernel(fake_run(0, 8))
+    page = open_widget(visit, tmp_path, kernel.state())
+    before = kernel.view.buffers
+    kernel.view.finish(kernel.run)
+    assert kernel.view.buffers == before  # of which no change is told
+    page.evaluate("(changes) => become(changes)", {"header": kernel.view.header, "live": kernel.view.live})
+    assert page.get_by_role("button", name="Stop").count() == 0
+    assert "no positions" in page.locator(".lens-empty").inner_text()
 
 
 def test_two_views_have_nothing_in_common(visit: Visit, tmp_path: Path) -> None:

@@ -29,4 +29,10 @@ export class LiveStrip {
     if (atEnd) this.text.scrollTop = this.text.scrollHeight;
     if (!this.stop.disabled) this.state.textContent = positions ? plural(positions, "row") : "";
   }
+
+  /** The run has failed: there is nothing to stop any more. */
+  end() {
+    this.stop.disabled = this.stop.hidden = true;
+    this.state.textContent = "not finished";
+  }
 }

@@ -12,7 +12,7 @@ import { LiveStrip } from "./live.js";
  * @typedef {{select: (cell: Partial<Cell>) => void, state: () => import("./stage.js").State | undefined, destroy: () => void}} Mounted
  * @typedef {{get: (name: string) => any, set: (name: string, value: unknown) => void, save_changes: () => void,
  *   send: (content: unknown) => void, on: (event: string, callback: Function) => void, off: (event: string, callback: Function) => void}} Model
- * @typedef {{type: "rows", seq: number, at: number, text: string, names: string[]} & import("./data.js").Rows} RowsMessage
+ * @typedef {{type: "rows", seq: number, at: number, text: string, names: string[], over: boolean} & import("./data.js").Rows} RowsMessage
  */
 
 /** @param {HTMLElement} el @param {Header} header @returns {Mounted} */
@@ -86,6 +86,7 @@ class Live {
       }
     }
     this.strip.show(this.text, this.data.header.positions.length);
+    if (message.over) this.strip.end();
   }
 
   /** @param {Partial<Cell>} cell */
@@ -128,12 +129,18 @@ function render({ model, el }) {
     view = open(state);
     follow();
   };
+  // A run that was finished without a row has the buffers it began with, so that they are not said to change.
+  const finished = () => {
+    if (view instanceof Live && nothing(model.get("header"))) reopen();
+  };
   follow();
   model.on("change:selected", follow);
   model.on("change:buffers", reopen);
+  model.on("change:live", finished);
   return () => {
     model.off("change:selected", follow);
     model.off("change:buffers", reopen);
+    model.off("change:live", finished);
     rule.remove();
     view.destroy();
   };
