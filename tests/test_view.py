@@ -149,7 +149,7 @@ class TestPack:
 
     def test_the_header_is_json_and_tells_every_buffer_s_type(self) -> None:
         packed = pack(fake_run(4, 2, hostile=True))
-        header = json.loads(json.dumps(packed.header))
+        header = json.loads(json.dumps(packed.header, ensure_ascii=False).encode())
         assert {n: e["dtype"] for n, e in header["encoding"].items()} == {n: b.dtype.name for n, b in packed.buffers.items()}
 
     def test_probabilities_of_exactly_one_and_zero(self) -> None:
@@ -240,12 +240,14 @@ class TestTable:
 
 class TestPage:
     def test_hostile_tokens_stay_inside_the_data(self) -> None:
-        parsed = Parsed(page_html(fake_run(30, 6, hostile=True)))
+        page = page_html(fake_run(30, 6, hostile=True))
+        assert page.encode()  # or it cannot be written to a file
+        parsed = Parsed(page)
         assert len(parsed.scripts) == 2
         assert "img" not in parsed.tags
         header = json.loads(parsed.scripts[0])[0]["header"]
         texts = set(header["raw"].values()) | {t.replace("·", " ") for t in header["tokens"]}
-        assert set(HOSTILE) <= texts
+        assert {text.encode("utf-8", "backslashreplace").decode() for text in HOSTILE} <= texts
 
     def test_the_policy_allows_this_script_and_no_network(self) -> None:
         parsed = Parsed(page_html(fake_run()))

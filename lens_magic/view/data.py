@@ -173,7 +173,8 @@ def path(
 
 def token_table(texts: Mapping[int, str], ids: Sequence[int] | NDArray[Any]) -> tuple[list[str], dict[str, str]]:
     """Display texts of these tokens, and by row (as text) the own texts that do not follow from them."""
-    own = [texts.get(int(i), f"<{int(i)}>") for i in ids]
+    # Half a character (a lone surrogate) would keep the rest from being written as UTF-8.
+    own = [texts.get(int(i), f"<{int(i)}>").encode("utf-8", "backslashreplace").decode() for i in ids]
     shown = [visible(text) for text in own]
     # Half the table would be sent twice if the own text were always sent.
     return shown, {str(i): t for i, (t, s) in enumerate(zip(own, shown, strict=True)) if s.replace(SPACE, " ") != t}
