@@ -8,8 +8,8 @@ import { palette } from "./theme.js";
  * @typedef {number[]} Range `[r0, c0, r1, c1]`, both ends included
  */
 
-/** One field of a line: no character in it that could end it. @param {string} text */
-const field = (text) => text.replaceAll(/[\t\r\n]/g, " ");
+/** One field of a line: no character in it that could end it, nor the marks around an arrow. @param {string} text */
+const field = (text) => text.replaceAll(/[\t\r\n]/g, " ").replaceAll("\u200e", "");
 
 /** The same for a spreadsheet, to which a quotation mark at a field's start is the beginning of a longer one. @param {string} text */
 const quotedField = (text) => (text.startsWith('"') ? `"${field(text).replaceAll('"', '""')}"` : field(text));
