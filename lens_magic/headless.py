@@ -41,8 +41,6 @@ def write(run: LensRun, paths: list[Path]) -> None:
             {".json": run.to_json, ".html": run.to_html}.get(path.suffix, run.save)(path)
         except LensError as error:
             failed.append(str(error))
-        except (OSError, ValueError) as error:  # zarr's own
-            failed.append(f"{path} cannot be written: {error}")
     if failed:
         raise LensError("; ".join(failed))
 

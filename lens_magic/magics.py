@@ -62,7 +62,7 @@ class LensMagics(Magics):
         try:
             if parsed.save is not None:  # last of all: a full disk costs the file, neither the run nor the news of its end
                 run.save(parsed.save)
-        except (LensError, OSError) as error:
+        except LensError as error:
             if not stopped:
                 raise
             words += f", and not saved ({error})"

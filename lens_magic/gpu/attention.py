@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .steps import power_of_two
-from .trial import trial
+from .trial import drawn, trial
 
 WIDEST = {torch.float32: 64, torch.bfloat16: 256, torch.float16: 256}
 """Head widths up to which a program has room for what it reads, by the type of what it is given."""
@@ -82,11 +82,7 @@ def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _alike(device: torch.device, dtype: torch.dtype, batch: int, heads: int, key_heads: int, columns: int, width: int) -> bool:
-    made = torch.Generator("cpu").manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:  # whatever the user has made the default
-        return torch.randn(shape, generator=made, device="cpu", dtype=torch.float32).to(device, dtype)
-
+    some = drawn(device, dtype)
     queries, room = some(batch, heads, 1, width), (batch, key_heads, columns + 20, width)
     keys, values = (some(*room)[:, :, :columns] for _ in range(2))
     mask = torch.ones((batch, 1, 1, columns), dtype=torch.bool, device=device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .trial import trial
+from .trial import drawn, trial
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 """Types of states that these are for."""
@@ -86,11 +86,7 @@ def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _alike(device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    made = torch.Generator("cpu").manual_seed(0)
-
-    def some(*shape: int) -> torch.Tensor:  # whatever the user has made the default
-        return torch.randn(shape, generator=made, device="cpu", dtype=torch.float32).to(device, dtype)
-
+    some = drawn(device, dtype)
     states, weight, angles = some(3, 1, width) * 3, some(width), some(2, 1, width)
     queries, keys = some(2, 6, 1, width), some(2, 2, 1, width)
     gates, values = some(2, 1, width), some(2, 1, width)

@@ -12,6 +12,12 @@ IsRight = Callable[[torch.device, torch.dtype], bool]
 Trouble = Callable[[torch.device, torch.dtype], "str | None"]
 
 
+def drawn(device: torch.device, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
+    """What draws tensors of a shape for a trial: the same every time, whatever the user has made the default."""
+    made = torch.Generator("cpu").manual_seed(0)
+    return lambda *shape: torch.randn(shape, generator=made, device="cpu", dtype=torch.float32).to(device, dtype)
+
+
 def trial(is_right: IsRight) -> Trouble:
     """Why kernels are not to be used on a GPU for a type, None where they are; found out once for each.
 

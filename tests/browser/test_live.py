@@ -110,17 +110,22 @@ def test_rows_and_text_appear_as_they_are_made(visit: Visit, tmp_path: Path) -> 
     assert max(row for row, _ in cells(page)) == 29
 
 
-def test_a_reader_elsewhere_stays_there(visit: Visit, tmp_path: Path) -> None:
-    kernel = Kernel(fake_run(90, 8))
-    page = open_widget(visit, tmp_path, kernel.state())
+def grown_while_read_at(left: int, top: int, layers: int, visit: Visit, folder: Path) -> Page:
+    """A run of 60 positions that has grown by three after a reader had scrolled."""
+    kernel = Kernel(fake_run(90, layers))
+    page = open_widget(visit, folder, kernel.state())
     for _ in range(20):
         kernel.grow()
     kernel.tell(page)
-    page.locator("[role=grid]").evaluate("(el) => el.scrollTo(0, 300)")
-    settle(page)
+    scroll(page, left, top)
     kernel.grow()
     kernel.tell(page)
     settle(page)
+    return page
+
+
+def test_a_reader_elsewhere_stays_there(visit: Visit, tmp_path: Path) -> None:
+    page = grown_while_read_at(0, 300, 8, visit, tmp_path)
     assert page.locator("[role=grid]").evaluate("(el) => el.scrollTop") == 300
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_run import FakeRun, fake_run
 from reading import cells, expected, place, scroll, settle
-from test_live import Kernel, open_widget
+from test_live import grown_while_read_at
 
 from lens_magic.view import page_html
 
@@ -111,16 +111,7 @@ def test_a_pinned_cell_is_gone_to_wherever_one_has_scrolled(page: Page) -> None:
 
 
 def test_a_reader_of_the_last_layers_of_a_growing_run_stays_there(visit: Visit, tmp_path: Path) -> None:
-    kernel = Kernel(fake_run(90, 60))
-    page = open_widget(visit, tmp_path, kernel.state())
-    for _ in range(20):
-        kernel.grow()
-    kernel.tell(page)
-    page.locator("[role=grid]").evaluate("(el) => el.scrollTo(900, el.scrollHeight)")
-    settle(page)
-    kernel.grow()
-    kernel.tell(page)
-    settle(page)
+    page = grown_while_read_at(900, 100_000, 60, visit, tmp_path)  # at the newest row
     assert page.locator("[role=grid]").evaluate("(el) => el.scrollLeft") == 900
     assert max(row for row, _ in cells(page)) == 62, "the newest row is in view"
 
