@@ -100,5 +100,5 @@ def _notebook_packages() -> tuple[Any, Any]:
         import nbclient
         import nbformat
     except ImportError as error:
-        raise LensError("executing a notebook needs nbclient: pip install 'lens-magic[lab]'") from error
+        raise LensError("executing a notebook needs nbclient: pip install nbclient nbconvert") from error
     return nbformat, nbclient

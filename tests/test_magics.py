@@ -154,7 +154,7 @@ def test_where_nothing_can_be_saved_nothing_is_run(loaded: Notebook, monkeypatch
         patched.setattr("os.access", lambda *_: False)
         assert f"nothing can be written to {tmp_path}" in loaded.refuses(f"%%lens --save {tmp_path}/run.nc\nx")
     monkeypatch.setitem(sys.modules, "zarr", None)
-    assert "pip install 'lens-magic[zarr]'" in loaded.refuses(f"%%lens --save {tmp_path}/run.zarr\nx")
+    assert "pip install zarr" in loaded.refuses(f"%%lens --save {tmp_path}/run.zarr\nx")
 
 
 def test_files_of_the_users_own_are_no_kept_runs(loaded: Notebook, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

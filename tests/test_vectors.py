@@ -224,7 +224,7 @@ def test_gguf_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytes
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(lens.LensError, match=r"pip install 'lens-magic\[gguf\]'"):
+    with pytest.raises(lens.LensError, match="pip install gguf"):
         made().save(tmp_path / "v.gguf")
 
 

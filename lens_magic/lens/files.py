@@ -174,7 +174,7 @@ def require_zarr() -> None:
     try:
         import zarr  # noqa: F401
     except ImportError:
-        raise LensError("Zarr files need the zarr package: pip install 'lens-magic[zarr]'; .nc works without") from None
+        raise LensError("Zarr files need the zarr package: pip install zarr; .nc works without") from None
 
 
 def write_paper_json(run: LensRun, path: Path) -> Path:

@@ -197,7 +197,7 @@ def _gguf() -> Any:
     try:
         import gguf
     except ImportError:
-        raise LensError("gguf files need a package: pip install 'lens-magic[gguf]'; .safetensors works without") from None
+        raise LensError("gguf files need the gguf package: pip install gguf; .safetensors works without") from None
     return gguf
 
 
