@@ -160,11 +160,11 @@ RUN_OPTIONS = (
     "capture_dtype",
     "offload",
 )
-"""Names of the above as :meth:`lens_magic.session.Session.run` takes them."""
+"""Names of the above, as :func:`lens_magic.runs.run` takes them."""
 
 
 def run_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What was parsed, as arguments of ``Session.run``."""
+    """What was parsed, as arguments of :func:`lens_magic.runs.run`."""
     return {**{name: getattr(parsed, name) for name in RUN_OPTIONS}, "track": _track(parsed.track)}
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 OnEvent = Callable[[tuple[Any, ...]], None]
-"""Progress: ("loading", done, total), ("token", id), ("projecting", done, total); a total of 0 is not known yet."""
+"""Progress: ("token", id, sequence), ("rows", begin, end, figures), or (what, done, total); a total of 0 is not known yet."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class LensRun:
         variables: arrays ``[site, layer, position]`` or ``[site, layer, position, k]`` (see :meth:`to_xarray`).
         token_texts: readable text of every token that occurs in the run.
         timings: seconds: ``prefill_s``, ``decode_s``, ``project_s``; and ``tokens_per_s`` = (T − 1) / ``decode_s``.
-        memory: bytes a rank (the largest): ``captures``, ``peak`` resident memory; and ``captures_by_rank``.
+        memory: bytes a rank (the largest): ``captures``, ``peak`` (resident; of a GPU allocated); and ``captures_by_rank``.
         options, provenance: how it was made: options; versions, model and fingerprint, ranks, dtype, time.
         interrupted: it was stopped by the user and holds what there was by then.
         labels: where the run was looked at through a :class:`Basis`, the labels of the directions that occur; candidates are
