@@ -24,15 +24,17 @@ if TYPE_CHECKING:
         status,
         train_vector,
     )
-    from .errors import LensError, RankError, RanksLost
+    from .errors import Interrupted, LensError, RankError, RanksLost
     from .lens.basis import Basis, load_basis
     from .lens.difference import LensDiff
     from .lens.run import LensRun, open_run
     from .lens.translators import TunedLens, load_tuned_lens
-    from .runs import Interrupted
+    from .ranks.status import Status
+    from .results import GeneratedText
     from .steer.ablation import SiteAblation, open_ablation
     from .steer.compare import SteeredText
     from .steer.report import SteerabilityReport, open_report
+    from .steer.term import SteeringTerm
     from .steer.vector import SteeringVector
     from .tuning import train_tuned_lens
 
@@ -49,28 +51,32 @@ _HOMES = {
     "run": "api",
     "status": "api",
     "train_vector": "api",
+    "Interrupted": "errors",
     "LensError": "errors",
     "RankError": "errors",
     "RanksLost": "errors",
     "Basis": "lens.basis",
     "load_basis": "lens.basis",
+    "GeneratedText": "results",
     "LensDiff": "lens.difference",
     "LensRun": "lens.run",
     "open_run": "lens.run",
     "TunedLens": "lens.translators",
     "load_tuned_lens": "lens.translators",
     "train_tuned_lens": "tuning",
-    "Interrupted": "runs",
     "SiteAblation": "steer.ablation",
     "open_ablation": "steer.ablation",
     "SteerabilityReport": "steer.report",
     "SteeredText": "steer.compare",
+    "SteeringTerm": "steer.term",
     "SteeringVector": "steer.vector",
+    "Status": "ranks.status",
     "open_report": "steer.report",
 }
 
 __all__ = [
     "Basis",
+    "GeneratedText",
     "Interrupted",
     "LensDiff",
     "LensError",
@@ -78,8 +84,10 @@ __all__ = [
     "RankError",
     "RanksLost",
     "SiteAblation",
+    "Status",
     "SteerabilityReport",
     "SteeredText",
+    "SteeringTerm",
     "SteeringVector",
     "TunedLens",
     "ablate_sites",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from . import comparing, options, runs, vectors
 from .ranks.status import Status
+from .results import GeneratedText
 from .session import current
 from .view.progress import watched
 
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 
+class GenerationOptions(TypedDict, total=False):
+    """What :func:`generate` takes besides prompt and length."""
+
+    ignore_eos: bool
+    steer: Any
+    temperature: float
+    top_p: float
+    seed: int
+    chat: bool
+
+
+class RunOptions(GenerationOptions, total=False):
+    """What :func:`run` takes besides prompt, length and number of candidates."""
+
+    layers: str | int | Iterable[int] | None
+    capture: str | Sequence[str]
+    prompt_tokens: bool
+    force: Any
+    track: Track
+    capture_dtype: str | None
+    offload: bool
+    stream_lens: bool
+    lens: TunedLens | Basis | str | Path | None
+    norm: str
+
+
 def load(
     model: str | Path,
     dtype: str | None = None,
@@ -30,10 +57,11 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Load a model on the ranks, tensor-parallel. Until it stands, and after any error, the one before is still there.
+    """Load a model on the ranks, tensor-parallel.
 
-    It goes first only where both do not fit (with a warning), or where another number of ranks is asked for, as those are new
-    ones; then ``%lens restart`` brings it back if loading came to nothing.
+    The previous model stays loaded until the new one is ready, and after any error. It is dropped first only where both do not
+    fit (with a warning), or where another number of ranks is asked for, as those are new ones; then ``%lens restart`` brings it
+    back if loading came to nothing.
 
     Args:
         model: a local folder (text or a path), a hub id, or "demo" for the embedded model.
@@ -64,50 +92,13 @@ def status() -> Status:
     return current().status()
 
 
+# A text is a sequence of texts too, hence the overlaps: here it is one.
 @overload
-def run(  # type: ignore[overload-overlap]  # a text is a sequence of texts too: here it is one
-    prompt: str,
-    max_new_tokens: int = ...,
-    top_k: int = ...,
-    layers: str | int | Iterable[int] | None = ...,
-    capture: str | Sequence[str] = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    seed: int = ...,
-    ignore_eos: bool = ...,
-    prompt_tokens: bool = ...,
-    steer: Any = ...,
-    force: Any = ...,
-    track: Track = ...,
-    chat: bool = ...,
-    capture_dtype: str | None = ...,
-    offload: bool = ...,
-    stream_lens: bool = ...,
-    lens: TunedLens | Basis | str | Path | None = ...,
-    norm: str = ...,
+def run(  # type: ignore[overload-overlap]
+    prompt: str, max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]
 ) -> LensRun: ...
 @overload
-def run(
-    prompt: Sequence[str],
-    max_new_tokens: int = ...,
-    top_k: int = ...,
-    layers: str | int | Iterable[int] | None = ...,
-    capture: str | Sequence[str] = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    seed: int = ...,
-    ignore_eos: bool = ...,
-    prompt_tokens: bool = ...,
-    steer: Any = ...,
-    force: Any = ...,
-    track: Track = ...,
-    chat: bool = ...,
-    capture_dtype: str | None = ...,
-    offload: bool = ...,
-    stream_lens: bool = ...,
-    lens: TunedLens | Basis | str | Path | None = ...,
-    norm: str = ...,
-) -> list[LensRun]: ...
+def run(prompt: Sequence[str], max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]) -> list[LensRun]: ...
 def run(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,
@@ -190,26 +181,10 @@ def run(
 
 @overload
 def generate(  # type: ignore[overload-overlap]
-    prompt: str,
-    max_new_tokens: int = ...,
-    ignore_eos: bool = ...,
-    steer: Any = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    seed: int = ...,
-    chat: bool = ...,
-) -> runs.GeneratedText: ...
+    prompt: str, max_new_tokens: int = ..., **options: Unpack[GenerationOptions]
+) -> GeneratedText: ...
 @overload
-def generate(
-    prompt: Sequence[str],
-    max_new_tokens: int = ...,
-    ignore_eos: bool = ...,
-    steer: Any = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    seed: int = ...,
-    chat: bool = ...,
-) -> list[runs.GeneratedText]: ...
+def generate(prompt: Sequence[str], max_new_tokens: int = ..., **options: Unpack[GenerationOptions]) -> list[GeneratedText]: ...
 def generate(
     prompt: str | Sequence[str],
     max_new_tokens: int = 32,

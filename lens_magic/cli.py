@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from .arguments import Command, Help, Parser, add_load_options, add_run_options, load_options, run_options
-from .errors import LensError
+from .errors import LensError, even_if_stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,11 +151,9 @@ def _run(parsed: argparse.Namespace) -> int:
         with watched(parsed.max_new_tokens, loading=f"loading {parsed.model}") as told:
             session.load(parsed.model, **load_options(parsed), on_event=told)
             steer = vectors.terms_of(session, parsed.steer)
-            try:
-                run = runs.run(session, parsed.prompt, steer=steer, **run_options(parsed), on_event=told)
-                stopped = False
-            except runs.Interrupted as interrupted:
-                run, stopped = interrupted.result, True
+            run, stopped = even_if_stopped(
+                lambda: runs.run(session, parsed.prompt, steer=steer, **run_options(parsed), on_event=told)
+            )
         try:
             print(table_text(run))  # first: a full disk costs the files, not the sight of the run
         finally:  # nor does an output that takes no more (`| head`) cost the files

@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from . import options, prompts, runs, vectors
-from .errors import LensError
+from . import options, prompts, results, runs, vectors
+from .errors import LensError, unless_stopped
 from .needs import Ask
+from .provenance import provenance
 from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def compare(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
+    ignore_eos, chat = options.flag("ignore_eos", ignore_eos), options.flag("chat", chat)
     ids = tuple(prompts.prompt_ids(model, prompt, chat))
     prompts.check_length(len(ids), max_new_tokens, model.context)
     terms = vectors.steering_terms(model, steer, len(ids), max_new_tokens)
@@ -65,7 +67,6 @@ def compare(
             )[0]
         finally:
             group.rank.store.pop(LIVE, None)
-        late = group.rank.stop_requested
     asked = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
@@ -75,9 +76,7 @@ def compare(
         "chat": chat,
     }
     result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked)
-    if result.interrupted or late:
-        raise runs.Interrupted(result)
-    return result
+    return unless_stopped(result, result.interrupted or group.rank.stop_requested)
 
 
 def _steered_text(
@@ -97,9 +96,9 @@ def _steered_text(
         steered=sides[1],
         token_texts=token_texts(model.tokenizer, {index for output in made.outputs for index in output}),
         steering=steering,
-        timings=runs.timings_of(made),
+        timings=results.timings_of(made),
         options=asked,
-        provenance=runs.provenance(session),
+        provenance=provenance(session),
         alphas=tuple(tuple(strength.alpha for strength in token) for token in answer["strengths"]),
         clips=tuple(tuple(strength.clip for strength in token) for token in answer["strengths"]),
         interrupted=made.interrupted,
@@ -144,12 +143,8 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         if answers[0]["kl"] is None:
             raise KeyboardInterrupt("stopped comparing; nothing was kept")
         more = {name: run.options[name] for name in ("chat", "ignore_eos", "lens", "norm") if name in run.options}
-        base, steered = (runs.make_run(session, run.prompt, request, answers, number, more) for number in range(2))
-        late = group.rank.stop_requested
-    result = LensDiff(base, steered, answers[0]["kl"])
-    if late:
-        raise runs.Interrupted(result)
-    return result
+        base, steered = (results.make_run(session, run.prompt, request, answers, number, more) for number in range(2))
+    return unless_stopped(LensDiff(base, steered, answers[0]["kl"]), group.rank.stop_requested)
 
 
 def _check_comparable(run: LensRun, model: Model) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+
 
 class LensError(Exception):
     """One clear line for the user: what was given, what would do. Nothing was changed.
@@ -32,3 +37,30 @@ class RankError(LensError):
 
 class RanksLost(LensError):
     """One or more ranks have died, or were given up; variables and results are untouched."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped; ``result`` is what there was by then."""
+
+    def __init__(self, result: Any) -> None:
+        super().__init__()
+        self.result = result
+
+
+def unless_stopped(result: _Result, stopped: bool) -> _Result:
+    """A result, which an interrupt does not cost the user.
+
+    Raises:
+        Interrupted: with the result, where the user has stopped what made it.
+    """
+    if stopped:
+        raise Interrupted(result)
+    return result
+
+
+def even_if_stopped(make: Callable[[], _Result]) -> tuple[_Result, bool]:
+    """What is made, or there was of it when the user stopped; and whether they did."""
+    try:
+        return make(), False
+    except Interrupted as interrupted:
+        return interrupted.result, True

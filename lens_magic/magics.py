@@ -13,7 +13,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 from . import runs, vectors
 from . import session as sessions
 from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
-from .errors import LensError
+from .errors import LensError, even_if_stopped
 from .lens import kept
 from .outputs import check_output
 from .ranks.status import Status
@@ -45,10 +45,7 @@ class LensMagics(Magics):
         given["steer"] = vectors.terms_of(session, parsed.steer, self.shell.user_ns)
         live = parsed.stream_lens and not parsed.static
         with LiveAnswer(session, prompt, given) if live else Answer(model) as answer:
-            try:
-                run, stopped = runs.run(session, prompt, **given, on_event=answer), False
-            except runs.Interrupted as interrupted:
-                run, stopped = interrupted.result, True
+            run, stopped = even_if_stopped(lambda: runs.run(session, prompt, **given, on_event=answer))
         if parsed.out is not None:
             self.shell.user_ns[parsed.out] = run
         kept.keep(run)

@@ -123,6 +123,17 @@ def number(what: str, given: Any) -> float:
         raise LensError(f"{what} {given!r} is not a number") from None
 
 
+def flag(what: str, given: Any) -> bool:
+    """True or False, NumPy's too; nothing else, as it may be meant for another argument.
+
+    Raises:
+        LensError: it is neither.
+    """
+    if not (isinstance(given, int) or type(given).__name__.startswith("bool")) or given not in (0, 1):
+        raise LensError(f"{what} {given!r} is neither True nor False")
+    return bool(given)
+
+
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
     if re.fullmatch(r"-?\d+", piece):
         return [_layer(int(piece), layers)]

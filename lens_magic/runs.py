@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-import numpy as np
-
-from . import __version__, options, vectors
-from .errors import LensError
+from . import options, vectors
+from .errors import LensError, unless_stopped
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
 from .prompts import all_forced_ids, all_prompt_ids, check_length, longest_continuation, several
-from .session import OnEvent, Session
+from .results import GeneratedText, make_run, timings_of
+from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:
     from .lens.pipeline import Request
     from .lens.projector import Look
-    from .lens.run import LensRun
-    from .model.generate import Generation
-    from .steer.term import SteeringTerm
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user stopped a run; ``result`` is what there was by then."""
-
-    def __init__(self, result: Any) -> None:
-        super().__init__()
-        self.result = result
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """A generation without capture: ``text``, ``output_ids``, ``timings`` (as :class:`LensRun` has them)."""
-
-    text: str
-    output_ids: list[int]
-    timings: dict[str, float]
-    interrupted: bool = False
 
 
 def run(
@@ -77,31 +49,19 @@ def run(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens, top_k = options.integer("max-new-tokens", max_new_tokens), options.integer("top-k", top_k)
+    ignore_eos, prompt_tokens = options.flag("ignore_eos", ignore_eos), options.flag("prompt_tokens", prompt_tokens)
+    chat, offload = options.flag("chat", chat), options.flag("offload", offload)
     sites = options.parse_sites(capture)
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
     look = asked.look(given, norm, track, model, sites)
-    if not 1 <= top_k <= max(model.vocabulary, look.directions):
-        whole = (
-            f"{look.directions} (the basis)" if look.directions > model.vocabulary else f"{model.vocabulary} (the vocabulary)"
-        )
-        raise LensError(f"top-k {top_k} is out of range; 1 to {whole} would do")
+    _check_top_k(top_k, model, look)
     prompts = several(prompt)
-    ids = all_prompt_ids(model, prompts, chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
+    ids = all_prompt_ids(model, prompts, chat)
     forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
-    for number, one in enumerate(ids):
-        new = len(forced[number]) if forced is not None else max_new_tokens
-        check_length(len(one), new, model.context, bool(prompt_tokens))
-        if new == 0 and len(one) < 2:
-            raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
-    longest, most_new = max(map(len, ids)), longest_continuation(forced, max_new_tokens)
-    if longest + most_new - 1 > model.context:  # each fits, but shorter ones are walked along with the longest
-        raise LensError(
-            f"side by side these prompts and texts take {longest + most_new - 1} positions, more than the model's context of "
-            f"{model.context}; one by one they fit"
-        )
+    _check_lengths(model, ids, forced, max_new_tokens, prompt_tokens)
     request = Request(
         prompts=ids,
         max_new_tokens=max_new_tokens,
@@ -111,29 +71,63 @@ def run(
         sampling=sampling,
         stop_ids=() if ignore_eos else model.stop_ids,
         forced=forced,
-        prompt_tokens=bool(prompt_tokens),
+        prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
-        steering=vectors.steering_terms(model, steer, longest, most_new, len(ids)),
+        steering=vectors.steering_terms(
+            model, steer, max(map(len, ids)), longest_continuation(forced, max_new_tokens), len(ids)
+        ),
         capture_dtype=options.check_dtype(capture_dtype),
-        offload=bool(offload),
+        offload=offload,
         look=look,
-        stream=stream_lens,
+        stream=options.flag("stream_lens", stream_lens),
     )
+    more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
+    labels = getattr(given, "labels", ())
     group = session.group
     with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
         refuse_what_cannot_fit(session, ask_of(request))
         group.rank.store["given_lens"] = given  # sent on by rank 0, a share to each rank, where they lack it
         answers = group.call(run_lens, request, on_event=on_event)
-        more = {"chat": bool(chat), "ignore_eos": bool(ignore_eos), **_looked(look)}
-        made = [
-            make_run(session, text, request, answers, number, more, getattr(given, "labels", ()))
-            for number, text in enumerate(prompts)
-        ]
-        late = group.rank.stop_requested
-    result = made[0] if isinstance(prompt, str) else made
-    if made[0].interrupted or late:
-        raise Interrupted(result)
-    return result
+        made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
+    return unless_stopped(made[0] if isinstance(prompt, str) else made, made[0].interrupted or group.rank.stop_requested)
+
+
+def _check_top_k(top_k: int, model: Model, look: Look) -> None:
+    if not 1 <= top_k <= max(model.vocabulary, look.directions):
+        whole = (
+            f"{look.directions} (the basis)" if look.directions > model.vocabulary else f"{model.vocabulary} (the vocabulary)"
+        )
+        raise LensError(f"top-k {top_k} is out of range; 1 to {whole} would do")
+
+
+def _check_lengths(
+    model: Model,
+    ids: tuple[tuple[int, ...], ...],
+    forced: tuple[tuple[int, ...], ...] | None,
+    max_new_tokens: int,
+    prompt_tokens: bool,
+) -> None:
+    """Refuse what the model's context does not hold, each prompt alone and all of them side by side."""
+    for number, one in enumerate(ids):
+        new = len(forced[number]) if forced is not None else max_new_tokens
+        check_length(len(one), new, model.context, prompt_tokens)
+        if new == 0 and len(one) < 2:
+            raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
+    together = max(map(len, ids)) + longest_continuation(forced, max_new_tokens) - 1
+    if together > model.context:  # each fits, but shorter ones are walked along with the longest
+        raise LensError(
+            f"side by side these prompts and texts take {together} positions, more than the model's context of "
+            f"{model.context}; one by one they fit"
+        )
+
+
+def _looked(look: Look) -> dict[str, Any]:
+    """What was asked of the lens, for the record."""
+    return {
+        "lens": {"kind": look.kind, "name": look.name, "digest": look.lens},
+        "norm": look.norm,
+        "track": "first" if look.track_first else list(look.track),
+    }
 
 
 def ask_of(request: Request) -> Ask:
@@ -169,105 +163,6 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
         refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)), smaller)
 
 
-def make_run(
-    session: Session,
-    prompt: str,
-    request: Request,
-    answers: list[dict[str, Any]],
-    number: int,
-    more: dict[str, Any],
-    labels: Sequence[str] = (),
-) -> LensRun:
-    """A value of what the ranks answered for one of the prompts; ``labels`` of a basis' directions, where there is one."""
-    from .lens.run import LensRun
-    from .model.tokens import decode, token_texts
-
-    model = session.require_model()
-    own = answers[0]
-    made, variables, ids = own["generation"], own["variables"][number], request.prompts[number]
-    output_ids = made.outputs[number]
-    captures = [answer["memory"]["captures"] for answer in answers]
-    _warn_of_cells_without_numbers(variables["entropy"], request)
-    candidates = _candidates(variables)
-    occurring = {*ids, *output_ids, *(() if labels else candidates)}
-    before = len(ids) - 1 if request.prompt_tokens else 0
-    run_id = f"{request.run_id}:{number}"
-    skipped = request.longest - 1 - before - request.plan.first  # captured rows before this sequence's first
-
-    def gather(site: str, layers: Sequence[int], rows: Sequence[int]) -> Any:
-        from .lens.capture import gather as gather_states
-
-        group = session.running_group
-        if group is None or group.closed or group.lost:
-            return None
-        return group.call(gather_states, run_id, site, list(layers), [skipped + row for row in rows])[0]
-
-    return LensRun(
-        prompt=prompt,
-        prompt_ids=list(ids),
-        output_ids=output_ids,
-        text=decode(model.tokenizer, output_ids, model.stop_ids),
-        sites=list(request.sites),
-        layers=list(request.layers),
-        positions=list(range(-before, variables["entropy"].shape[-1] - before)),
-        variables=variables,
-        token_texts=token_texts(model.tokenizer, occurring),
-        timings={**timings_of(made), "project_s": own["project_s"]},
-        memory={
-            "captures": max(captures),
-            "peak": max(answer["memory"]["peak"] for answer in answers),
-            "captures_by_rank": captures,
-        },
-        options={
-            "max_new_tokens": request.max_new_tokens,
-            "top_k": request.top_k,
-            "temperature": request.sampling.temperature,
-            "top_p": request.sampling.top_p,
-            "seed": request.sampling.seed,
-            "prompt_tokens": request.prompt_tokens,
-            "forced": request.forced is not None,
-            "capture_dtype": request.capture_dtype,
-            "offload": request.offload,
-            "steering": [str(term) for term in _steering_of(request, number)],
-            **more,
-        },
-        provenance=provenance(session),
-        interrupted=made.interrupted,
-        labels={index: labels[index] for index in candidates} if labels else {},
-        _gather=gather,
-    )
-
-
-def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
-    """What steered one of the prompts."""
-    terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
-    return [term for term in terms if term is not None]
-
-
-def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request) -> None:
-    if lost := int(np.isnan(entropy).sum()):
-        narrow = request.capture_dtype == "float16"  # whose largest number is 65,504
-        why = (
-            "float16 is too narrow for the states (capture dtype bfloat16" if narrow else "states are not finite (dtype float32"
-        )
-        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why} would do)", stacklevel=2)
-
-
-def _candidates(variables: dict[str, np.ndarray]) -> list[int]:
-    """All ids in a run, ascending."""
-    found = [np.unique(variables[name]) for name in ("token_id", "tracked_id") if name in variables]
-    return [index for index in np.unique(np.concatenate(found)).tolist() if index >= 0]
-
-
-def _looked(look: Look) -> dict[str, Any]:
-    """What was asked of the lens, for the record."""
-    return {
-        "lens": {"kind": look.kind, "name": look.name, "digest": look.lens},
-        "norm": look.norm,
-        "track": "first" if look.track_first else list(look.track),
-    }
-
-
 def generate(
     session: Session,
     prompt: str | Sequence[str],
@@ -288,7 +183,8 @@ def generate(
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
     max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
-    ids = all_prompt_ids(model, several(prompt), chat)
+    ignore_eos = options.flag("ignore_eos", ignore_eos)
+    ids = all_prompt_ids(model, several(prompt), options.flag("chat", chat))
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
     longest = max(map(len, ids))
@@ -298,43 +194,7 @@ def generate(
         refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))
         stop_ids = () if ignore_eos else model.stop_ids
         made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
-        late = group.rank.stop_requested
     texts = [decode(model.tokenizer, output, model.stop_ids) for output in made.outputs]
     timings = timings_of(made)
     results = [GeneratedText(text, output, timings, made.interrupted) for text, output in zip(texts, made.outputs, strict=True)]
-    result = results[0] if isinstance(prompt, str) else results
-    if made.interrupted or late:
-        raise Interrupted(result)
-    return result
-
-
-def provenance(session: Session) -> dict[str, Any]:
-    """What a result is made with: versions, model, ranks, dtype, time."""
-    model = session.require_model()
-    return {
-        "lens_magic": __version__,
-        **_versions(),
-        "model": model.name,
-        "model_fingerprint": model.fingerprint,
-        "revision": model.revision,
-        "ranks": session.group.size,
-        "dtype": model.dtype,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def timings_of(made: Generation) -> dict[str, float]:
-    """Seconds, and tokens a second."""
-    steps = made.longest - 1
-    rate = steps / made.decode_s if steps > 0 and made.decode_s > 0 else float("nan")
-    streaming = {"streamed": made.streamed, "stream_s": made.stream_s} if made.streamed else {}
-    return {"prefill_s": made.prefill_s, "decode_s": made.decode_s, "tokens_per_s": rate, **streaming}
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("torch", "transformers", "deepspeed"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    return unless_stopped(results[0] if isinstance(prompt, str) else results, made.interrupted or group.rank.stop_requested)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.display import display
 
-from . import comparing, runs, vectors
+from . import comparing, vectors
 from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
-from .errors import LensError
+from .errors import LensError, even_if_stopped
 from .magics import check_variable, make_value, one_line_interrupt, stopped_with
 from .view.progress import Bars
 from .view.steered import Streaming
@@ -68,10 +68,9 @@ class SteerMagics(Magics):
         terms = vectors.terms_of(session, parsed.vectors, self.shell.user_ns, **choices)
         options = {name: getattr(parsed, name) for name in GENERATION_OPTIONS}
         with Streaming(model) as streaming:
-            try:
-                compared, stopped = comparing.compare(session, prompt, terms, **options, on_event=streaming), False
-            except runs.Interrupted as interrupted:
-                compared, stopped = interrupted.result, True
+            compared, stopped = even_if_stopped(
+                lambda: comparing.compare(session, prompt, terms, **options, on_event=streaming)
+            )
         if parsed.out is not None:
             self.shell.user_ns[parsed.out] = compared
         if not stopped and parsed.out is None:
@@ -168,10 +167,10 @@ def _list(words: list[str], shell: Any) -> VectorList:
     return VectorList(tuple(named[name] for name in sorted(named)))
 
 
-def _name_and_file(prog: str, description: str) -> Parser:
+def _name_and_file(prog: str, description: str, more: str = "") -> Parser:
     parser = Parser(prog=prog, description=description)
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("file", metavar="FILE", help=".safetensors, or .gguf (llama.cpp, repeng)")
+    parser.add_argument("file", metavar="FILE", help=f".safetensors, .gguf (llama.cpp, repeng){more}")
     return parser
 
 
@@ -193,7 +192,7 @@ def _save(words: list[str], shell: Any) -> None:
 
 
 def _load(words: list[str], shell: Any) -> SteeringVector:
-    parser = _name_and_file("%steer load", "Read a vector from a file and keep it under a name.")
+    parser = _name_and_file("%steer load", "Read a vector from a file and keep it under a name.", ", or .npz")
     _add_out(parser)
     parsed = parser.read(words)
     name, out = vectors.check_name(parsed.name), check_variable(parsed.out)
@@ -301,12 +300,9 @@ def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any
         amount: how much a report covers, in words.
     """
     check_variable(out)
-    stopped = False
     with Bars(evaluating=doing) as bars:
         try:
-            report = ask(bars)
-        except runs.Interrupted as interrupted:
-            report, stopped = interrupted.result, True
+            report, stopped = even_if_stopped(lambda: ask(bars))
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped {doing}; nothing was measured by then") from None
     if out is not None:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from . import options, vectors
-from .errors import LensError
-from .runs import Interrupted, provenance
+from .errors import Interrupted, LensError, unless_stopped
+from .provenance import provenance
 from .session import Model, OnEvent, Session
 from .steer import data as items_of
 from .steer import labels
@@ -81,7 +81,6 @@ def evaluate(
     with group.exclusive():  # an interrupt after the last question must not cost the user the report
         measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
         complete = measured.complete.reshape(-1, 2).all(1).numpy()  # [question]: in both orders
-        late = group.rank.stop_requested
     if not complete.any():
         raise KeyboardInterrupt("stopped before any question was measured")
     steered, unsteered = _arrange(measured, steps)
@@ -104,9 +103,7 @@ def evaluate(
         },
         provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
     )
-    if late or not complete.all():
-        raise Interrupted(report)
-    return report
+    return unless_stopped(report, group.rank.stop_requested or not complete.all())
 
 
 def ablate_sites(
@@ -141,7 +138,7 @@ def ablate_sites(
             reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
         except KeyboardInterrupt as stopped:
             whole = getattr(stopped, "result", None)
-            if whole is not None and not whole.counts["unmeasured"]:  # of fewer questions it stands in no line with the others
+            if whole is not None and not whole.counts["unmeasured"]:  # one on fewer questions cannot be compared
                 reports[site, position] = whole
             if not reports:
                 raise KeyboardInterrupt("stopped before a site was evaluated") from None

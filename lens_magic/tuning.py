@@ -6,12 +6,12 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from . import __version__, options
-from .errors import LensError
+from . import options
+from .errors import LensError, unless_stopped
 from .needs import Room, room_of_rank, size
+from .provenance import now, versions
 from .session import Model, OnEvent, current
 from .view.progress import watched
 
@@ -57,7 +57,6 @@ def train_tuned_lens(
 
     from .lens.translators import TunedLens
     from .lens.tune import Training, train
-    from .runs import Interrupted
 
     session = current()
     model = session.require_model()
@@ -69,7 +68,6 @@ def train_tuned_lens(
     with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive():
         _require_memory(group.call(room_of_rank), model)
         answers = group.call(train, training, on_event=told)
-        late = group.rank.stop_requested  # an interrupt after the last step
     whole = {
         name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
     }
@@ -85,8 +83,8 @@ def train_tuned_lens(
             if whole["after"]
         },
         provenance={
-            "lens_magic": __version__,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **versions(),
+            "created": now(),
             "dtype": model.dtype,
             "steps": answers[0]["done"],
             "tokens_per_step": tokens_per_step,
@@ -96,9 +94,7 @@ def train_tuned_lens(
             "held_out_tokens": sum(map(len, measure)),
         },
     )
-    if answers[0]["done"] < steps or late:
-        raise Interrupted(lens)
-    return lens
+    return unless_stopped(lens, answers[0]["done"] < steps or group.rank.stop_requested)
 
 
 def _require_memory(rooms: Sequence[Room], model: Model) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, options
+from . import options
 from .errors import LensError
+from .provenance import now, versions
 from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:
@@ -55,10 +54,11 @@ def train(
     items = replace(items, rejected={**items.rejected, **unread})
     if not examples:
         raise LensError(f"of {len(items)} items none can be used: {data.left_out(items.rejected)}")
-    with session.group.exclusive():
-        answers = session.group.call(learn, examples, read_at, chosen, method, on_event=on_event)
-        if session.group.rank.stop_requested:  # heard after the last layer
-            raise KeyboardInterrupt
+    group = session.group
+    with group.exclusive():
+        answers = group.call(learn, examples, read_at, chosen, method, on_event=on_event)
+    if group.rank.stop_requested:  # heard after the last layer
+        raise KeyboardInterrupt
     learnt = {layer: one for answer in answers for layer, one in answer.items()}
     if some_layers and not all(one.nothing for one in learnt.values()):
         learnt = {layer: one for layer, one in learnt.items() if not one.nothing}
@@ -114,14 +114,10 @@ def _made(
             rejected=items.rejected,
             labels=tuple(shown),
         ),
-        versions={"lens_magic": __version__, **{name: metadata.version(name) for name in _versioned(choices["method"])}},
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions("torch", "transformers", *(("scikit-learn",) if choices["method"] == "logistic" else ())),
+        created=now(),
         **choices,
     )
-
-
-def _versioned(method: str) -> tuple[str, ...]:
-    return ("torch", "transformers", *(("scikit-learn",) if method == "logistic" else ()))
 
 
 # -- by name ------------------------------------------------------------------------------------------------------------

@@ -74,18 +74,18 @@ def test_nothing_changes_at_alpha_zero(made: tuple[Path, Any]) -> None:
 def test_an_interrupt_after_the_last_block_keeps_what_is_complete(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lens_magic import comparing, runs
+    from lens_magic import comparing, results
 
     use(folder := checkpoints("llama-odd-vocab"), 1)
     run = lens.run(models.PROMPT, 3)
     whole = lens.diff(run, steer=term(folder))
-    make_run = runs.make_run
+    make_run = results.make_run
 
     def stopped_meanwhile(*given: Any) -> Any:
         current().group.interrupt()
         return make_run(*given)
 
-    monkeypatch.setattr(comparing.runs, "make_run", stopped_meanwhile)
+    monkeypatch.setattr(comparing.results, "make_run", stopped_meanwhile)
     with pytest.raises(lens.Interrupted) as stopped:
         lens.diff(run, steer=term(folder))
     assert np.array_equal(stopped.value.result.kl, whole.kl)

@@ -14,9 +14,8 @@ import torch
 
 import lens_magic as lens
 from lens_magic import prompts, runs
-from lens_magic.errors import LensError
+from lens_magic.errors import Interrupted, LensError
 from lens_magic.model.choose import first_largest, nucleus
-from lens_magic.runs import Interrupted
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
 

@@ -10,7 +10,7 @@ import torch
 
 from lens_magic.arguments import Help, Parser, add_load_options, add_run_options, run_options
 from lens_magic.errors import LensError
-from lens_magic.options import check_ranks, check_sampling, default_ranks, number, parse_layers, parse_sites
+from lens_magic.options import check_ranks, check_sampling, default_ranks, flag, number, parse_layers, parse_sites
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,17 @@ def test_a_flag_takes_no_value(parser: Parser) -> None:
     parsed = parser.read("--ignore-eos -n 3")
     assert parsed.ignore_eos
     assert parsed.max_new_tokens == 3
+
+
+@pytest.mark.parametrize("given", [True, False, 1, 0, np.bool_(True)])
+def test_flags(given: object) -> None:
+    assert flag("chat", given) is bool(given)
+
+
+@pytest.mark.parametrize("given", [0.7, 1.0, 2, "no", None, np.ones(2)])
+def test_what_is_no_flag_may_be_meant_for_another_argument(given: object) -> None:
+    with pytest.raises(LensError, match="is neither True nor False"):  # generate(prompt, 32, 0.7)
+        flag("ignore_eos", given)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from .. import comparing, runs
-from ..errors import LensError
+from .. import comparing
+from ..errors import Interrupted, LensError
 from ..steer.term import Strength
 from .comms import hear_while_busy
 from .steered import Growing, as_html
@@ -150,7 +150,7 @@ class Panel(widgets.HBox):
                     live=lambda: [Strength(float(self.alpha.value), self.clip.value or None)],
                     on_event=hear,
                 )
-        except runs.Interrupted as interrupted:
+        except Interrupted as interrupted:
             self.result = interrupted.result
             self._say("stopped")
         except KeyboardInterrupt:

@@ -1,0 +1,46 @@
+"""What a result was made with, for the record it carries."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def provenance(session: Session) -> dict[str, Any]:
+    """What a result is made with: versions, model, ranks, dtype, time."""
+    model = session.require_model()
+    return {
+        **versions("torch", "transformers", "deepspeed"),
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "revision": model.revision,
+        "ranks": session.group.size,
+        "dtype": model.dtype,
+        "created": now(),
+    }
+
+
+def now() -> str:
+    """The time, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@cache
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """This package's version and those of others, as far as they are installed."""
+    found = {package: _version(package) for package in packages}
+    return {"lens_magic": __version__, **{package: version for package, version in found.items() if version is not None}}

@@ -1,0 +1,127 @@
+"""Results: what the ranks answer becomes a value of the user's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .provenance import provenance
+from .session import Session
+
+if TYPE_CHECKING:
+    from .lens.pipeline import Request
+    from .lens.run import LensRun
+    from .model.generate import Generation
+    from .steer.term import SteeringTerm
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """A generation without capture: ``text``, ``output_ids``, ``timings`` (as :class:`LensRun` has them)."""
+
+    text: str
+    output_ids: list[int]
+    timings: dict[str, float]
+    interrupted: bool = False
+
+
+def make_run(
+    session: Session,
+    prompt: str,
+    request: Request,
+    answers: list[dict[str, Any]],
+    number: int,
+    more: dict[str, Any],
+    labels: Sequence[str] = (),
+) -> LensRun:
+    """A value of what the ranks answered for one of the prompts; ``labels`` of a basis' directions, where there is one."""
+    from .lens.run import LensRun
+    from .model.tokens import decode, token_texts
+
+    model = session.require_model()
+    own = answers[0]
+    made, variables, ids = own["generation"], own["variables"][number], request.prompts[number]
+    output_ids = made.outputs[number]
+    captures = [answer["memory"]["captures"] for answer in answers]
+    _warn_of_cells_without_numbers(variables["entropy"], request)
+    candidates = _candidates(variables)
+    occurring = {*ids, *output_ids, *(() if labels else candidates)}
+    before = len(ids) - 1 if request.prompt_tokens else 0
+    run_id = f"{request.run_id}:{number}"
+    skipped = request.longest - 1 - before - request.plan.first  # captured rows before this sequence's first
+
+    def gather(site: str, layers: Sequence[int], rows: Sequence[int]) -> Any:
+        from .lens.capture import gather as gather_states
+
+        group = session.running_group
+        if group is None or group.closed or group.lost:
+            return None
+        return group.call(gather_states, run_id, site, list(layers), [skipped + row for row in rows])[0]
+
+    return LensRun(
+        prompt=prompt,
+        prompt_ids=list(ids),
+        output_ids=output_ids,
+        text=decode(model.tokenizer, output_ids, model.stop_ids),
+        sites=list(request.sites),
+        layers=list(request.layers),
+        positions=list(range(-before, variables["entropy"].shape[-1] - before)),
+        variables=variables,
+        token_texts=token_texts(model.tokenizer, occurring),
+        timings={**timings_of(made), "project_s": own["project_s"]},
+        memory={
+            "captures": max(captures),
+            "peak": max(answer["memory"]["peak"] for answer in answers),
+            "captures_by_rank": captures,
+        },
+        options={
+            "max_new_tokens": request.max_new_tokens,
+            "top_k": request.top_k,
+            "temperature": request.sampling.temperature,
+            "top_p": request.sampling.top_p,
+            "seed": request.sampling.seed,
+            "prompt_tokens": request.prompt_tokens,
+            "forced": request.forced is not None,
+            "capture_dtype": request.capture_dtype,
+            "offload": request.offload,
+            "steering": [str(term) for term in _steering_of(request, number)],
+            **more,
+        },
+        provenance=provenance(session),
+        interrupted=made.interrupted,
+        labels={index: labels[index] for index in candidates} if labels else {},
+        _gather=gather,
+    )
+
+
+def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
+    """What steered one of the prompts."""
+    terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
+    return [term for term in terms if term is not None]
+
+
+def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request) -> None:
+    if lost := int(np.isnan(entropy).sum()):
+        narrow = request.capture_dtype == "float16"  # whose largest number is 65,504
+        why = (
+            "float16 is too narrow for the states (capture dtype bfloat16" if narrow else "states are not finite (dtype float32"
+        )
+        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why} would do)", stacklevel=2)
+
+
+def _candidates(variables: dict[str, np.ndarray]) -> list[int]:
+    """All ids in a run, ascending."""
+    found = [np.unique(variables[name]) for name in ("token_id", "tracked_id") if name in variables]
+    return [index for index in np.unique(np.concatenate(found)).tolist() if index >= 0]
+
+
+def timings_of(made: Generation) -> dict[str, float]:
+    """Seconds, and tokens a second."""
+    steps = made.longest - 1
+    rate = steps / made.decode_s if steps > 0 and made.decode_s > 0 else float("nan")
+    streaming = {"streamed": made.streamed, "stream_s": made.stream_s} if made.streamed else {}
+    return {"prefill_s": made.prefill_s, "decode_s": made.decode_s, "tokens_per_s": rate, **streaming}
