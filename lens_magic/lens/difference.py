@@ -184,11 +184,12 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
     """
     import torch
 
-    from .pipeline import covered, model_of, run_lens
+    from ..model.load import loaded_on
+    from .pipeline import covered, run_lens
     from .projector import projector_for
 
     answer = run_lens(rank, request)
-    loaded = model_of(rank)
+    loaded = loaded_on(rank)
     made = answer.get("generation")
     stopped = rank.all_reduce(torch.tensor([int(made is not None and made.interrupted)], device=loaded.device), "max")
     if int(stopped):

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from ..errors import LensError
 from ..model.choose import Sampling
 from ..model.generate import Generation, generate
-from ..model.load import Loaded
+from ..model.load import Loaded, loaded_on
 from ..ranks.memory import peak_memory, reset_peak_memory
 from ..ranks.rank import Rank
 from ..steer.intervene import Steering
@@ -74,21 +73,13 @@ class Request:
         return Plan(self.sites, self.layers, first, rows, len(self.prompts), dtype, self.offload)
 
 
-def model_of(rank: Rank) -> Loaded:
-    """The model loaded on this rank."""
-    loaded: Loaded | None = rank.store.get("model")
-    if loaded is None:
-        raise LensError("no model is loaded; `%lens load MODEL` loads one (`%lens load demo` the embedded one)")
-    return loaded
-
-
 def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
     """Generate, then project what was captured. Collective.
 
     Returns:
         On every rank its memory; on rank 0 the generation, and for each prompt the variables and positions they cover too.
     """
-    loaded = model_of(rank)
+    loaded = loaded_on(rank)
     reset_peak_memory(loaded.device)
     rank.store.pop("trajectories", None)  # the last run's states make room
     trajectories = Trajectories(rank, loaded, request.plan)
@@ -156,7 +147,7 @@ def run_plain(
     steering: Sequence[SteeringTerm] = (),
 ) -> Generation:
     """Generate without looking. Collective."""
-    loaded = model_of(rank)
+    loaded = loaded_on(rank)
     visitors = _steering(loaded, steering, len(prompts))
     made = generate(rank, loaded, prompts, max_new_tokens, sampling, stop_ids, visitors)
     if made.interrupted:

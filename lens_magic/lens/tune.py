@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..model.head import CONVERTED_ELEMENTS, HeadShard
-from ..model.load import Loaded
+from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Window, attached
 from ..ranks.rank import Rank
 from .norms import FinalNorm, take_apart
@@ -208,9 +208,7 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
         On every rank its ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after`` (none
         where it was interrupted first); how many steps were ``done``.
     """
-    from .pipeline import model_of
-
-    trainer = _Trainer(rank, model_of(rank), training.learning_rate)
+    trainer = _Trainer(rank, loaded_on(rank), training.learning_rate)
     before, after = trainer.divergences(training.held_out), {}
     steps, done = len(training.batches), 0
     for pieces in training.batches:

@@ -129,6 +129,18 @@ def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
     return {**{name: getattr(loaded, name) for name in facts}, "whole": loaded.anatomy.whole}
 
 
+def loaded_on(rank: Rank) -> Loaded:
+    """The model loaded on this rank.
+
+    Raises:
+        LensError: none is.
+    """
+    loaded: Loaded | None = rank.store.get("model")
+    if loaded is None:
+        raise LensError("no model is loaded")
+    return loaded
+
+
 def unload(rank: Rank) -> None:
     """Forget the model and everything captured from it, and give their memory back."""
     before = _held(rank)

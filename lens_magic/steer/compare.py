@@ -155,11 +155,11 @@ def run_compared(
     Returns:
         ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths``, of each token, where live.
     """
-    from ..lens.pipeline import model_of
     from ..model.generate import generate
+    from ..model.load import loaded_on
     from .intervene import Steering
 
-    loaded = model_of(rank)
+    loaded = loaded_on(rank)
     steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2, movable=live)
     in_effect, strengths = [Strength(term.alphas(1)[0], term.clip) for term in terms], list[tuple[Strength, ...]]()
     current: Callable[[], Sequence[Strength]] = rank.store.get(LIVE) or (lambda: in_effect)

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import LensError
 from ..model.batch import Batch, read_batch, row_length, rows_of
-from ..model.load import Loaded
+from ..model.load import Loaded, loaded_on
 from ..model.resume import Kept, Resumption, last_tokens_alone
 from ..model.sites import Visitor
 from ..ranks.rank import Rank
@@ -76,9 +76,7 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
     over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers. Stopped by the user it
     returns what is complete.
     """
-    from ..lens.pipeline import model_of
-
-    loaded = model_of(rank)
+    loaded = loaded_on(rank)
     label_logits = _LabelLogits(rank, loaded, sweep.labels)
     layers = sorted(sweep.directions)
     repeats = sweep.count * len(sweep.alphas)

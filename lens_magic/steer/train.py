@@ -13,7 +13,7 @@ import torch
 
 from ..errors import LensError
 from ..model.batch import Batch, may_share, read_batch, shared_tokens
-from ..model.load import Loaded
+from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Window
 from ..ranks.rank import Rank
 from . import labels
@@ -214,7 +214,7 @@ def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[i
     Emits ("reading", texts done, texts) and ("learning", layers done, layers). An interrupt raises KeyboardInterrupt on all
     ranks, between batches and between layers.
     """
-    loaded: Loaded = rank.store["model"]
+    loaded = loaded_on(rank)
     readings = [side for example in examples for side in (example.positive, example.negative)]
     mine = layers[rank.rank :: rank.size]
     reader = _Reader(site, mine, max(layers), len(readings))
