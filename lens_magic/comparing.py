@@ -40,8 +40,8 @@ def compare(
         live: says the strength of every term, and may change its mind while tokens are generated.
         on_event: hears ("token", id, sequence): sequence 0 is the unsteered text, 1 the steered one.
     """
+    from .lens.compared import LIVE, run_compared
     from .model.choose import Sampling
-    from .steer.compare import LIVE, run_compared
 
     model = session.require_model()
     sampling = Sampling(*options.check_sampling(temperature, top_p, seed))

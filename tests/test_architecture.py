@@ -58,6 +58,12 @@ def test_only_the_top_knows_of_the_session() -> None:
             assert "from ..magics" not in text, path
 
 
+def test_the_lens_stands_above_the_model_and_steering() -> None:
+    for folder in ("model", "steer"):
+        for path in (PACKAGE / folder).glob("*.py"):
+            assert "from ..lens" not in path.read_text(encoding="utf-8"), path
+
+
 def test_kernels_know_of_tensors_alone() -> None:
     for path in (PACKAGE / "gpu").glob("*.py"):
         assert "from .." not in path.read_text(encoding="utf-8"), path

@@ -123,8 +123,8 @@ def test_an_interrupt_while_texts_are_read_again_costs_neither(
     checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their log-probabilities come of a second reading, which can be stopped where it takes several forwards."""
+    from lens_magic.lens import compared as on_ranks
     from lens_magic.model import generate
-    from lens_magic.steer import compare as on_ranks
 
     use(folder := checkpoints("qwen3-gqa"), 1)
     term = SteeringTerm("test", {1: direction(width_of(folder))}, "resid_post", ALPHA)

@@ -1,28 +1,18 @@
-"""The same prompt unsteered and steered: one generation of both side by side, then what each thinks of either text."""
+"""A prompt's continuation unsteered and steered, and what either model thinks of both texts."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import LensError
 from ..reading import read_as
 from ..writing import written_whole
-from .term import Strength
-
-if TYPE_CHECKING:
-    from ..model.choose import Sampling
-    from ..ranks.rank import Rank
-    from .term import SteeringTerm
 
 FORMAT = "lens-magic steered text 1"
-LIVE = "live_strengths"
-"""Where rank 0 keeps the function that says the strength of every term, while somebody may be moving it."""
-_POSITIONS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -132,113 +122,3 @@ def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
         if left != right:
             return number
     return None if len(one) == len(other) else min(len(one), len(other))
-
-
-# -- on the ranks -------------------------------------------------------------------------------------------------------
-
-
-def run_compared(
-    rank: Rank,
-    prompt: tuple[int, ...],
-    max_new_tokens: int,
-    sampling: Sampling,
-    stop_ids: tuple[int, ...],
-    terms: tuple[SteeringTerm, ...],
-    live: bool = False,
-) -> dict[str, Any]:
-    """Generate after a prompt, unsteered and steered, as a batch of two. Collective.
-
-    Args:
-        live: the strength of every term may change while it runs: rank 0's store says under :data:`LIVE` what they are. No
-            probabilities are compared then, as there is no one steered model.
-
-    Returns:
-        ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths``, of each token, where live.
-    """
-    from ..model.generate import generate
-    from ..model.load import loaded_on
-    from .intervene import Steering
-
-    loaded = loaded_on(rank)
-    steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2, movable=live)
-    in_effect, strengths = [Strength(term.alphas(1)[0], term.clip) for term in terms], list[tuple[Strength, ...]]()
-    current: Callable[[], Sequence[Strength]] = rank.store.get(LIVE) or (lambda: in_effect)
-
-    def say() -> list[float]:
-        return [number for alpha, clip in current() for number in (alpha, math.inf if clip is None else clip)]
-
-    def take(done: int, told: Sequence[float]) -> None:
-        strengths.append(tuple(in_effect))
-        pairs = zip(told[::2], told[1::2], strict=True)
-        in_effect[:] = [Strength(alpha, clip if math.isfinite(clip) else None) for alpha, clip in pairs]
-        steering.move(in_effect)
-
-    tell, after_step = (say, take) if live else (None, None)
-    made = generate(
-        rank,
-        loaded,
-        (prompt, prompt),
-        max_new_tokens,
-        sampling,
-        stop_ids,
-        [steering],
-        tell=tell,
-        after_step=after_step,
-    )
-    if made.interrupted:
-        rank.acknowledge_stop()
-    try:
-        log_probs = [] if live else _log_probs(rank, loaded, prompt, made.outputs, terms)
-    except KeyboardInterrupt:  # on all ranks alike; the texts are there
-        log_probs, made.interrupted = [], True
-    return {"generation": made, "log_probs": log_probs, "strengths": strengths}
-
-
-def _log_probs(
-    rank: Rank, loaded: Any, prompt: Sequence[int], texts: Sequence[Sequence[int]], terms: Sequence[SteeringTerm]
-) -> list[list[list[float]]]:
-    """log p of each token of both texts under both models: one forward along four sequences. Collective."""
-    import torch
-
-    from ..lens.capture import Plan, Trajectories
-    from ..lens.projector import PLAIN, Projector
-    from ..model.generate import generate
-    from .intervene import Steering
-
-    last = loaded.layers - 1
-    longest = max(len(text) for text in texts)
-    plan = Plan(("resid_post",), (last,), len(prompt) - 1, longest, batch=4)
-    trajectories = Trajectories(rank, loaded, plan)
-    steering = Steering(loaded, [term.for_sequences(1, 3) for term in terms], 4)
-    walks = [texts[0], texts[0], texts[1], texts[1]]
-    generate(rank, loaded, [prompt] * 4, longest, visitors=[steering, trajectories], forced=walks)
-    projector = Projector(loaded, PLAIN, None)
-    found: list[list[float]] = []
-    with torch.inference_mode():
-        for number, walk in enumerate(walks):
-            values: list[float] = []
-            for begin in range(0, len(walk), _POSITIONS_AT_ONCE):
-                end = min(len(walk), begin + _POSITIONS_AT_ONCE)
-                states = trajectories.share(rank, trajectories.output, begin, end, number).to(loaded.dtype)
-                targets = torch.tensor(walk[begin:end], device=loaded.device)
-                values += token_log_probs(rank, projector.output(states), targets, loaded.head.offset).tolist()
-            found.append(values)
-    return [found[:2], found[2:]]
-
-
-def token_log_probs(rank: Rank, logits: Any, targets: Any, offset: int) -> Any:
-    """log p of tokens from logits ``[positions, rows]`` that are spread over the ranks: ``[positions]``. Collective.
-
-    Args:
-        targets: vocabulary indices, ``[positions]``.
-        offset: the vocabulary index of this rank's first row.
-    """
-    import torch
-
-    local = targets - offset
-    here = (local >= 0) & (local < logits.shape[1])
-    own = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0].double()
-    target = torch.where(here, own, -torch.inf)
-    share = torch.stack([target, logits.double().logsumexp(-1)])  # [2, positions]
-    shared = rank.all_gather(share) if rank.size > 1 else share[None]
-    return shared[:, 0].amax(0) - shared[:, 1].logsumexp(0)
