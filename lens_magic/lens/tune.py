@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..model.batch import packed
 from ..model.head import CONVERTED_ELEMENTS, HeadShard
 from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Window, attached
@@ -23,7 +24,7 @@ from ..ranks.rank import Rank
 from .norms import FinalNorm, take_apart
 
 _ROOM = 64 << 20  # bytes of one block of logits
-_FORWARD_TOKENS = 1024  # padding included, unless a single piece is longer
+_FORWARD_TOKENS = 1024
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # of Adam
 
 
@@ -140,7 +141,8 @@ class _Trainer:
         """The tokens' states by block: ``[tokens, d]``, float32."""
         reader = _Reader(self.loaded.layers, self.own)
         with torch.no_grad(), attached(self.loaded.model, self.loaded.anatomy, [reader], Window()):
-            for rows in _side_by_side(pieces):
+            for batch in packed([len(piece) for piece in pieces], _FORWARD_TOKENS):
+                rows = [pieces[number] for number in batch]
                 # Padded on the right, where nothing that comes before can see it: no mask is needed.
                 longest = max(map(len, rows))
                 ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.loaded.device)
@@ -176,16 +178,6 @@ class _Trainer:
         """Over all ranks' rows: ``[cells, rows]`` → ``[cells, 1]``. Collective."""
         largest = self.rank.all_reduce(scores.amax(-1, keepdim=True), "max")
         return largest + self.rank.all_reduce((scores - largest).exp().sum(-1, keepdim=True)).log()
-
-
-def _side_by_side(pieces: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Pieces of like length together, for one forward each."""
-    batches: list[list[Sequence[int]]] = []
-    for piece in sorted(pieces, key=len):
-        if not batches or len(piece) * (len(batches[-1]) + 1) > _FORWARD_TOKENS:
-            batches.append([])
-        batches[-1].append(piece)
-    return batches
 
 
 def _times(slopes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ before it, so the row gives what each alone would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -187,6 +187,23 @@ def may_share(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
         and (window is None or longest <= window)
         and row_length(sequences) <= min(2 * longest, _LONGEST_ROW)
     )
+
+
+def packed(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:
+    """Sequences of like length together, so that little is padded: their numbers, a batch at a time.
+
+    Args:
+        tokens: in a batch, padding included, unless a single sequence is longer.
+        most: sequences in a batch.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == most or (len(batch) + 1) * lengths[number] > tokens):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
 
 
 def row_length(sequences: Sequence[Ids]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
-from ..model.batch import Batch, read_batch, row_length, rows_of
+from ..model.batch import Batch, packed, read_batch, row_length, rows_of
 from ..model.load import Loaded, loaded_on
 from ..model.resume import Kept, Resumption, last_tokens_alone
 from ..model.sites import Visitor
@@ -133,7 +133,7 @@ def _terms(sweep: Sweep, layer: int, rows: int) -> list[SteeringTerm]:
 
 
 def _batches(loaded: Loaded, sweep: Sweep, repeats: int, kept: int) -> Iterator[list[list[int]]]:
-    """Rows of prompts that go together, of similar length, so that little is padding.
+    """Rows of prompts that go together.
 
     Prompts share rows (a question's two orders begin alike) where every position is steered: other positions are counted
     from each prompt's own end.
@@ -144,14 +144,8 @@ def _batches(loaded: Loaded, sweep: Sweep, repeats: int, kept: int) -> Iterator[
     alone = [[number] for number in range(len(sweep.prompts))]
     rows = rows_of(loaded, sweep.prompts) if sweep.positions == "all" else alone
     columns = [row_length([sweep.prompts[prompt] for prompt in row]) for row in rows]
-    batch: list[list[int]] = []
-    for place in sorted(range(len(rows)), key=columns.__getitem__):
-        if batch and (len(batch) + 1) * columns[place] > tokens:
-            yield batch
-            batch = []
-        batch.append(rows[place])
-    if batch:
-        yield batch
+    for places in packed(columns, tokens):
+        yield [rows[place] for place in places]
 
 
 class _LabelLogits:

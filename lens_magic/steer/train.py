@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import LensError
-from ..model.batch import Batch, may_share, read_batch, shared_tokens
+from ..model.batch import Batch, may_share, packed, read_batch, shared_tokens
 from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Window
 from ..ranks.rank import Rank
@@ -195,19 +195,6 @@ def _rows(loaded: Loaded, sides: Sequence[tuple[int, ...]]) -> list[list[tuple[i
     return rows
 
 
-def _batches(readings: Sequence[Reading]) -> Iterator[list[tuple[int, Reading]]]:
-    """Numbered readings of like length together, so that little is padded; the sides of an example are neighbours."""
-    pairs = sorted(range(0, len(readings), 2), key=lambda n: max(len(readings[n].ids), len(readings[n + 1].ids)))
-    batch: list[tuple[int, Reading]] = []
-    for number in pairs:
-        columns = max(len(readings[number].ids), len(readings[number + 1].ids))
-        if batch and (len(batch) + 2 > _TEXTS_A_BATCH or (len(batch) + 2) * columns > _TOKENS_A_BATCH):
-            yield batch
-            batch = []
-        batch += [(number, readings[number]), (number + 1, readings[number + 1])]
-    yield batch
-
-
 def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[int], method: str) -> dict[int, Learnt]:
     """Read all examples in one pass and learn the directions of this rank's share of the layers. Every rank calls it.
 
@@ -216,13 +203,14 @@ def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[i
     """
     loaded = loaded_on(rank)
     readings = [side for example in examples for side in (example.positive, example.negative)]
+    lengths = [2 * max(len(example.positive.ids), len(example.negative.ids)) for example in examples]  # side by side
     mine = layers[rank.rank :: rank.size]
     reader = _Reader(site, mine, max(layers), len(readings))
     done = 0
-    for batch in _batches(readings):
+    for batch in packed(lengths, _TOKENS_A_BATCH, _TEXTS_A_BATCH // 2):
         _stop_if_asked(rank)
-        reader.read(loaded, batch)
-        done += len(batch)
+        reader.read(loaded, [(text, readings[text]) for number in batch for text in (2 * number, 2 * number + 1)])
+        done += 2 * len(batch)
         rank.emit(("reading", done, len(readings)))
     items = np.array([example.item for example in examples])
     nothing = _NOTHING.get(loaded.dtype, _NOTHING_16_BIT)
