@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import runs
+from .model.tokens import first_difference
 from .prompts import check_new
 from .session import Session
 
@@ -77,7 +78,7 @@ def compare(
         session.load(model, dtype, ranks=count)
         made = runs.run(session, prompt, tokens, ignore_eos=True)
         run, states = _forced(session, prompt, free.output_ids)
-        parted = next((at for at, (a, b) in enumerate(zip(free.output_ids, made.output_ids, strict=True)) if a != b), None)
+        parted = first_difference(free.output_ids, made.output_ids)
         same = run.variables["token_id"][..., 0] == base.variables["token_id"][..., 0]
         difference = np.abs(run.variables["prob"][..., 0] - base.variables["prob"][..., 0])
         found.append(

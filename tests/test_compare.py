@@ -19,8 +19,9 @@ from test_steering import direction, use, width_of
 import lens_magic as lens
 from lens_magic import comparing
 from lens_magic.errors import LensError
+from lens_magic.model.tokens import first_difference
 from lens_magic.session import current
-from lens_magic.steer.compare import Side, SteeredText, first_difference
+from lens_magic.steer.compare import Side, SteeredText
 from lens_magic.steer.term import SteeringTerm, Strength
 
 Checkpoints = Callable[[str], Path]

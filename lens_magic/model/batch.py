@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import torch
 
 from .load import Loaded
 from .sites import Visitor, Window, attached
+from .tokens import common_prefix
 
 Ids = Sequence[int]
 
@@ -218,8 +218,7 @@ def _spared(sequences: Sequence[Ids]) -> int:
 def shared_tokens(sequences: Sequence[Ids]) -> int:
     """How many tokens all begin with alike, none's last among them unless it is alone."""
     most = min(map(len, sequences)) - (len(sequences) > 1)
-    alike = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False))
-    return min(most, sum(1 for _ in alike))
+    return min(most, common_prefix(*sequences))
 
 
 def read_forward(loaded: Loaded, sequences: Sequence[Ids], visitors: Sequence[Visitor] = ()) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import takewhile
 from typing import Any
 
 from ..errors import LensError
@@ -134,6 +135,17 @@ def _bytes_of_characters() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+def common_prefix(*sequences: Sequence[int]) -> int:
+    """How many tokens all begin with alike."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """Index of the first difference between two sequences, the end of the shorter being one; None where they are the same."""
+    at = common_prefix(one, other)
+    return at if at < max(len(one), len(other)) else None
 
 
 class TextStream:

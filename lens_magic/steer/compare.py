@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
+from ..model.tokens import first_difference
 from ..reading import read_as
 from ..writing import written_whole
 
@@ -114,11 +115,3 @@ class SteeredText:
         from ..view.steered import as_html
 
         return as_html(self)
-
-
-def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first difference between two sequences; the end of the shorter is one."""
-    for number, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return number
-    return None if len(one) == len(other) else min(len(one), len(other))

@@ -6,12 +6,11 @@ in the tokens themselves; counting characters, or tokens of the pieces, lands be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LensError
-from ..model.tokens import encode, token_texts
+from ..model.tokens import common_prefix, encode, token_texts
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,6 @@ def resolve(tokenizer: Any, question: str, answer: str, other: str) -> LabelProm
             _refuse(tokenizer, {text.strip(): [ids[index] for index in covering]})
     names = token_texts(tokenizer, (ours[at], theirs[at]))
     return LabelPrompt(tuple(ours[:at]), ours[at], theirs[at], names[ours[at]], names[theirs[at]])
-
-
-def common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
-    for at, (a, b) in enumerate(zip(one, two, strict=False)):
-        if a != b:
-            return at
-    return min(len(one), len(two))
 
 
 def _letter(answer: str, other: str) -> int:

@@ -15,6 +15,7 @@ from ..errors import LensError
 from ..model.batch import Batch, may_share, packed, read_batch, shared_tokens
 from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Window
+from ..model.tokens import common_prefix
 from ..ranks.rank import Rank
 from . import labels
 from .data import Items, Question, TextPair
@@ -115,7 +116,7 @@ def _reading(tokenizer: Any, text: str, position: str, prompt: str = "") -> Read
     if position == "last":
         return Reading(ids, len(ids) - 1)
     # A token that holds the end of the prompt and the beginning of the answer is the answer's: it differs from the prompt's.
-    begin = max(first, labels.common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
+    begin = max(first, common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
     return Reading(ids, begin)
 
 
