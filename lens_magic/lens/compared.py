@@ -10,6 +10,7 @@ import torch
 
 from ..model.choose import Sampling
 from ..model.generate import generate
+from ..model.head import HeadShard
 from ..model.load import Loaded, loaded_on
 from ..ranks.rank import Rank
 from ..steer.intervene import Steering
@@ -95,22 +96,12 @@ def _log_probs(
                 end = min(len(walk), begin + _POSITIONS_AT_ONCE)
                 states = trajectories.share(rank, trajectories.output, begin, end, number).to(loaded.dtype)
                 targets = torch.tensor(walk[begin:end], device=loaded.device)
-                values += token_log_probs(rank, projector.output(states), targets, loaded.head.offset).tolist()
+                values += token_log_probs(rank, loaded.head, projector.output(states), targets).tolist()
             found.append(values)
     return [found[:2], found[2:]]
 
 
-def token_log_probs(rank: Rank, logits: torch.Tensor, targets: torch.Tensor, offset: int) -> torch.Tensor:
-    """log p of tokens from logits ``[positions, rows]`` that are spread over the ranks: ``[positions]``. Collective.
-
-    Args:
-        targets: vocabulary indices, ``[positions]``.
-        offset: the vocabulary index of this rank's first row.
-    """
-    local = targets - offset
-    here = (local >= 0) & (local < logits.shape[1])
-    own = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0].double()
-    target = torch.where(here, own, -torch.inf)
-    share = torch.stack([target, logits.double().logsumexp(-1)])  # [2, positions]
-    shared = rank.all_gather(share) if rank.size > 1 else share[None]
-    return shared[:, 0].amax(0) - shared[:, 1].logsumexp(0)
+def token_log_probs(rank: Rank, head: HeadShard, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log p of tokens ``[positions]`` from this rank's logits ``[positions, rows]``: float64 ``[positions]``. Collective."""
+    log_sum_exp = rank.all_gather(logits.double().logsumexp(-1)).logsumexp(0)
+    return head.logits_at(rank, logits, targets[:, None])[:, 0].double() - log_sum_exp

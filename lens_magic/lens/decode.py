@@ -297,7 +297,7 @@ def _block(
     if target_ids is None:
         target = logits.new_full((keys * positions,), torch.inf)
     else:
-        target = _target_logits(rank, logits.view(-1, rows), target_ids.repeat(keys), head.offset)
+        target = head.logits_at(rank, logits.view(-1, rows), target_ids.repeat(keys)[:, None])[:, 0]
     values, ids, found = read(logits, target.view(shape), output, min(k, head.rows))
     largest, total = values[..., 0].double(), output.total.double()
     # Σ exp(F − f)(F − z), from what both sums left out of F and z
@@ -306,14 +306,6 @@ def _block(
     sums = torch.stack([column.double().reshape(-1) for column in columns], -1)
     candidates = (values.flatten(0, 1).double(), (ids.flatten(0, 1) + head.offset).double())
     return Block(*candidates, sums, target.double())
-
-
-def _target_logits(rank: Rank, logits: torch.Tensor, targets: torch.Tensor, offset: int) -> torch.Tensor:
-    """Each cell's logit of its target, ``[cells]``, on every rank; the rank that has that row of the vocabulary knows it."""
-    local = targets - offset
-    here = (local >= 0) & (local < logits.shape[1])
-    found = logits.gather(1, local.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    return rank.all_reduce(torch.where(here, found, -torch.inf), "max")
 
 
 def _share_block(rank: Rank, projector: Projector, block: Block, k: int) -> list[Block]:

@@ -244,9 +244,7 @@ def divergence(rank: Rank, base: torch.Tensor, other: torch.Tensor) -> torch.Ten
         largest_other.double(),
         (other - largest_other[..., None]).exp().sum(-1, dtype=torch.float64),
     ]
-    mine = torch.stack(share)
-    shared = rank.all_gather(mine) if rank.size > 1 else mine[None]
-    tops, totals, apart_sums, other_tops, other_totals = shared.unbind(1)  # each [ranks, …]
+    tops, totals, apart_sums, other_tops, other_totals = rank.all_gather(torch.stack(share)).unbind(1)  # each [ranks, …]
     normaliser = (tops + totals.log()).logsumexp(0)
     other_normaliser = (other_tops + other_totals.log()).logsumexp(0)
     crossed = ((tops - normaliser).exp() * (apart_sums + (tops - other_tops) * totals)).sum(0)

@@ -82,10 +82,7 @@ class Tracked:
             Both ``[keys · positions, m]``; −∞ and anything for :data:`NOBODY`.
         """
         ids = self.ids.repeat(scores.shape[0] // self.ids.shape[0], 1)  # [cells, m]
-        local = ids - head.offset
-        here = (ids >= 0) & (local >= 0) & (local < head.rows)
-        found = scores.gather(1, local.clamp(0, head.rows - 1))
-        found = rank.all_reduce(torch.where(here, found, -torch.inf), "max")
+        found = head.logits_at(rank, scores, ids)
         # A token at a time: all at once would need room for so many blocks of logits.
         above = torch.stack([(scores > found[:, m : m + 1]).sum(-1) for m in range(ids.shape[1])], -1)
         return found, rank.all_reduce(above)

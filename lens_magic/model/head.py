@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..ranks.rank import Rank
+
 CONVERTED_ELEMENTS = 1 << 22  # weights turned to float32 at a time on a CPU: 16 MB
 _FEW_CELLS, _CONVERTED_FOR_FEW = 64, 1 << 19  # reading them back counts then, so they stay in the cache: 2 MB
 
@@ -51,6 +53,21 @@ class HeadShard:
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    def logits_at(self, rank: Rank, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Logits of given entries on every rank, exactly as the rank that holds their row has them. Collective.
+
+        Args:
+            logits: of this rank's rows, ``[cells, rows]``.
+            ids: ``[cells, m]``.
+
+        Returns:
+            ``[cells, m]``; −∞ for an id that no rank holds.
+        """
+        local = ids - self.offset
+        here = (local >= 0) & (local < self.rows)
+        found = logits.gather(1, local.clamp(0, self.rows - 1))
+        return rank.all_reduce(torch.where(here, found, -torch.inf), "max")
 
 
 def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
