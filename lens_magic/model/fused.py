@@ -12,7 +12,7 @@ import contextlib
 import functools
 import importlib
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,13 +20,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..gpu import attention, steps
+from .standing_in import Forward, standing_in
 
 _THEIRS = "transformers.models."
 _ROTATION, _HALVES = "apply_rotary_pos_emb", "rotate_half"
 _FUNCTIONS, _CHOICE = "ALL_ATTENTION_FUNCTIONS", "get_interface"
 _BY_TORCH = "transformers.integrations.sdpa_attention"
-
-Forward = Callable[..., Any]
 
 _recording = False
 
@@ -49,18 +48,15 @@ def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterato
         yield
         return
     kernels, attends = (there.trouble(device, dtype) is None for there in (steps, attention))
-    found = [(module, forward) for module in model.modules() if (forward := _fused(module, kernels, attends)) is not None]
+    found = {module: forward for module in model.modules() if (forward := _fused(module, kernels, attends)) is not None}
     plans = torch.backends.cuda.cudnn_sdp_enabled()
     # What torch takes first on Hopper: cuDNN's attention plans for tens of milliseconds wherever a length is new, as all are.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    for module, forward in found:
-        module.forward = forward
     try:
-        yield
+        with standing_in(found):
+            yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(plans)
-        for module, _ in found:
-            del module.forward
 
 
 def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:

@@ -8,7 +8,7 @@ is the model's own, so nothing of a family is written down here.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,7 @@ from .anatomy import part
 from .batch import Batch, read_forward
 from .load import Loaded
 from .sites import Key, Visit, Window
-
-Forward = Callable[..., Any]
+from .standing_in import Forward, standing_in
 
 
 class Kept:
@@ -82,7 +81,7 @@ class Resumption:
         noted = {block: _noting(block.forward, kinds) for block in self.blocks[: layer + 1]}
         of_attention: list[type] = []
         attention = self._attention(layer)
-        with _standing_in({**noted, attention: _noting(attention.forward, of_attention)}):
+        with standing_in({**noted, attention: _noting(attention.forward, of_attention)}):
             whole = read_forward(self.loaded, sequences, [kept])
         if any(not issubclass(kind, torch.Tensor) for kind in kinds):
             return False  # the model's structure, so the same on all ranks
@@ -109,7 +108,7 @@ class Resumption:
             else:
                 through = layer + 1 if site == "resid_post" else layer
                 stand_ins |= {block: _handing_on(handed_on) for block in self.blocks[:through]}
-        with _standing_in(stand_ins):
+        with standing_in(stand_ins):
             yield
 
     def _attention(self, layer: int) -> Any:
@@ -135,7 +134,7 @@ def last_tokens_alone(loaded: Loaded, batch: Batch) -> Iterator[None]:
         whole[batch.ends] = first[:, 0]
         return whole if rest is None else (whole, *rest)
 
-    with _standing_in({mlp: forward}):
+    with standing_in({mlp: forward}):
         yield
 
 
@@ -152,18 +151,3 @@ def _noting(forward: Forward, kinds: list[type]) -> Forward:
         return output
 
     return noting
-
-
-@contextlib.contextmanager
-def _standing_in(forwards: Mapping[Any, Forward]) -> Iterator[None]:
-    """Give modules other forwards for a while."""
-    theirs = {module: vars(module).get("forward") for module in forwards}  # a model attached from memory may bring its own
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward  # the instance's hides the class's
-        yield
-    finally:
-        for module, own in theirs.items():
-            vars(module).pop("forward", None)
-            if own is not None:
-                module.forward = own

@@ -16,6 +16,7 @@ import torch
 
 from .anatomy import Anatomy, Tap, part
 from .fused import fused
+from .standing_in import Forward, standing_in
 
 Key = tuple[str, int]
 """(site, layer)"""
@@ -51,9 +52,6 @@ by ``prepare``, and taken out of them by ``finish``.
 """
 
 
-Forward = Callable[..., Any]
-
-
 class Visitor(Protocol):
     """Something that looks at, or changes, activations."""
 
@@ -82,7 +80,7 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
         attachments.enter_context(fused(model, embedding.device, embedding.dtype))
         for (site, layer), visit in _chained(visitors).items():
             tap = anatomy.sites[site]
-            attachments.callback(_attach(part(blocks[layer], tap.path), tap, visit, window))
+            attachments.enter_context(_attached_to(part(blocks[layer], tap.path), tap, visit, window))
         yield
 
 
@@ -118,8 +116,8 @@ def _one_after_another(visits: Sequence[Visit]) -> Visit:
     return visit
 
 
-def _attach(module: Any, tap: Tap, visit: Visit, window: Window) -> Any:
-    """Attach a visit to a module; returns what takes it away again, the last attached first.
+def _attached_to(module: torch.nn.Module, tap: Tap, visit: Visit, window: Window) -> contextlib.AbstractContextManager[Any]:
+    """Attach a visit to a module for the duration of a ``with`` block.
 
     A module that carries somebody else's hooks gets ours after them, so that what they change is seen. Any other has its
     ``forward`` stood in for: hooks would make every call of it take the long way, ten times what looking itself costs.
@@ -127,22 +125,11 @@ def _attach(module: Any, tap: Tap, visit: Visit, window: Window) -> Any:
     if module._forward_hooks or module._forward_pre_hooks:
         if tap.side == "output":
             seen = _look_after(lambda output: output, visit, window)
-            return module.register_forward_hook(lambda _, __, output: seen(output)).remove
+            return module.register_forward_hook(lambda _, __, output: seen(output))
         given = _look_before(lambda *positional, **named: (positional, named), visit, window)
-        return module.register_forward_pre_hook(
-            lambda _, positional, named: given(*positional, **named), with_kwargs=True
-        ).remove
-    own, inner = vars(module).get("forward"), module.forward  # a module may have a forward of its own instance's
+        return module.register_forward_pre_hook(lambda _, positional, named: given(*positional, **named), with_kwargs=True)
     looking = _look_after if tap.side == "output" else _look_before
-
-    def undo() -> None:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-    module.forward = functools.wraps(inner)(looking(inner, visit, window))
-    return undo
+    return standing_in({module: functools.wraps(module.forward)(looking(module.forward, visit, window))})
 
 
 # Called for every site and layer, at every token that is not replayed.
