@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..model.load import Loaded
-from ..model.sites import Key, Visit, Window
+from ..model.sites import Key, Visit, Visitor, Window
 from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
 
@@ -44,8 +44,8 @@ class Plan:
         return [(site, layer) for layer in self.layers for site in self.sites]
 
 
-class Trajectories:
-    """This rank's share of the captured states, in one preallocated buffer; a visitor.
+class Trajectories(Visitor):
+    """This rank's share of the captured states, in one preallocated buffer.
 
     Besides what was asked for, the last layer's output is always kept: the model's own distribution is made from it.
     """

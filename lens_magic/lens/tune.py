@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ..model.batch import packed
 from ..model.head import CONVERTED_ELEMENTS, HeadShard
 from ..model.load import Loaded, loaded_on
-from ..model.sites import Visit, Window, attached
+from ..model.sites import Visit, Visitor, Window, attached
 from ..ranks.rank import Rank
 from .norms import FinalNorm, take_apart
 
@@ -43,7 +43,7 @@ class Training:
     learning_rate: float
 
 
-class _Reader:
+class _Reader(Visitor):
     """Reads the input of this rank's blocks, and the last block's output, for all tokens of a forward.
 
     Attributes:
@@ -58,12 +58,6 @@ class _Reader:
 
     def visits(self) -> Mapping[tuple[str, int], Visit]:
         return {key: self._visit(index) for key, index in self._keys.items()}
-
-    def prepare(self, window: Window) -> None:
-        pass
-
-    def finish(self, window: Window) -> None:
-        pass
 
     def _visit(self, index: int) -> Visit:
         def read(states: torch.Tensor, window: Window) -> None:

@@ -17,12 +17,12 @@ from ..ranks.rank import Rank
 from .anatomy import part
 from .batch import Batch, read_forward
 from .load import Loaded
-from .sites import Key, Visit, Window
+from .sites import Key, Visit, Visitor, Window
 from .standing_in import Forward, standing_in
 
 
-class Kept:
-    """Keeps the states at chosen sites; a visitor.
+class Kept(Visitor):
+    """Keeps the states at chosen sites.
 
     Attributes:
         states: ``{(site, layer): [batch, columns, d]}`` of the last forward.
@@ -35,12 +35,6 @@ class Kept:
     def visits(self) -> Mapping[Key, Visit]:
         """One look a site."""
         return {key: self._keeper(key) for key in self.keys}
-
-    def prepare(self, window: Window) -> None:
-        """Nothing to prepare."""
-
-    def finish(self, window: Window) -> None:
-        """Nothing to finish."""
 
     def _keeper(self, key: Key) -> Visit:
         def keep(states: torch.Tensor, window: Window) -> None:

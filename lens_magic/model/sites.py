@@ -10,7 +10,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -52,17 +52,18 @@ by ``prepare``, and taken out of them by ``finish``.
 """
 
 
-class Visitor(Protocol):
+class Visitor:
     """Something that looks at, or changes, activations."""
 
     def visits(self) -> Mapping[Key, Visit]:
         """What is attached where on this rank."""
+        raise NotImplementedError
 
     def prepare(self, window: Window) -> None:
-        """Called before each forward, outside of it."""
+        """Called before each forward, outside of it; nothing by default."""
 
     def finish(self, window: Window) -> None:
-        """Called after each forward, outside of it."""
+        """Called after each forward, outside of it; nothing by default."""
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import LensError
 from ..model.load import Loaded
-from ..model.sites import Key, Visit, Window
+from ..model.sites import Key, Visit, Visitor, Window
 from .oneposition import OnePosition
 from .operators import UNCLIPPED, Operation, Values, apply, by_term
 from .term import MadeFor, SteeringTerm, Strength
@@ -21,8 +21,8 @@ _AHEAD = 64
 """Decode steps whose values are worked out together: one at a time they would be a hundredth of a small model's time."""
 
 
-class Steering:
-    """Terms applied to a batch; a visitor, to be put before those that capture.
+class Steering(Visitor):
+    """Terms applied to a batch; to be put before the visitors that capture.
 
     Args:
         terms: in the order in which they are applied where they meet.
@@ -69,9 +69,6 @@ class Steering:
             self._ahead = range(position, position + _AHEAD)
             self._one.fill(self._values(self._ahead))
         self._one.write(position - self._ahead.start)
-
-    def finish(self, window: Window) -> None:
-        """Nothing is kept."""
 
     def _values(self, positions: range) -> torch.Tensor:
         """m, m a and c for every term, sequence and position: ``[terms, 3, batch, positions, 1]``."""

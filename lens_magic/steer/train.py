@@ -14,7 +14,7 @@ import torch
 from ..errors import LensError
 from ..model.batch import Batch, may_share, packed, read_batch, shared_tokens
 from ..model.load import Loaded, loaded_on
-from ..model.sites import Visit, Window
+from ..model.sites import Visit, Visitor, Window
 from ..model.tokens import common_prefix
 from ..ranks.rank import Rank
 from . import labels
@@ -146,8 +146,8 @@ class _AllRead(Exception):
     """The forward has passed the last site that is read; what comes after would be computed for nothing."""
 
 
-class _Reader:
-    """A visitor that keeps what is read, for this rank's layers, and ends the forward where no rank reads any more."""
+class _Reader(Visitor):
+    """Keeps what is read, for this rank's layers, and ends the forward where no rank reads any more."""
 
     def __init__(self, site: str, layers: Sequence[int], last: int, readings: int) -> None:
         self.states: dict[int, list[torch.Tensor]] = {layer: [torch.empty(0)] * readings for layer in layers}
@@ -167,12 +167,6 @@ class _Reader:
     def visits(self) -> Mapping[tuple[str, int], Visit]:
         """What is attached where."""
         return {(self._site, layer): self._keeper(layer) for layer in (*self.states, self._last)}
-
-    def prepare(self, window: Window) -> None:
-        """Nothing changes from forward to forward but the batch."""
-
-    def finish(self, window: Window) -> None:
-        """Nothing to take out."""
 
     def _keeper(self, layer: int) -> Visit:
         def keep(states: torch.Tensor, window: Window) -> None:
