@@ -69,7 +69,7 @@ def find(
     _require_tokenizer(folder)
     _require_plain_weights(name, stated)
     files = _weight_files(folder)
-    headers = {file: _read_header(file) for file in files}
+    headers = {file: read_header(file) for file in files}
     _require_splittable(name, config, ranks)
     if anatomy.experts is not None and ranks > 1:
         _require_separate_experts(name, headers.values())
@@ -205,8 +205,12 @@ def _weight_files(folder: Path) -> list[Path]:
     raise LensError(f"{folder} has no *.safetensors weights")
 
 
-def _read_header(file: Path) -> dict[str, Any]:
-    """The table at a safetensors file's head, checked against the file's length."""
+def read_header(file: Path) -> dict[str, Any]:
+    """The table at a safetensors file's head, checked against the file's length.
+
+    Raises:
+        LensError: it is damaged, or the file is cut off.
+    """
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:

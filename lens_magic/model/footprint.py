@@ -21,6 +21,7 @@ from ..errors import LensError
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
+from .checkpoint import read_header
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -113,10 +114,8 @@ def stored_dtypes(folder: Path) -> set[str]:
 
     Left out is what old checkpoints have besides weights: masks, and rotary frequencies of another type.
     """
-    from .checkpoint import _read_header
-
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    tables = [_read_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    tables = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
     sizes: Counter[str] = Counter()
     for tensor in (tensor for table in tables for tensor in table.values()):
         if not tensor["dtype"].startswith(("BOOL", "I", "U")):
