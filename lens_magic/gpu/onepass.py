@@ -101,11 +101,12 @@ def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _is_right(device: torch.device, dtype: torch.dtype) -> bool:
-    return all(_alike(device, rows) for rows in (2 * _ROWS_AT_ONCE + 77, 2 * _ROWS_AT_ONCE + 80))  # divisible by 16, or not
+    sizes = 2 * _ROWS_AT_ONCE + 77, 2 * _ROWS_AT_ONCE + 80  # divisible by 16, or not
+    return all(_alike(device, dtype, rows) for rows in sizes)
 
 
-def _alike(device: torch.device, rows: int) -> bool:
-    some = drawn(device, torch.float32)
+def _alike(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
+    some = drawn(device, dtype)
     logits, weights = some(3, 2, rows) * 9, some(2, rows).abs()
     target = logits[..., 7].contiguous()
     found, maxima = sums(logits, target, weights)
