@@ -95,13 +95,13 @@ class Group:
         with self.exclusive():
             self.require_all()
             self._number += 1
-            before, self.rank._on_event = self.rank._on_event, self._relaying(on_event)
+            before, self.rank.on_event = self.rank.on_event, self._relaying(on_event)
             try:
                 return self._run_everywhere(
                     channel.Call(self._number, function.__module__, function.__qualname__, arguments, options)
                 )
             finally:
-                self.rank._on_event = before
+                self.rank.on_event = before
                 self.flush_output()
 
     @contextlib.contextmanager
@@ -118,7 +118,7 @@ class Group:
             if self._depth > 1:
                 yield
                 return
-            self.rank._stop.clear()
+            self.rank.acknowledge_stop()
             with self._interrupts_set_the_flag():
                 yield
         finally:
@@ -153,9 +153,9 @@ class Group:
             Nothing is left to ask for but an exception amid what rank 0 itself is doing.
         """
         now = time.monotonic()
-        if not self.rank._stop.is_set():
+        if not self.rank.stop_requested:
             self._interrupted_at = now
-            self.rank._stop.set()
+            self.rank.request_stop()
         elif now - self._interrupted_at <= PATIENCE_S:
             return False
         elif self._workers and not self._given_up and self._loss is None:
@@ -210,7 +210,7 @@ class Group:
             own = _run_here(self.rank, command)
             if own.outcome != "ok":
                 self._abort()
-            statuses = {0: own, **self._wait_for_statuses(command.number)}
+            statuses = {0: own, **self._wait_for_statuses()}
         finally:
             self._under_way = None
         if self._gone:
@@ -220,7 +220,7 @@ class Group:
             raise _failure(statuses)
         return [statuses[number].value for number in range(self.size)]
 
-    def _wait_for_statuses(self, number: int) -> dict[int, channel.Status]:
+    def _wait_for_statuses(self) -> dict[int, channel.Status]:
         with self._changed:
             while len(self._statuses) < len(self._workers) and not self._gone:
                 self._changed.wait(0.2)  # wakes up for signals

@@ -30,6 +30,7 @@ class Rank:
         rank: number of this rank, 0 … size − 1.
         size: how many ranks there are.
         store: what functions keep on this rank between calls (the model shard, captured states).
+        on_event: hears what functions emit; on rank 0, while it is called.
     """
 
     def __init__(self, communicator: Any = None, aborted: threading.Event | None = None) -> None:
@@ -43,7 +44,7 @@ class Rank:
         self.aborted = aborted or threading.Event()  # set, from another thread, once another rank has failed
         self._pending: Any = None  # the MPI operation being waited for
         self._abandoned: list[Any] = []
-        self._on_event: Callable[[Any], None] | None = None
+        self.on_event: Callable[[Any], None] | None = None
         self._fault = faults.planned_for(self.rank)
         self.process_groups: list[MPIProcessGroup] = []
         self.board: Board | None = None
@@ -142,16 +143,20 @@ class Rank:
             group.use(self._communicator, None)
         self.process_groups.clear()
 
+    def request_stop(self) -> None:
+        """Ask the functions that run to stop; on rank 0, from any thread."""
+        self._stop.set()
+
     def acknowledge_stop(self) -> None:
-        """The stop all ranks agreed on has been acted on; what follows can be interrupted anew."""
+        """Forget a stop that was acted on, or that came when nothing ran; what follows can be interrupted anew."""
         self._stop.clear()
 
     def emit(self, event: Any) -> None:
         """Tell the caller on rank 0 of progress; does nothing on other ranks."""
         if self._fault is not None:
             self._fault(event)
-        if self._on_event is not None:
-            self._on_event(event)
+        if self.on_event is not None:
+            self.on_event(event)
 
     def renew(self) -> None:
         """Replace a communicator that was given up. A collective over all ranks."""
