@@ -59,9 +59,9 @@ def sums(
 
 
 def top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`..lens.figures.top`, and nobody waits for the GPU to look whether there were ties.
+    """As :func:`..lens.figures.top`, without waiting for the GPU to tell whether there are ties.
 
-    The k first are in the k groups that are first by their maxima, and of equal ones by their place.
+    The k largest are in the k groups of the largest maxima; of equal maxima the first groups are taken.
 
     Args:
         logits: ``[cells, rows]``.
@@ -119,4 +119,4 @@ def _alike(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
 
 
 trouble = trial(_is_right)
-"""Why the kernel is not used on a GPU, for logits of a type, which is float32; None where it is."""
+"""Why the kernel is not used on a GPU for logits of a type (theirs is float32); None where it is."""

@@ -13,17 +13,17 @@ Trouble = Callable[[torch.device, torch.dtype], "str | None"]
 
 
 def drawn(device: torch.device, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
-    """What draws tensors of a shape for a trial: the same every time, whatever the user has made the default."""
+    """A function that draws tensors of given shapes for a trial, always the same, whatever the user has made the default."""
     made = torch.Generator("cpu").manual_seed(0)
     return lambda *shape: torch.randn(shape, generator=made, device="cpu", dtype=torch.float32).to(device, dtype)
 
 
 def trial(is_right: IsRight) -> Trouble:
-    """Why kernels are not to be used on a GPU for a type, None where they are; found out once for each.
+    """What tells why kernels are not to be used on a GPU for a type (None where they are), and tries them once for each.
 
     Args:
-        is_right: runs them on small tensors there and compares what they give. Triton makes a kernel of its own where a
-            number is divisible by 16, so that both kinds are to be tried.
+        is_right: runs them on small tensors there and compares what they give. Where a number is divisible by 16 Triton
+            compiles another kernel, so that both are to be tried.
     """
 
     @functools.cache

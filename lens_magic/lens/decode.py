@@ -56,7 +56,7 @@ def project(
         targets: the token that follows each position from there on, for as many positions as are to be projected.
         k: candidates a cell.
         sequence: which one of a batch.
-        aside: while something else goes on, which tells of its own progress and heeds interrupts itself.
+        aside: during a generation, which reports progress and heeds interrupts itself.
 
     Returns:
         On rank 0 the variables, ``[site, layer, position(, k)]`` for the positions done, else None; and whether it was
@@ -161,7 +161,7 @@ def _positions(
     """All sites and layers of some positions; ranks above 0 do not combine the figures.
 
     Args:
-        into: on rank 0 where they are written, ``[keys, positions(, k)]``: joined later, all would be there twice.
+        into: where rank 0 writes them, ``[keys, positions(, k)]``: blocks joined later would need twice the memory.
 
     Returns:
         Whether it was done, and not interrupted.
@@ -236,8 +236,8 @@ def looking(
 ) -> tuple[Callable[[Sequence[Key]], torch.Tensor], Output | None]:
     """How keys become logits ``[keys, positions, rows]``, and the model's own output.
 
-    None where the output is itself a cell, to be the first: a pass over the head's weights for it alone would cost as much as
-    for many cells.
+    The output is None where it is itself a cell, which has to come first then: a pass over the head's weights for it alone
+    would cost as much as for many cells.
     """
     trajectories = rows.trajectories
     final: torch.Tensor | None = None

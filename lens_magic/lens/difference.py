@@ -235,7 +235,7 @@ def divergence(rank: Rank, base: torch.Tensor, other: torch.Tensor) -> torch.Ten
 
     largest, largest_other = base.amax(-1), other.amax(-1)
     weights = (base - largest[..., None]).exp()
-    # The difference from largest to largest apart, so that what is summed is small and float32 keeps it.
+    # Each against its own largest, so that what is summed is small and float32 keeps it; that between them is added below.
     apart = (base - largest[..., None]) - (other - largest_other[..., None])
     share = [
         largest.double(),

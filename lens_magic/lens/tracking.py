@@ -88,7 +88,7 @@ class Tracked:
         return found, rank.all_reduce(above)
 
     def figures(self, logits: torch.Tensor, above: torch.Tensor, log_sum_exp: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What :meth:`logits` found as variables, ``[keys · positions, m]`` each."""
+        """The variables, ``[keys · positions, m]`` each, from what :meth:`logits` found."""
         ids = self.ids.repeat(logits.shape[0] // self.ids.shape[0], 1)
         missing = (ids == NOBODY) | ~log_sum_exp.isfinite()[:, None]
         values = logits.double().masked_fill(missing, torch.nan)
@@ -108,7 +108,7 @@ def _leaders(ids: Sequence[int], final: int, most: int) -> list[int]:
 
 
 def trimmed(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``tracked_id`` as ``[position, tracked]``, without columns that nobody stands in at any position.
+    """``tracked_id`` as ``[position, tracked]``, without columns that are empty at every position.
 
     Args:
         variables: among them the above as ``[site, layer, position, tracked]``.

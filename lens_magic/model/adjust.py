@@ -134,11 +134,11 @@ ADJUSTMENTS: Mapping[str, Callable[[Rank, Any], None]] = {
 """By the name a family's row calls them by."""
 
 
-# --- the same without doing it, for planning -----------------------------------------------------------------------------
+# --- shapes after splitting, for `lens-magic plan` -------------------------------------------------------------------------
 
 
 def kept_shapes(anatomy: Anatomy, block: Any, rank: int, ranks: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of those of a block's parameters of which a rank keeps something else than AutoTP alone would leave it.
+    """Shapes that a rank keeps of a block's parameters, of those that an adjustment splits otherwise than AutoTP would.
 
     Args:
         block: with all its parameters, with or without storage (torch's "meta" device).

@@ -162,7 +162,7 @@ class _Row:
 def rows_of(loaded: Loaded, sequences: Sequence[Ids]) -> list[list[int]]:
     """Which sequences to put into one row, by their numbers, for the fewest tokens to run.
 
-    Neighbours in the order of a dictionary, as long as each spares more.
+    They are sorted, and each joins the row of the one before where that spares more.
     """
     rows: list[list[int]] = []
     for number in sorted(range(len(sequences)), key=lambda number: tuple(sequences[number])):
@@ -216,7 +216,7 @@ def _spared(sequences: Sequence[Ids]) -> int:
 
 
 def shared_tokens(sequences: Sequence[Ids]) -> int:
-    """How many tokens all begin with alike, none's last among them unless it is alone."""
+    """How many tokens all begin with alike; of several sequences, none's last token counts."""
     most = min(map(len, sequences)) - (len(sequences) > 1)
     return min(most, common_prefix(*sequences))
 

@@ -32,7 +32,7 @@ _recording = False
 
 @contextlib.contextmanager
 def recorded() -> Iterator[None]:
-    """A step in here is, or will be, recorded: what a kernel takes to be started counts for nothing."""
+    """Steps within are recorded, or will be, so that the time a kernel takes to start does not count."""
     global _recording
     before, _recording = _recording, True
     try:
@@ -106,7 +106,7 @@ def has_known_attention(module: nn.Module) -> bool:
 
 
 def _is_theirs(module: nn.Module, kind: str) -> bool:
-    """Whether it is a module of a kind as transformers has it, its forward put in place by nobody else."""
+    """Whether it is transformers' own module of a kind, whose forward nobody has replaced."""
     kinds, forward = type(module), type(module).forward
     theirs = kinds.__module__.startswith(_THEIRS) and kinds.__name__.endswith(kind) and "forward" not in vars(module)
     return theirs and isinstance(forward, types.FunctionType) and forward.__module__ == kinds.__module__
@@ -122,11 +122,11 @@ def _transformers() -> Any:
 
 
 def _same_code(one: Any, other: Any) -> bool:
-    """Whether two functions of transformers do the same; one that somebody else has put there is none of them."""
+    """Whether two functions have the same code; not where either is somebody else's than transformers'."""
     if not all(isinstance(each, types.FunctionType) and each.__module__.startswith(_THEIRS) for each in (one, other)):
         return False
     first, second = one.__code__, other.__code__
-    numbers = [[value for value in code.co_consts if not isinstance(value, str)] for code in (first, second)]  # and no words
+    numbers = [[value for value in code.co_consts if not isinstance(value, str)] for code in (first, second)]  # not texts
     return (first.co_code, first.co_names, numbers[0]) == (second.co_code, second.co_names, numbers[1])
 
 
@@ -159,7 +159,7 @@ def gate_in_one(mlp: Any) -> Forward:
 def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
     """The forward of a known attention, in which a recorded step's queries and keys are turned and attended by few kernels.
 
-    It is the attention's own, with other functions by the names of those that do so.
+    It is the attention's own code, which finds our functions by the names of those that turn and attend.
     """
     own = type(attention).forward
     names = dict(own.__globals__)
@@ -185,7 +185,7 @@ def _turning(theirs: Forward) -> Forward:
 
 
 def _choosing(theirs: Forward) -> Forward:
-    """Their choice of a function that attends; torch's is stood in for where it can be."""
+    """Their choice of a function that attends, with ours in the place of torch's where it can be."""
 
     def choose(name: str, default: Forward) -> Forward:
         chosen = theirs(name, default)
@@ -208,7 +208,7 @@ def _attend(
 
 
 def _suits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> bool:
-    """Whether it is one position, of types and widths that the kernels are for, under a mask of yes and no."""
+    """Whether it is one position, of types and widths that the kernels are for, under a boolean mask."""
     (batch, heads, length, width), key_heads, columns = q.shape, k.shape[1], k.shape[2]
     alike = k.shape == v.shape and {q.dtype, k.dtype, v.dtype} == {q.dtype} and heads % key_heads == 0
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, columns):

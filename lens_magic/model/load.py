@@ -157,8 +157,8 @@ def _held(rank: Rank) -> weakref.ref[Any] | None:
 
 
 def _collect(before: weakref.ref[Any] | None) -> None:
-    """See that a model that was dropped is gone: some families' modules refer to each other. A look through all there is takes
-    a third of a second, so only where it is needed; and after the first load, of which much remains."""
+    """Collect garbage where a dropped model is still there (some families' modules refer to each other), and after the first
+    load, which leaves much. It takes a third of a second, so only then."""
     if before is None or before() is not None:
         gc.collect()
 

@@ -68,7 +68,7 @@ class Resumption:
     def works(self, rank: Rank, sequences: Sequence[Sequence[int]], layer: int) -> bool:
         """Whether resuming at a layer gives what a whole forward does, to the bit; found out by trying. Collective.
 
-        Blocks that return more than a tensor, or see more than the one before, say no.
+        It does not where blocks return more than a tensor, or look further back than to the one before.
         """
         kept = Kept(self.keys(layer))
         kinds: list[type] = []
@@ -113,7 +113,7 @@ class Resumption:
 def last_tokens_alone(loaded: Loaded, batch: Batch) -> Iterator[None]:
     """A forward over a batch within the ``with`` block runs the last block's MLP for each sequence's last token alone.
 
-    For those whose last token alone is read: nothing looks at another's state after it. (Before it, attention does.)
+    For batches of which the last tokens alone are read: after the last attention no token looks at another.
     """
     block = list(part(loaded.model, loaded.anatomy.blocks))[-1]
     mlp = part(block, loaded.anatomy.sites["post_ln"].path)

@@ -87,7 +87,7 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Have a model predict for a while: one attached amid its training would drop out at random, or go without a cache."""
+    """Evaluation mode for a while: a model attached amid its training would apply dropout, or go without a cache."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -27,7 +27,7 @@ from ..errors import LensError, RankError, RanksLost
 from . import arrival, channel, start, worker
 from .rank import Rank
 
-GRACE_S = 10.0  # so long after one has failed all ranks have ended the call, where they can
+GRACE_S = 10.0  # after a failure, until every rank that can has ended the call
 PATIENCE_S = 3.0  # an interrupt this long after one that had no effect gives the ranks up
 
 
@@ -150,7 +150,7 @@ class Group:
         """Ask the call under way to stop; from any thread. A second time, after a while without effect, gives the ranks up.
 
         Returns:
-            Nothing is left to ask for but an exception amid what rank 0 itself is doing.
+            True where the caller must raise KeyboardInterrupt on rank 0 itself, because no rank can be asked to stop any more.
         """
         now = time.monotonic()
         if not self.rank.stop_requested:
@@ -236,7 +236,7 @@ class Group:
                     link.send(channel.Abort())
 
     def _require_an_end(self) -> None:
-        """See to it that the call under way ends where ranks do not hear of a failure: in NCCL's kernels."""
+        """See to it that the call under way ends even where ranks cannot hear of a failure: in NCCL's kernels."""
         call = self._under_way
         if call is None or not _waits_in_kernels():
             return
@@ -250,7 +250,7 @@ class Group:
         timer.start()
 
     def _give_up(self) -> None:
-        """End the other ranks, and whatever this one is waiting for them in."""
+        """End the other ranks, and the kernels in which this one waits for them."""
         if self._gone:
             self._describe_loss()  # names the dead, while they are the only ones
         else:
@@ -289,7 +289,7 @@ class Group:
         try:
             yield
         finally:
-            # None: a handler that was not set from Python, which only Python's own can stand in for.
+            # None: it was not set from Python and cannot be set again from there; Python's own takes its place.
             signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
     # -- listening to the other ranks, in a thread ---------------------------------------------------------------------

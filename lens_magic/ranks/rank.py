@@ -108,7 +108,7 @@ class Rank:
         return bool(flag[0])
 
     def texts(self, own: str) -> list[str]:
-        """Every rank's short text. A collective that ends where a rank has failed, as MPI's own of objects do not."""
+        """Every rank's short text. Collective; unlike MPI's exchanges of objects it ends where a rank has failed."""
         mine, all_of_them = bytearray(own.encode().ljust(_TEXT_BYTES, b"\0")), bytearray(_TEXT_BYTES * self.size)
         self.wait_for(self._communicator.Iallgather(mine, all_of_them))
         starts = range(0, len(all_of_them), _TEXT_BYTES)
@@ -131,13 +131,13 @@ class Rank:
         self._pending = None
 
     def share_memory(self) -> None:
-        """Have a board with the other ranks, where all are on one host; a fresh one each time. Collective."""
+        """Open a new board, shared with the other ranks, where all are on one host. Collective."""
         from .board import Board
 
         self.board = Board.open(self)
 
     def give_up_memory(self) -> None:
-        """Let go of the board, which whatever still knows this rank would keep, with its file; after the last exchange."""
+        """Let go of the board after the last exchange: what still refers to this rank would otherwise keep it and its file."""
         self.board = None
         for group in self.process_groups:
             group.use(self._communicator, None)

@@ -41,7 +41,7 @@ class Watching(TorchDispatchMode):
     """Notices whether what is done within a ``with`` block can be recorded at all.
 
     Attributes:
-        refusal: why it cannot: something hangs, in Python, on a tensor's values. None where it can.
+        refusal: why it cannot: what Python does next depends on a tensor's values. None where it can.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,9 @@ class Recording(Watching):
     def __init__(self) -> None:
         super().__init__()
         self._operations: list[tuple[Function, tuple[Any, ...], dict[str, Any]]] = []
-        self._made: set[int] = set()  # where the results are that were made here
+        self._made: set[int] = set()  # storages of the results made here, by address
         self._bytes = 0  # of those
-        self._written: set[int] = set()  # where something was written in place
+        self._written: set[int] = set()  # storages that were written to
         self._constants: dict[int, int] = {}  # operations on no tensor, and where their results are
 
     def __enter__(self) -> Recording:
@@ -164,12 +164,12 @@ class _Kind:
     """What there is to know of an operation.
 
     Attributes:
-        foreign: not one of torch's own, whose schemas tell all there is to know.
-        writes: to what it is given.
-        waits: for a tensor's values, or the shape of what it gives depends on them.
+        foreign: not one of torch's own, so that its schema may not tell everything.
+        writes: it changes what it is given.
+        waits: needs a tensor's values on the host, or its result's shape depends on them.
         random: draws random numbers.
-        quick: the same as torch offers it to Python, where it does: half the time of a call by its full name.
-        into: forms that write their result where they are told, and the name of the argument that tells; the quickest first.
+        quick: torch's Python function for it, where there is one: it takes half the time that the operator's own call does.
+        into: forms that write their result to a tensor they are given, and that argument's name; the quickest first.
     """
 
     foreign: bool
@@ -226,7 +226,7 @@ _tried: dict[object, bool] = {}
 
 
 def _takes(into: Function, func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Whether a form takes the arguments of an operation; where that is not known yet it is tried, and done once more."""
+    """Whether a form takes an operation's arguments. Where that is not known it is tried: the operation is done again."""
     case = (into, func, len(args), *named)
     if case not in _tried:
         try:
@@ -239,7 +239,7 @@ def _takes(into: Function, func: Any, args: Any, named: dict[str, Any]) -> bool:
 
 
 def _again(func: Any, args: Any, named: Any, results: list[torch.Tensor]) -> None:
-    """Do what can only give results of its own, and copy them to where they were before."""
+    """Do an operation that always makes new results, and copy them to where they were before."""
     for before, after in zip(results, _tensors(func(*args, **named)), strict=True):
         before.copy_(after)
 

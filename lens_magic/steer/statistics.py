@@ -1,7 +1,7 @@
 """The statistics of steerability: numbers in, numbers out.
 
 The unit of observation is a question. Its two orders of A and B are averaged before anything here sees them: they are
-two looks at one question, and counting them apart would halve every p-value's honesty.
+two looks at one question, and counting them separately would make p-values too small.
 """
 
 from __future__ import annotations

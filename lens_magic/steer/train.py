@@ -39,7 +39,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Example:
-    """What is told apart: two readings of one item; the orders of a question are two examples of one item."""
+    """Two readings of one item that a direction is to tell apart; each order of a question is an example."""
 
     positive: Reading
     negative: Reading
@@ -231,7 +231,7 @@ def _stop_if_asked(rank: Rank) -> None:
 
 
 def learn_layer(states: torch.Tensor, items: np.ndarray, method: str, nothing: float = 1e-5) -> Learnt:
-    """A direction, and whether it is there.
+    """A layer's direction, and whether there is one.
 
     Args:
         states: ``[2 · examples, d]``, positive and negative by turns.
