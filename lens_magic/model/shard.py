@@ -53,10 +53,12 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
         rank.emit(("loading", done, len(blocks)))
         stop_if_asked(rank)
 
+    backbone = part(model, anatomy.backbone)
     quietly = contextlib.redirect_stdout(io.StringIO())  # it prints what it found
-    with _walking(blocks, after_block), quietly, _own_gpu(collectives.device_for(rank)), _any_dtype(dtype):
+    own_gpu = _own_gpu(collectives.device_for(rank))
+    with _walking(blocks, after_block), quietly, own_gpu, _any_dtype(dtype), _unconverted(backbone):
         engine = deepspeed.init_inference(
-            part(model, anatomy.backbone),
+            backbone,
             tensor_parallel={"tp_size": rank.size},
             dtype=dtype,
             replace_with_kernel_inject=False,
@@ -75,6 +77,23 @@ def _any_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         del accelerator.supported_dtypes
+
+
+@contextlib.contextmanager
+def _unconverted(module: torch.nn.Module) -> Iterator[None]:
+    """Keep DeepSpeed from converting a whole module to the model's type, which its weights have already.
+
+    What is float32 in a 16-bit model is so for a reason: rotary frequencies of 16 bits turn a token at position 2,000 by a
+    radian too much or too little.
+    """
+    conversions = ("half", "bfloat16", "float")
+    for name in conversions:
+        setattr(module, name, lambda: module)  # the instance's hides the class's
+    try:
+        yield
+    finally:
+        for name in conversions:
+            delattr(module, name)
 
 
 @contextlib.contextmanager
