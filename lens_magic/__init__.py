@@ -1,6 +1,6 @@
 """Look inside, and steer, language models too large for one GPU, from a notebook.
 
-``import lens_magic as lens`` loads nothing heavy: torch, transformers and DeepSpeed come with the first model.
+``import lens_magic as lens`` loads nothing heavy: torch, transformers and DeepSpeed are imported with the first model.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """``%load_ext lens_magic``: the magics, with one rank in this process (in a Lens kernel: its ranks)."""
+    """``%load_ext lens_magic``: register the magics. Outside a Lens kernel this process is the only rank by default."""
     from .magics import LensMagics
     from .steer_magics import SteerMagics
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What :func:`generate` takes besides prompt and length."""
+    """Options of :func:`generate` other than the prompt and the length."""
 
     ignore_eos: bool
     steer: Any
@@ -36,7 +36,7 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class RunOptions(GenerationOptions, total=False):
-    """What :func:`run` takes besides prompt, length and number of candidates."""
+    """Options of :func:`run` other than the prompt, the length and the number of candidates."""
 
     layers: str | int | Iterable[int] | None
     capture: str | Sequence[str]
@@ -59,40 +59,41 @@ def load(
 ) -> None:
     """Load a model on the ranks, tensor-parallel.
 
-    The previous model stays loaded until the new one is ready, and after any error. It is dropped first only where both do not
-    fit (with a warning), or where another number of ranks is asked for, as those are new ones; then ``%lens restart`` brings it
-    back if loading came to nothing.
+    The previous model stays loaded until the new one is ready, and after any error. It is dropped first only if both do not
+    fit (with a warning), or if the number of ranks changes, because it goes with the old ranks. If loading then fails,
+    ``%lens restart`` brings it back.
 
     Args:
-        model: a local folder (text or a path), a hub id, or "demo" for the embedded model.
+        model: a local folder (str or path), a hub id, or "demo" for the embedded model.
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's own.
-        ranks: over how many ranks to split it, this process included. By default as many as there are; at first
-            ``LENS_RANKS``, else in a Lens kernel ``LENS_DEFAULT_RANKS``, else 4 there and 1 in any other process.
+        ranks: number of ranks to split it over, this process included. By default the current number; before any are
+            started, ``LENS_RANKS`` if set, otherwise ``LENS_DEFAULT_RANKS`` or 4 in a Lens kernel, and 1 in other processes.
+        revision, trust_remote_code: as in transformers; only hub models have revisions.
 
     Raises:
-        LensError: no such model, pickled weights only, no tokenizer, an unsupported family, or a number of ranks it cannot
-            be split into.
+        LensError: no such model, pickled weights only, no tokenizer, an unsupported family, a number of ranks it cannot be
+            split into, or too little memory.
     """
     with watched(loading=f"loading {model}") as told:
         current().load(options.model_name(model), dtype, revision, ranks, trust_remote_code, told)
 
 
 def attach(model: Any, tokenizer: Any) -> None:
-    """Use a transformers model that is in memory already, on one rank, as it is; amid its training it is left in that mode.
+    """Use a transformers model that is in memory already, as it is, on one rank. Its training mode is restored after each run.
 
     Raises:
-        LensError: an unsupported family, or no model and tokenizer of transformers.
+        LensError: an unsupported family, or not a model and a tokenizer of transformers.
     """
     options.check_in_memory(model, tokenizer)
     current().attach(model, tokenizer)
 
 
 def status() -> Status:
-    """Ranks (process, device, memory in bytes), model, and what is steering."""
+    """Return the ranks (process, device, memory in bytes), the model and the steering vectors of this session."""
     return current().status()
 
 
-# A text is a sequence of texts too, hence the overlaps: here it is one.
+# A str is a Sequence[str] too, hence the overlapping overloads; here it is one prompt.
 @overload
 def run(  # type: ignore[overload-overlap]
     prompt: str, max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]
@@ -120,30 +121,31 @@ def run(
     lens: TunedLens | Basis | str | Path | None = None,
     norm: str = "own",
 ) -> Any:
-    """Generate after a prompt in one cached pass and look at every layer on the way.
+    """Generate from a prompt in one cached pass and look at every layer's hidden states through a lens.
 
     Args:
-        prompt: taken as it stands; text that looks like a special token is text. Several are generated from side by side,
-            each as it would be alone, and give a list of runs.
-        max_new_tokens: at most so many tokens; 0 with ``prompt_tokens`` is the lens of the prompt alone.
-        top_k: candidates kept a cell.
+        prompt: used verbatim; text that looks like a special token stays text. Several prompts run as one batch, each with
+            the result it would have alone, and give a list of runs.
+        max_new_tokens: upper limit; 0 with ``prompt_tokens`` gives the lens of the prompt alone.
+        top_k: candidates kept per cell (site, layer, position).
         layers: numbers, or text such as "0-4", "5-", "-1", "0,8,-1", "::4"; all by default.
         capture: sites: "resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post".
-        temperature, top_p, seed: greedy at temperature 0; with a seed the same tokens on any number of ranks (float32).
-        ignore_eos: go on past end tokens.
-        prompt_tokens: the prompt's positions too, as p < 0.
-        steer: any number of steering terms (``vector * 1.5``), applied in order; captured states are as they left them.
-        force: walk along this text, or these tokens, instead of generating; for several prompts, one for each.
+        temperature, top_p, seed: sampling, greedy at temperature 0. A seed gives the same tokens on any number of ranks
+            (float32).
+        ignore_eos: continue past end tokens.
+        prompt_tokens: capture the prompt's positions too, as p < 0.
+        steer: any number of steering terms (``vector * 1.5``), applied in order; states are captured after steering.
+        force: read this text, or these token ids, instead of generating (teacher forcing); for several prompts, one for each.
         chat: put the prompt into the model's chat template.
         capture_dtype: keep the states as "float32", "bfloat16" or "float16" instead of the model's own type.
-        offload: keep the states in the host's memory; of a GPU's ranks, which do not wait for the copies.
-        stream_lens: project while generating, in at most a sixteenth of its time, instead of afterwards alone.
-        lens: a :class:`TunedLens` or :class:`Basis` to look through, or a path of one; by default the logit lens. Translators
-            exist for the residual stream (``resid_pre``, ``resid_post``); other sites are shown as without.
-        norm: "own": every state under the final norm. "frozen": divided by the scale that the norm takes of the *last* layer's
-            output at that position, so that ``resid_pre``, ``attn_out``, ``mlp_out`` add up to the output's logits (direct
-            logit attribution; components without the norm's and the head's constants). "none": for a basis, states as they are.
-        track: tokens to follow through every cell: texts of single tokens or ids, or one text with commas (" Paris, Rome");
+        offload: keep a GPU's captured states in the host's memory; ranks do not wait for the copies.
+        stream_lens: project rows while generating, in at most a sixteenth of the time; the remaining rows follow afterwards.
+        lens: a :class:`TunedLens` or :class:`Basis`, or the path of a saved one; by default the logit lens. A tuned lens
+            has translators for the residual stream only (``resid_pre``, ``resid_post``); other sites are shown as without it.
+        norm: "own": apply the final norm to every state. "frozen": divide by the scale that the norm computes from the
+            *last* layer's output at that position, so that ``resid_pre``, ``attn_out``, ``mlp_out`` add up to the output's
+            logits (direct logit attribution; components without the constants of norm and head). "none": no norm, for a basis.
+        track: tokens to follow through every cell: single-token texts or ids, or one text with commas (" Paris, Rome");
             True follows, at each position, those ranked first in any layer (at most 8).
 
     Returns:
@@ -198,7 +200,8 @@ def generate(
     """Generate without capturing anything.
 
     Returns:
-        ``text``, ``output_ids``, ``timings`` (seconds, tokens a second), ``interrupted``; a list of them for several prompts.
+        A :class:`GeneratedText`: ``text``, ``output_ids``, ``timings`` (seconds, tokens per second), ``interrupted``; a list
+        of them for several prompts.
 
     Raises:
         LensError: no model is loaded, or an argument is out of range.
@@ -218,17 +221,17 @@ def compare(
     ignore_eos: bool = False,
     chat: bool = False,
 ) -> SteeredText:
-    """Continue a prompt unsteered and steered side by side, as one batch of two; what ``%%steer`` does.
+    """Continue a prompt unsteered and steered, as one batch of two. ``%%steer`` does the same.
 
     Args:
         steer: any number of steering terms (``vector * 1.5``).
 
     Returns:
-        Both texts, where they first differ, and of every token how steering changes its log-probability.
+        Both texts, where they first differ, and for every token how steering changes its log-probability.
 
     Raises:
         LensError: no model is loaded, there is nothing to steer with, or an argument is out of range.
-        Interrupted: a KeyboardInterrupt whose ``result`` is what there was by then.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the comparison as far as it got.
     """
     with watched(max_new_tokens) as told:
         return comparing.compare(
@@ -237,32 +240,33 @@ def compare(
 
 
 def diff(run: LensRun, steer: Any) -> LensDiff:
-    """What steering changes in every cell of a run, on the run's own tokens.
+    """Compare a run with itself under steering, cell by cell, on the run's own tokens.
 
-    Both are walked along the run's tokens side by side in one forward, so that nothing but the steering differs. KL is of the
-    whole distributions, computed where they are: on the ranks.
+    The model reads the tokens unsteered and steered in one forward pass, so that nothing but the steering differs. KL is over
+    the whole vocabulary and computed on the ranks, which hold the logits.
 
     Args:
-        run: made without steering, with the model that is loaded, through the logit lens.
+        run: a run of the loaded model, without steering and through the logit lens.
         steer: any number of steering terms (``vector * 1.5``).
 
     Raises:
-        LensError: another model is loaded, the run was steered itself or seen through another lens, or there is nothing to
-            steer with.
-        KeyboardInterrupt: stopped by the user; an :class:`Interrupted` with its ``result`` where that was complete by then.
+        LensError: another model is loaded, the run was steered or made through another lens, or there is nothing to steer
+            with.
+        KeyboardInterrupt: stopped by the user; if the comparison was already complete, an :class:`Interrupted` with it as
+            ``result``.
     """
     with watched() as told:
         return comparing.diff(current(), run, steer, told)
 
 
 def panel(vectors: Mapping[str, SteeringVector] | None = None) -> Any:
-    """Sliders beside a generation that follows them; what ``%steer panel`` shows.
+    """Return a panel of sliders beside a generation that follows them, as ``%steer panel`` does.
 
     Args:
-        vectors: those to choose from, by name; by default those that ``%steer`` keeps.
+        vectors: the vectors to choose from, by name; by default those that ``%steer`` keeps.
 
     Raises:
-        LensError: no model is loaded, there is no vector, or this is no Jupyter kernel.
+        LensError: no model is loaded, there is no vector, or this is not a Jupyter kernel.
     """
     from .view.panel import Panel
 
@@ -277,22 +281,22 @@ def train_vector(
     position: str = "label",
     method: str = "mean_diff",
 ) -> SteeringVector:
-    """Learn directions that tell the positive side of pairs from the negative one, in one pass over the pairs.
+    """Learn a direction per layer that separates the positive from the negative side of pairs, in one pass over the pairs.
 
     Args:
         pairs: two-way questions as Perez et al. publish them, used in both orders of their options, or positive and negative
-            texts: an iterable of dicts, a JSON Lines file, or the name of one of their sets. What cannot be used is left out
+            texts: an iterable of dicts, a JSON Lines file, or the name of one of their sets. Unusable items are left out
             and counted in the vector's ``training.rejected``.
         layers: numbers, or text such as "0-4", "-1" or "::4"; None for all.
         site: "resid_pre", "attn_out", "post_ln", "mlp_out" or "resid_post".
-        position: whose states are read: "label", the answer's label token; "last", the final token of prompt and answer;
-            "mean", the mean over the answer's tokens (all tokens of a text that is no answer).
-        method: "mean_diff", the mean of the differences; "pca", their first principal component about zero; "logistic",
-            the weights of scikit-learn's logistic regression.
+        position: where states are read: "label", at the answer's label token; "last", at the final token of prompt and
+            answer; "mean", the mean over the answer's tokens (of a plain text, over all tokens).
+        method: "mean_diff", the mean of the differences; "pca", their first principal component without centring;
+            "logistic", the weights of scikit-learn's logistic regression.
 
     Raises:
-        LensError: no model is loaded, an argument is not understood, no pair can be used, a label is more than one token, or
-            the two sides do not differ at a layer.
+        LensError: no model is loaded, an argument is invalid, no pair can be used, a label is more than one token, or the
+            two sides do not differ at a layer.
         KeyboardInterrupt: stopped by the user; nothing was kept.
     """
     with watched() as told:
@@ -300,11 +304,12 @@ def train_vector(
 
 
 def load_vector(path: Any) -> SteeringVector:
-    """A steering vector from a file: ``.safetensors``, ``.gguf`` (repeng, llama.cpp) or ``.npz``, or from an object of
-    steering-vectors or repeng that is in memory.
+    """Load a steering vector from a file: ``.safetensors``, ``.gguf`` (repeng, llama.cpp) or ``.npz``.
+
+    An object of steering-vectors or repeng that is in memory can be given instead of a path.
 
     Raises:
-        LensError: no such file, a pickle, or no steering vector.
+        LensError: the file does not exist, is a pickle, or holds no steering vector.
     """
     from .steer.files import load
 
@@ -322,25 +327,25 @@ def evaluate(
     random_directions: int = 1,
     seed: int = 0,
 ) -> SteerabilityReport:
-    """How far a direction moves the answers to two-way questions: propensity against α, one layer at a time.
+    """Measure how far a direction moves the answers to two-way questions: propensity against α, one layer at a time.
 
     Propensity is logit(answer matching the behaviour) − logit(the other answer) at the label position. Every question is asked
-    in both orders of A and B; random directions of the same norm are always evaluated beside the vector's.
+    in both orders of A and B. Random directions of the same norm are always evaluated for comparison.
 
     Args:
         data: questions as Perez et al. publish them: an iterable of dicts, a JSON Lines file, or the name of one of their sets.
-            Those the vector was trained on are left out; the report says how many.
+            Questions the vector was trained on are left out; the report says how many.
         alphas: absolute, in the units of the hidden states.
-        layers: some of the vector's; all of them by default, one after the other.
-        site: another than the one the vector was read at.
-        reuse_layer: apply the direction of this one layer at each of ``layers`` (all of the model's by default).
-        positions: as :meth:`SteeringVector.steer` takes them.
-        random_directions, seed: how many, and of what they are drawn; what a direction must beat is told better by several.
+        layers: layers of the vector to measure, one at a time; by default all of them.
+        site: where to add the direction; by default the site the vector was read at.
+        reuse_layer: apply the direction of this one layer at each of ``layers`` (by default all of the model's).
+        positions: as in :meth:`SteeringVector.steer`.
+        random_directions, seed: number of random directions, and the seed they are drawn with; several give a better baseline.
 
     Raises:
-        LensError: no model is loaded, the vector does not fit it, an argument is not understood, or no question is left.
-        Interrupted: a KeyboardInterrupt whose ``result`` is the report on the questions measured by then; a bare
-            KeyboardInterrupt where there was none.
+        LensError: no model is loaded, the vector does not fit it, an argument is invalid, or no question is left.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the report on the questions measured by then; a plain
+            KeyboardInterrupt if there were none.
     """
     from .steerability import evaluate
 
@@ -358,15 +363,15 @@ def ablate_sites(
     alphas: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     seed: int = 0,
 ) -> SiteAblation:
-    """Learn and evaluate a direction at several sites, read at several positions: where does steering work best?
+    """Learn and evaluate a direction at several sites and reading positions, to find where steering works best.
 
     Args:
         pairs, layers, method: as for :func:`train_vector`. data, alphas, seed: as for :func:`evaluate`.
-        sites: where it is read and added.
-        positions: whose states are read.
+        sites: where the direction is read and added.
+        positions: where states are read, as ``position`` of :func:`train_vector`.
 
     Raises:
-        LensError: as these two.
+        LensError: as for these two functions.
         Interrupted: a KeyboardInterrupt whose ``result`` has the sites evaluated by then.
     """
     from .steerability import ablate_sites

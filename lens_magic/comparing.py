@@ -1,4 +1,4 @@
-"""Steering seen: a prompt unsteered and steered side by side, and a run compared with its steered self cell by cell."""
+"""Comparisons with steering: a prompt continued unsteered and steered, and a run against its steered self, cell by cell."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def compare(
     """See :func:`lens_magic.compare`.
 
     Args:
-        live: says the strength of every term, and may change its mind while tokens are generated.
-        on_event: hears ("token", id, sequence): sequence 0 is the unsteered text, 1 the steered one.
+        live: returns the strength of every term. It is called for every token, so strengths may change meanwhile.
+        on_event: receives ("token", id, sequence): sequence 0 is the unsteered text, 1 the steered one.
     """
     from .lens.compared import LIVE, run_compared
     from .model.choose import Sampling
@@ -53,11 +53,11 @@ def compare(
     if not terms:
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
     asks = [Ask(max_new_tokens, len(ids), batch=2)]
-    if live is None:  # both texts are read again under both models
+    if live is None:  # both texts are then read again under both models, for their log-probabilities
         asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
     stop_ids = () if ignore_eos else model.stop_ids
     group = session.group
-    with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
+    with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
         for ask in asks:
             runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
         group.rank.store[LIVE] = live
@@ -115,7 +115,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
     model = session.require_model()
     _check_comparable(run, model)
     ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
-    # Of a run that ended early as many tokens as it might have had; what was forced is as long as it is.
+    # Schedules run over the tokens that were asked for, even if the run ended early; a forced text has its own length.
     asked = len(output) if run.options.get("forced") else max(len(output), run.options.get("max_new_tokens", 0))
     terms = vectors.steering_terms(model, steer, len(ids), len(output), asked=asked)
     if not terms:

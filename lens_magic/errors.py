@@ -1,4 +1,4 @@
-"""What is raised when something the user asked for cannot be done."""
+"""Exceptions raised when something the user asked for cannot be done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _Result = TypeVar("_Result")
 
 
 class LensError(Exception):
-    """One clear line for the user: what was given, what would do. Nothing was changed.
+    """An error in one clear line: what was given and what would work. Nothing was changed.
 
     IPython shows the line alone, without a traceback; the cell still counts as failed, so "run all" stops.
     """
@@ -40,7 +40,7 @@ class RanksLost(LensError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped; ``result`` is what there was by then."""
+    """The user interrupted a command; ``result`` is what was done by then."""
 
     def __init__(self, result: Any) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 def unless_stopped(result: _Result, stopped: bool) -> _Result:
-    """A result, which an interrupt does not cost the user.
+    """Return a result, or raise it as :class:`Interrupted`, so that an interrupt does not lose it.
 
     Raises:
-        Interrupted: with the result, where the user has stopped what made it.
+        Interrupted: the user has stopped what made the result; it carries the result.
     """
     if stopped:
         raise Interrupted(result)
@@ -59,7 +59,7 @@ def unless_stopped(result: _Result, stopped: bool) -> _Result:
 
 
 def even_if_stopped(make: Callable[[], _Result]) -> tuple[_Result, bool]:
-    """What is made, or there was of it when the user stopped; and whether they did."""
+    """Return what ``make`` returns, or what it had done when the user stopped it; and whether they did."""
     try:
         return make(), False
     except Interrupted as interrupted:

@@ -1,4 +1,4 @@
-"""Steerability: how far a direction moves the answers to two-way questions it was not made of."""
+"""Steerability: how far a direction moves the answers to two-way questions that it was not learnt from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .steer.term import SteeringTerm, check_positions, describe_positions, parse
 from .steer.vector import SteeringVector
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-"""The paper's (arXiv 2604.06483)."""
+"""The α of the paper (arXiv 2604.06483)."""
 
 ABLATED_SITES = ("post_ln", "resid_pre", "attn_out", "resid_post")
 """The paper's post-LN, pre-LN, attention and residual."""
@@ -122,7 +122,7 @@ def ablate_sites(
     model = session.require_model()
     wanted = options.parse_layers(layers, model.layers)
     alphas = check_alphas(alphas)
-    if isinstance(positions, str):  # a word is no list of its letters
+    if isinstance(positions, str):  # a str is iterable too
         positions = [position.strip() for position in positions.split(",")]
     for position in positions:
         vectors.check_choices(position, method)
@@ -138,7 +138,7 @@ def ablate_sites(
             reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
         except KeyboardInterrupt as stopped:
             whole = getattr(stopped, "result", None)
-            if whole is not None and not whole.counts["unmeasured"]:  # one on fewer questions cannot be compared
+            if whole is not None and not whole.counts["unmeasured"]:  # a report on fewer questions cannot be compared
                 reports[site, position] = whole
             if not reports:
                 raise KeyboardInterrupt("stopped before a site was evaluated") from None
@@ -151,7 +151,7 @@ def ablate_sites(
         except LensError as error:
             if not reports:
                 raise LensError(f"{name}: {error}") from error
-            # What the sites before it took minutes to show is not lost by that.
+            # Keep the results of the sites before it, which took minutes.
             warnings.warn(f"{name}: {error}; what is returned ends before it", stacklevel=3)
             break
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
@@ -160,7 +160,7 @@ def ablate_sites(
 
 
 def _relay(on_event: OnEvent | None, number: int, count: int) -> OnEvent | None:
-    """Progress of one of several evaluations as progress of all."""
+    """Return an ``on_event`` that reports one evaluation's progress as part of all ``count``."""
     if on_event is None:
         return None
 
@@ -172,10 +172,10 @@ def _relay(on_event: OnEvent | None, number: int, count: int) -> OnEvent | None:
 
 
 def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
-    """Each α once, ascending.
+    """Return each α once, ascending.
 
     Raises:
-        LensError: fewer than two, or one that is no finite number.
+        LensError: there are fewer than two, or one is not a finite number.
     """
     try:
         given = [float(alpha) for alpha in alphas]
@@ -191,10 +191,10 @@ def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """α from text: ``-1.5:1.5:0.5`` (the last one included where the steps meet it) or ``-1,0,1``.
+    """Parse α from text: ``-1.5:1.5:0.5`` (the end is included if a step falls on it) or ``-1,0,1``.
 
     Raises:
-        LensError: it is neither.
+        LensError: the text is neither.
     """
     try:
         if ":" not in text:
@@ -203,7 +203,7 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         count = math.floor((last - first) / step + 1e-6) + 1
         if step <= 0 or not 2 <= count <= 1000:
             raise ValueError
-        # Counted, not added up: ten steps of 0.1 are not 1.
+        # Multiplied, not added up: ten additions of 0.1 do not give 1.
         return check_alphas([round(first + number * step, 10) for number in range(count)])
     except (ValueError, OverflowError, ZeroDivisionError):
         raise LensError(f"alphas {text!r} are not understood; -1.5:1.5:0.5 or -1,0,1 would do") from None
@@ -212,7 +212,7 @@ def parse_alphas(text: str) -> tuple[float, ...]:
 def _directions(
     model: Model, vector: SteeringVector, layers: str | int | Iterable[int] | None, reuse_layer: int | None
 ) -> dict[int, torch.Tensor]:
-    """The direction to be applied at each layer."""
+    """Return the direction to apply at each layer."""
     learnt = sorted(vector.directions)
     has = ", ".join(map(str, learnt))
     if reuse_layer is not None:
@@ -227,7 +227,7 @@ def _directions(
 
 
 def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torch.Tensor:
-    """The direction, and random ones as long, ``[1 + count, d]``; a layer's do not depend on which others are swept."""
+    """Return the direction and random ones of its norm, ``[1 + count, d]``; they do not depend on the other layers swept."""
     generator = torch.Generator().manual_seed(seed * 100_003 + layer)
     random = torch.randn((count, own.shape[0]), generator=generator)
     random *= own.float().norm() / random.norm(dim=1, keepdim=True)
@@ -235,7 +235,7 @@ def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torc
 
 
 def _prompts(model: Model, questions: Sequence[items_of.Question]) -> list[labels.LabelPrompt]:
-    """For each question the prompt whose matching answer is A, then the one where it is B."""
+    """Return for each question the prompt whose matching answer is A, then the one where it is B."""
     prompts = []
     for question in questions:
         for order in sorted(question.orders, key=lambda order: order.matching.strip(" ().\n")):
@@ -249,13 +249,13 @@ def _prompts(model: Model, questions: Sequence[items_of.Question]) -> list[label
 
 
 def _label_texts(prompts: Sequence[labels.LabelPrompt]) -> dict[str, str]:
-    """How the label tokens read; several where the tokenizer writes them differently after different texts."""
+    """Return the label tokens as text; several if the tokenizer writes them differently after different prompts."""
     as_a, as_b = ([prompt.label for prompt in prompts[first::2]] for first in (0, 1))
     return {letter: " | ".join(dict.fromkeys(texts)) for letter, texts in (("A", as_a), ("B", as_b))}
 
 
 def _arrange(measured: Propensities, alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """``[direction, layer, question, matching, alpha]``, unsteered at α = 0, and ``[question, matching]``."""
+    """Return ``[direction, layer, question, matching, alpha]``, unsteered at α = 0, and unsteered ``[question, matching]``."""
     unsteered = measured.unsteered.numpy().reshape(-1, 2)
     layers, directions, prompts, _ = measured.steered.shape
     steered = measured.steered.numpy().transpose(1, 0, 2, 3).reshape(directions, layers, prompts // 2, 2, -1)

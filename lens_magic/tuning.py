@@ -1,4 +1,4 @@
-"""``lens.train_tuned_lens``: from texts to a :class:`TunedLens`."""
+"""``lens.train_tuned_lens``: learn a :class:`TunedLens` from texts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from .lens.translators import TunedLens
 
 PIECE = 512
-"""Longer texts are cut into pieces of so many tokens."""
+"""Longer texts are cut into pieces of this many tokens."""
 
-_BYTES_A_WEIGHT = 16  # in float32 a translator's, its gradient's, and both of Adam's moments'
+_BYTES_A_WEIGHT = 16  # float32: translator, gradient and both of Adam's moments
 
 
 def train_tuned_lens(
@@ -33,25 +33,25 @@ def train_tuned_lens(
     seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> TunedLens:
-    """Train a tuned lens of the loaded model (Belrose et al. 2023, arXiv 2303.08112): KL(output ‖ lens) is made small.
+    """Train a tuned lens of the loaded model (Belrose et al. 2023, arXiv 2303.08112) by minimising KL(output ‖ lens).
 
-    Translators begin as the identity, so that what is not learned is the logit lens. Adam; the learning rate falls linearly
-    to zero. Every token of every text counts alike. The ranks share the work; their number does not change the result, but
-    for rounding.
+    Translators start as the identity, which is the logit lens. The optimiser is Adam, with a learning rate that falls
+    linearly to zero. Every token of every text has the same weight. The ranks share the work; apart from rounding, their
+    number does not change the result.
 
     Args:
-        texts: of the kind the lens will be used on; they are gone through as often as the steps take.
-        steps: updates.
-        tokens_per_step: about so many tokens are learned from in each.
+        texts: texts of the kind the lens will be used on; they are repeated as often as the steps need.
+        steps: number of updates.
+        tokens_per_step: about how many tokens each update learns from.
         learning_rate: at the first step.
-        held_out: share of the texts that the lens is measured on instead (:attr:`TunedLens.divergences`).
-        seed: of the texts' order.
-        on_event: progress, ("training", step, steps) and ("measuring", batch, batches); by default a bar.
+        held_out: share of the texts that the lens is not trained but measured on (:attr:`TunedLens.divergences`).
+        seed: of the texts' order, and so of which are held out.
+        on_event: receives progress, ("training", step, steps) and ("measuring", batch, batches); by default a bar.
 
     Raises:
         LensError: no model is loaded, there are no texts, a number is out of range, or the ranks lack the memory; nothing
             was run.
-        Interrupted: a KeyboardInterrupt whose ``result`` is the lens as it was by then; it is not measured any more.
+        Interrupted: a KeyboardInterrupt whose ``result`` is the lens as trained by then, without measuring it.
     """
     import torch
 
@@ -98,7 +98,7 @@ def train_tuned_lens(
 
 
 def _require_memory(rooms: Sequence[Room], model: Model) -> None:
-    """Refuse a lens that cannot be trained; the ranks share its layers."""
+    """Refuse to train if a rank lacks the memory for its share of the layers."""
     needed = _BYTES_A_WEIGHT * model.width * (model.width + 1) * -(-model.layers // len(rooms))
     free = min(room.free for room in rooms)
     if needed > free:
@@ -116,7 +116,7 @@ def _at_least_one(name: str, value: int) -> int:
 
 
 def _checked(learning_rate: float, held_out: float, seed: int) -> tuple[float, float, int]:
-    """The same as Python's own numbers, which files can hold."""
+    """Check these and return them as Python numbers, which can be saved to files."""
     learning_rate, held_out = options.number("learning_rate", learning_rate), options.number("held_out", held_out)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise LensError(f"learning_rate {learning_rate} is not a positive number")
@@ -126,7 +126,7 @@ def _checked(learning_rate: float, held_out: float, seed: int) -> tuple[float, f
 
 
 def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Tokens to learn from, and to measure on: whole texts fall to one or the other."""
+    """Return pieces of tokens to learn from, and to measure on; a text is used whole for one or the other."""
     from .model.tokens import encode
 
     given = list(texts) if isinstance(texts, Iterable) else [texts]
@@ -146,7 +146,7 @@ def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> t
 
 
 def _batches(pieces: Sequence[list[int]], steps: int, tokens: int, seed: int) -> list[list[list[int]]]:
-    """Pieces for each step, going through all of them in a new order each time."""
+    """Return the pieces for each step, going through all of them in a new random order each time."""
     rng = random.Random(seed)  # noqa: S311
     batches: list[list[list[int]]] = []
     waiting: list[list[int]] = []
@@ -160,7 +160,7 @@ def _batches(pieces: Sequence[list[int]], steps: int, tokens: int, seed: int) ->
 
 
 def _in_order(pieces: Sequence[list[int]], tokens: int) -> list[list[list[int]]]:
-    """All pieces once, about so many tokens at a time."""
+    """Return all pieces once, in batches of about ``tokens`` tokens."""
     batches: list[list[list[int]]] = []
     for piece in pieces:
         if not batches or sum(map(len, batches[-1])) >= tokens:

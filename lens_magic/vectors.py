@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 COMMANDS = ("train", "list", "save", "load", "drop", "eval", "sites", "panel")
-"""Subcommands of ``%steer``, which are no names for vectors."""
+"""Subcommands of ``%steer``, which cannot name vectors."""
 
 VECTOR_FILES = (".safetensors", ".gguf", ".npz")
 
@@ -38,7 +38,7 @@ def train(
     """See :func:`lens_magic.train_vector`.
 
     Args:
-        some_layers: layers without a direction are left out, as long as one has one.
+        some_layers: leave out layers without a direction, as long as at least one has one.
     """
     from .steer import data
     from .steer.train import examples_of, learn
@@ -57,7 +57,7 @@ def train(
     group = session.group
     with group.exclusive():
         answers = group.call(learn, examples, read_at, chosen, method, on_event=on_event)
-    if group.rank.stop_requested:  # heard after the last layer
+    if group.rank.stop_requested:  # the interrupt came after the last layer
         raise KeyboardInterrupt
     learnt = {layer: one for answer in answers for layer, one in answer.items()}
     if some_layers and not all(one.nothing for one in learnt.values()):
@@ -67,10 +67,10 @@ def train(
 
 
 def check_choices(position: str, method: str) -> None:
-    """Where a direction is read, and how it is learnt.
+    """Check the position where a direction is read, and the method by which it is learnt.
 
     Raises:
-        LensError: one of them is not known.
+        LensError: one of them is unknown.
     """
     from .steer.train import METHODS, POSITIONS
 
@@ -124,10 +124,10 @@ def _made(
 
 
 def check_name(name: str) -> str:
-    """A name that a vector can have.
+    """Check and return a name for a vector.
 
     Raises:
-        LensError: it is a subcommand's, or not a plain word.
+        LensError: it is a subcommand's name, or not a plain word.
     """
     if name in COMMANDS:
         raise LensError(f"{name!r} is a command of %steer and cannot name a vector")
@@ -137,10 +137,10 @@ def check_name(name: str) -> str:
 
 
 def find(session: Session, name: str, variables: Mapping[str, Any] | None = None) -> SteeringVector:
-    """A vector by its name: of ``%steer``, or of a variable that holds one.
+    """Find a vector by its name in ``%steer``, or by the name of a variable that holds one.
 
     Raises:
-        LensError: there is none (says which there are), or ``%steer`` and the variable have different ones.
+        LensError: there is none (the error lists those there are), or ``%steer`` and the variable hold different ones.
     """
     held = variables_with_vectors(variables or {})
     kept, own = session.vectors.get(name), held.get(name)
@@ -156,7 +156,7 @@ def find(session: Session, name: str, variables: Mapping[str, Any] | None = None
 
 
 def parse_term(word: str) -> tuple[str, float]:
-    """``NAME[:ALPHA]``: a vector's name and α, which is 1 where it is left out.
+    """Split ``NAME[:ALPHA]`` into a vector's name and α, which is 1 if omitted.
 
     Raises:
         LensError: α is not a number.
@@ -173,10 +173,10 @@ def parse_term(word: str) -> tuple[str, float]:
 def terms_of(
     session: Session, words: Sequence[str], variables: Mapping[str, Any] | None = None, **choices: Any
 ) -> list[SteeringTerm]:
-    """The terms of several ``NAME[:ALPHA]``, where NAME may also be a vector's file.
+    """Return the terms for several ``NAME[:ALPHA]``, where NAME may also be a vector's file.
 
     Args:
-        choices: of :meth:`SteeringVector.steer`, for all of them.
+        choices: arguments of :meth:`SteeringVector.steer`, the same for all of them.
 
     Raises:
         LensError: there is no such vector, or a choice is not understood.
@@ -196,13 +196,13 @@ def terms_of(
 def steering_terms(
     model: Model, steer: Any, prompt: int, new: int, batch: int = 1, asked: int | None = None
 ) -> tuple[SteeringTerm, ...]:
-    """The terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
+    """Return the terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
 
     Args:
         prompt: tokens of the longest prompt.
-        new: as many may follow it.
-        batch: prompts.
-        asked: how many tokens schedules run over, where a run that ended early is walked along; ``new`` by default.
+        new: the most tokens that can follow it.
+        batch: number of prompts.
+        asked: how many tokens schedules run over, if that is more than ``new`` because a run ended early.
 
     Raises:
         LensError: it is something else, does not fit the model or the batch, or would change nothing.
@@ -229,13 +229,13 @@ def steering_terms(
     for term in terms:
         alphas = term.alphas(batch)
         term.check_effect(range(1 - prompt, max(new, 1)), most)
-        # One for one prompt is one for every copy of it: comparisons run several side by side.
+        # With one prompt, its α is for every copy of it: comparisons run several copies in one batch.
         found.append(replace(term, alpha=alphas[0]) if batch == 1 else term)
     return tuple(found)
 
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:
-    """Variables of the user's that hold a vector; ``_``, ``_12`` and the like are IPython's."""
+    """Return the user's variables that hold a vector, without ``_``, ``_12`` and the like, which are IPython's."""
     import sys
 
     if f"{__package__}.steer.vector" not in sys.modules:
