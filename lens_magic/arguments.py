@@ -1,4 +1,4 @@
-"""Options of the magics and of the command line: one definition, errors as one clear line."""
+"""Options of the magics and of the command line, defined once; errors are one clear line."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _NEGATIVE = re.compile(r"-[\d.]")
 
 
 class Help(LensError):
-    """The user asked for help; the text is it."""
+    """Raised when the user asks for help; its text is the help."""
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises :class:`LensError` and takes values beginning with a minus sign (``--layers -1,-2``)."""
+    """An ArgumentParser that raises :class:`LensError` and accepts values that begin with a minus sign (``--layers -1,-2``)."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         settings.setdefault("allow_abbrev", False)
@@ -31,19 +31,19 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action=_RaiseHelp, nargs=0, help="show this")
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong and what the command takes."""
+        """Raise a :class:`LensError` that says what was wrong and what the command takes."""
         taken = [max(action.option_strings, key=len) for action in self._actions if action.option_strings]
         hint = f"; {self.prog} takes {', '.join(taken)}" if "unrecognized" in message else f" ({self.prog} --help says more)"
         raise LensError(message.replace("unrecognized arguments:", "unknown option") + hint)
 
     def read(self, arguments: str | Sequence[str], intermixed: bool = False) -> argparse.Namespace:
-        """Parse a line, or words.
+        """Parse a line or a list of words.
 
         Args:
-            intermixed: options may stand between the words that are none.
+            intermixed: allow options between positional arguments.
 
         Raises:
-            LensError: the line is not understood. Help: it asked for help.
+            LensError: the line is not understood. Help: the user asked for help.
         """
         if isinstance(arguments, str):
             try:
@@ -54,11 +54,11 @@ class Parser(argparse.ArgumentParser):
         return parse(self._joined(arguments))
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """What a command's parser is called by: its options are its own, and joined here."""
+        """Parse after joining; argparse calls a subcommand's parser here, which joins its own options."""
         return super().parse_known_args(self._joined(args or []), namespace)
 
     def _joined(self, words: Sequence[str]) -> list[str]:
-        """Join an option with a value that argparse would take for an option."""
+        """Join an option with a value that argparse would mistake for an option."""
         options = self._option_string_actions
         joined: list[str] = []
         for word in words:
@@ -71,10 +71,10 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(Parser):
-    """The parser of a command among several: what it does not know it says itself, with what it takes."""
+    """The parser of a subcommand, which reports unknown options itself, with those it takes."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse all of the words."""
+        """Parse all words; an unknown one is an error."""
         parsed, rest = super().parse_known_args(args, namespace)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -87,44 +87,44 @@ class _RaiseHelp(argparse.Action):
 
 
 def _add_length_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="at most so many tokens (32)")
+    parser.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="generate at most N tokens (32)")
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-t", "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    add("-t", "--temperature", type=float, default=0.0, metavar="T", help="sampling temperature; 0 is greedy (0)")
     add("--top-p", type=float, default=1.0, metavar="P", help="sample from the most probable tokens that make up P (1)")
-    add("--seed", type=int, default=0, help="of the sampling (0)")
-    add("--ignore-eos", action="store_true", help="go on past end tokens")
+    add("--seed", type=int, default=0, help="seed of the sampling (0)")
+    add("--ignore-eos", action="store_true", help="continue past end tokens")
     add("--chat", action="store_true", help="put the prompt into the model's chat template")
 
 
 GENERATION_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "ignore_eos", "chat")
-"""Names of what :func:`add_generation_options` adds."""
+"""Names of the options that :func:`add_generation_options` adds."""
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
-    """The options of everything that generates."""
+    """Add the options of every command that generates."""
     _add_length_option(parser)
     _add_sampling_options(parser)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``%%lens`` and of ``lens-magic run``."""
+    """Add the options of ``%%lens`` and ``lens-magic run``."""
     add = parser.add_argument
     _add_length_option(parser)
-    add("-k", "--top-k", type=int, default=5, metavar="K", help="candidates kept a cell (5)")
+    add("-k", "--top-k", type=int, default=5, metavar="K", help="candidates kept per cell (5)")
     add("-l", "--layers", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
-    add("--steer", metavar="NAME[:ALPHA]", action="append", default=[], help="a vector, or its file, times α (1); repeatable")
+    add("--steer", metavar="NAME[:ALPHA]", action="append", default=[], help="a vector or vector file, times α (1); repeatable")
     add(
         "-c",
         "--capture",
         metavar="SITES",
-        help="of resid_pre, attn_out, post_ln, mlp_out, resid_post (attn_out,mlp_out,resid_post)",
+        help="sites: resid_pre, attn_out, post_ln, mlp_out, resid_post (attn_out,mlp_out,resid_post)",
     )
     _add_sampling_options(parser)
     add("--prompt-tokens", action="store_true", help="show the prompt's positions too")
-    add("--lens", metavar="NAME", help="a variable with a TunedLens or Basis, or a path of one (the logit lens)")
+    add("--lens", metavar="NAME", help="a variable that holds a TunedLens or Basis, or the path of one (the logit lens)")
     add(
         "--norm", metavar="NORM", default="own", help="own, frozen (what a component adds to the output's logits) or none (own)"
     )
@@ -135,7 +135,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         const=True,
         action="append",
         default=[],
-        help='tokens to follow through all cells, " Paris, Rome" or id:42 (repeatable); alone, those ranked first in any layer',
+        help='tokens to follow in all cells: " Paris, Rome" or id:42, repeatable; no value: those ranked first in any layer',
     )
     add("--stream-lens", action="store_true", help="project while generating: rows appear in the table as they come")
     add("--capture-dtype", metavar="DTYPE", help="keep the captured states in float32, bfloat16 or float16 (the model's own)")
@@ -160,16 +160,16 @@ RUN_OPTIONS = (
     "capture_dtype",
     "offload",
 )
-"""Names of the above, as :func:`lens_magic.runs.run` takes them."""
+"""Names of these options as arguments of :func:`lens_magic.runs.run`, without ``steer``."""
 
 
 def run_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What was parsed, as arguments of :func:`lens_magic.runs.run`."""
+    """Return the parsed options as arguments of :func:`lens_magic.runs.run`."""
     return {**{name: getattr(parsed, name) for name in RUN_OPTIONS}, "track": _track(parsed.track)}
 
 
 def _track(given: list[Any]) -> Any:
-    """Of one ``--track`` or several, as one."""
+    """Merge the values of all ``--track`` options into one."""
     if True not in given:
         return ",".join(given) if given else ()
     if len(given) > 1:
@@ -178,14 +178,14 @@ def _track(given: list[Any]) -> Any:
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``%lens load``, which ``lens-magic run`` takes too."""
+    """Add the options of ``%lens load``, which ``lens-magic run`` has too."""
     add = parser.add_argument
     add("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
-    add("--revision", metavar="R", help="of a model on the hub")
-    add("--ranks", metavar="R", help="over how many ranks to split the model")
+    add("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
+    add("--ranks", metavar="R", help="number of ranks to split the model over")
     add("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def load_options(parsed: argparse.Namespace) -> dict[str, Any]:
-    """What was parsed, as arguments of ``Session.load``."""
+    """Return the parsed options as arguments of ``Session.load``."""
     return {name: getattr(parsed, name) for name in ("dtype", "revision", "ranks", "trust_remote_code")}

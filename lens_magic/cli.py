@@ -16,16 +16,16 @@ from .errors import LensError, even_if_stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; what the user got wrong is one line on stderr and exit status 2."""
+    """Run a command and return its exit status. A user's mistake is one line on stderr and status 2."""
     _ready_streams()
     try:
         status = _main(list(sys.argv[1:] if arguments is None else arguments))
-        print(end="", flush=True)  # what cannot be written is heard of here, not at the interpreter's end
+        print(end="", flush=True)  # so that output that cannot be written fails here, not at interpreter exit
     except KeyboardInterrupt:
         print("lens-magic: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is not None:  # of some file; the output has no name
+        if error.filename is not None:  # the error is about some file; stdout has no file name
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # `lens-magic … | head` has read enough
@@ -36,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _ready_streams() -> None:
-    """A stream that is closed (``>&-``) becomes one that nobody reads; one that lacks │ or α shows ? in their place."""
+    """Replace closed streams (``>&-``) by the null device, and print ? for characters that a stream cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # what is opened takes the lowest free descriptor: the closed one
+        if stream is None:  # opening takes the lowest free descriptor, which is the closed one
             stream = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
             setattr(sys, name, stream)
         if isinstance(stream, io.TextIOWrapper):
@@ -48,7 +48,7 @@ def _ready_streams() -> None:
 
 def _main(arguments: list[str]) -> int:
     try:
-        if arguments[:1] == ["bench"]:  # what can be measured, and its options, are the benchmarks' own to say
+        if arguments[:1] == ["bench"]:  # the benchmarks parse their own options
             return _bench(arguments[1:])
         parsed = _parser().read(arguments)
         status: int = parsed.action(parsed)
@@ -80,22 +80,22 @@ def _parser() -> Parser:
     run.add_argument("-o", "--out", metavar="FILE", action="append", default=[], help=".json, .html, .nc or .zarr; repeatable")
     run.set_defaults(action=_run)
 
-    plan = commands.add_parser("plan", prog="lens-magic plan", help="memory a model and a run take on each rank; does it fit?")
+    plan = commands.add_parser("plan", prog="lens-magic plan", help="memory a model and a run need on each rank; does it fit?")
     plan.add_argument("model", metavar="MODEL", help='a folder, a config.json, a hub id (its configuration alone), or "demo"')
-    plan.add_argument("--ranks", default="1", metavar="R", help="over how many ranks (1)")
+    plan.add_argument("--ranks", default="1", metavar="R", help="number of ranks (1)")
     plan.add_argument("--tokens", type=int, default=32, metavar="T", help="new tokens (32)")
     plan.add_argument("--prompt-tokens", type=int, default=1, metavar="N", help="tokens of the prompt (1)")
-    plan.add_argument("--whole-prompt", action="store_true", help="the prompt's positions are captured too")
+    plan.add_argument("--whole-prompt", action="store_true", help="capture the prompt's positions too")
     plan.add_argument("--layers", "-l", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
     plan.add_argument("--capture", "-c", metavar="SITES", help="as for run (attn_out,mlp_out,resid_post)")
-    plan.add_argument("--top-k", "-k", type=int, default=5, metavar="K", help="candidates kept a cell (5)")
+    plan.add_argument("--top-k", "-k", type=int, default=5, metavar="K", help="candidates kept per cell (5)")
     plan.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     plan.add_argument("--batch", type=int, default=1, metavar="B", help="prompts side by side (1)")
-    plan.add_argument("--offload", action="store_true", help="captured states on the host")
-    plan.add_argument("--tuned-lens", action="store_true", help="seen through a tuned lens")
-    plan.add_argument("--free", metavar="BYTES", help="free on each rank, as 80GB or 512MiB (what this machine has)")
-    plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: of which kind the ranks are (this machine's)")
-    plan.add_argument("--json", action="store_true", help="every figure, in bytes")
+    plan.add_argument("--offload", action="store_true", help="keep the captured states in the host's memory")
+    plan.add_argument("--tuned-lens", action="store_true", help="look through a tuned lens")
+    plan.add_argument("--free", metavar="BYTES", help="free memory a rank, such as 80GB or 512MiB (what this machine has)")
+    plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: device of the ranks (this machine's)")
+    plan.add_argument("--json", action="store_true", help="print every figure as JSON, in bytes")
     plan.set_defaults(action=_plan)
 
     same = commands.add_parser(
@@ -104,28 +104,28 @@ def _parser() -> Parser:
     same.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     same.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     same.add_argument(
-        "--ranks", default="1,2,4", metavar="R,R,…", help="the first is what the others are compared with (1,2,4)"
+        "--ranks", default="1,2,4", metavar="R,R,…", help="numbers of ranks; the others are compared with the first (1,2,4)"
     )
-    same.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="how many tokens (32)")
+    same.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="tokens to generate (32)")
     same.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     same.set_defaults(action=_equivalence)
 
-    commands.add_parser("bench", prog="lens-magic bench", help="speed and memory beside other ways; in a checkout")
+    commands.add_parser("bench", prog="lens-magic bench", help="compare speed and memory with other methods; needs a checkout")
 
     kernel = commands.add_parser("kernel", prog="lens-magic kernel", help="the Jupyter kernel's specification")
     verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Command)
-    install = verbs.add_parser("install", prog="lens-magic kernel install", help="install it")
-    install.add_argument("--name", default="lens", help="of the kernel (lens)")
-    install.add_argument("--ranks", default="4", metavar="R", help="how many ranks it starts (4)")
-    install.add_argument("--hostfile", metavar="F", help="hosts to spread the ranks over, as MPI reads it")
+    install = verbs.add_parser("install", prog="lens-magic kernel install", help="install the kernel")
+    install.add_argument("--name", default="lens", help="name of the kernel (lens)")
+    install.add_argument("--ranks", default="4", metavar="R", help="number of ranks it starts (4)")
+    install.add_argument("--hostfile", metavar="F", help="hosts to spread the ranks over, in MPI's hostfile format")
     place = install.add_mutually_exclusive_group()
     place.add_argument("--user", action="store_true", help="for this user (the default)")
     place.add_argument("--prefix", metavar="P", help="below this folder")
     place.add_argument("--sys-prefix", action="store_true", help="in this Python environment")
     install.set_defaults(action=_install)
-    verbs.add_parser("list", prog="lens-magic kernel list", help="those installed").set_defaults(action=_list)
+    verbs.add_parser("list", prog="lens-magic kernel list", help="list the installed kernels").set_defaults(action=_list)
 
-    commands.add_parser("doctor", prog="lens-magic doctor", help="what is there and what is missing").set_defaults(
+    commands.add_parser("doctor", prog="lens-magic doctor", help="what is installed and what is missing").set_defaults(
         action=_doctor
     )
     return parser
@@ -155,8 +155,8 @@ def _run(parsed: argparse.Namespace) -> int:
                 lambda: runs.run(session, parsed.prompt, steer=steer, **run_options(parsed), on_event=told)
             )
         try:
-            print(table_text(run))  # first: a full disk costs the files, not the sight of the run
-        finally:  # nor does an output that takes no more (`| head`) cost the files
+            print(table_text(run))  # before the files: a full disk must not hide the run
+        finally:  # write them even if stdout was closed early (`| head`)
             write(run, outputs)
     finally:
         session.close()
@@ -216,7 +216,7 @@ def _bench(arguments: list[str]) -> int:
     if not (root / "benchmarks" / "__main__.py").is_file():
         raise LensError("the benchmarks do not come with the installed package; run this in a checkout of the repository")
     path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    # -P: a folder "benchmarks" where the user stands is another one.
+    # -P: a folder "benchmarks" in the working directory is not ours.
     command = [sys.executable, "-P", "-m", "benchmarks", *arguments]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
 

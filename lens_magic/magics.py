@@ -39,7 +39,7 @@ class LensMagics(Magics):
             _check_target(parsed.save)
         session = sessions.current()
         model = session.require_model()
-        if parsed.lens is not None and parsed.lens.isidentifier():  # a variable goes before a file of that name
+        if parsed.lens is not None and parsed.lens.isidentifier():  # a variable takes precedence over a file of that name
             parsed.lens = self.shell.user_ns.get(parsed.lens, parsed.lens)
         prompt, given = cell.removesuffix("\n"), run_options(parsed)
         given["steer"] = vectors.terms_of(session, parsed.steer, self.shell.user_ns)
@@ -57,7 +57,7 @@ class LensMagics(Magics):
         done = len(run.output_ids)
         words = f"stopped after {done} token{'s' if done != 1 else ''}"
         try:
-            if parsed.save is not None:  # last of all: a full disk costs the file, neither the run nor the news of its end
+            if parsed.save is not None:  # last: a full disk costs only the file, not the run or the news that it was stopped
                 run.save(parsed.save)
         except LensError as error:
             if not stopped:
@@ -69,14 +69,14 @@ class LensMagics(Magics):
 
 
 _ITS_OWN = ("In", "Out", "_dh", "_ih", "_oh", "exit", "get_ipython", "quit")
-"""What IPython puts among a user's variables and needs there."""
+"""Names that IPython keeps among the user's variables and needs there."""
 
 
 def check_variable(out: str | None) -> str | None:
-    """What ``--out`` names, if anything.
+    """Check and return the variable name given as ``--out``, if any.
 
     Raises:
-        LensError: it cannot be a variable.
+        LensError: it is not a variable name, or is one of IPython's own.
     """
     if out is not None and (not out.isidentifier() or keyword.iskeyword(out)):
         raise LensError(f"--out {out!r} is not a variable name")
@@ -86,19 +86,19 @@ def check_variable(out: str | None) -> str | None:
 
 
 def make_value(shell: Any, result: Any) -> None:
-    """Make what was displayed already the cell's value, `_` and `Out[n]`, without displaying it again."""
+    """Make a result that is already displayed the cell's value (`_` and `Out[n]`) without displaying it again."""
     shell.displayhook.update_user_ns(result)
 
 
 def one_line_interrupt(message: str) -> KeyboardInterrupt:
-    """A KeyboardInterrupt (so that "run all" stops) that IPython shows as one line."""
+    """Return a KeyboardInterrupt (so that "run all" stops) that IPython shows as one line."""
     error = KeyboardInterrupt(message)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]  # type: ignore[attr-defined]
     return error
 
 
 def stopped_with(words: str, out: str | None) -> KeyboardInterrupt:
-    """The same after a partial result was shown, which is in the variable that ``--out`` names, else the cell's value."""
+    """Return such an interrupt for a partial result. It says where that is: in the ``--out`` variable, or in `_`."""
     return one_line_interrupt(f"{words}; what there is is in `{out or '_'}`")
 
 
@@ -177,8 +177,8 @@ def _runs(parsed: argparse.Namespace) -> kept.Kept | None:
 def _line_parser() -> Parser:
     parser = Parser(
         prog="%lens",
-        description="Ranks and models. With two percent signs a run, as below.",
-        epilog=_cell_parser().format_help(),  # for which `%%lens --help` needs a line below it
+        description="Manage ranks and models. With two percent signs it runs a prompt, as below.",
+        epilog=_cell_parser().format_help(),  # because `%%lens --help` itself needs a line below it
     )
     commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Command)
     load = commands.add_parser("load", prog="%lens load", help="load a model on the ranks")
@@ -188,17 +188,17 @@ def _line_parser() -> Parser:
     status = commands.add_parser("status", prog="%lens status", help="ranks, devices, memory, model")
     status.set_defaults(action=_status)
     restart = commands.add_parser(
-        "restart", prog="%lens restart", help="fresh ranks, the model loaded again, variables untouched"
+        "restart", prog="%lens restart", help="start fresh ranks and load the model again; variables are kept"
     )
     restart.set_defaults(action=_restart)
-    runs = commands.add_parser("runs", prog="%lens runs", help="results kept on disk")
+    runs = commands.add_parser("runs", prog="%lens runs", help="list the results kept on disk")
     runs.add_argument("--clear", action="store_true", help="remove them")
     runs.set_defaults(action=_runs)
     return parser
 
 
 def _cell_parser() -> Parser:
-    parser = Parser(prog="%%lens", description="Generate after the prompt below the line, and look at every layer.")
+    parser = Parser(prog="%%lens", description="Generate from the prompt below the line, and look at every layer.")
     add_run_options(parser)
     parser.add_argument("--static", action="store_true", help="a plain HTML table instead of the widget")
     parser.add_argument("--save", metavar="FILE", help="save the run: .nc or .zarr")

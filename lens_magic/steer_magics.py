@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 @magics_class
 class SteerMagics(Magics):
-    """``%steer`` of one shell."""
+    """The ``%steer`` magic of one shell."""
 
-    @no_var_expand  # for the prompt on the line; all else is expanded here
+    @no_var_expand  # the prompt on the line stays as typed; everything else is expanded below
     @line_cell_magic
     def steer(self, line: str, cell: str | None = None) -> Any:
         """``%steer train|list|save|load|drop|eval|sites|panel``; ``%%steer NAME[:ALPHA] … [options]`` with the prompt below.
 
         ``%steer NAME[:ALPHA] … "prompt"`` is the latter on one line. ``%steer COMMAND --help`` says more.
         """
-        expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame: with the variables where the line stands
+        expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame, to the variables of the calling code
         if cell is not None:
             return self._compare(_compare_parser().read(_words(expand(line)), intermixed=True), cell.removesuffix("\n"))
         words = _words(line)
@@ -54,7 +54,7 @@ class SteerMagics(Magics):
             known = f"{', '.join(COMMANDS)} are"
             raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
         parsed = _compare_parser().read(expanded, intermixed=True)
-        prompt = dict(zip(expanded, words, strict=True))[parsed.vectors.pop()]  # as it stands in the line
+        prompt = dict(zip(expanded, words, strict=True))[parsed.vectors.pop()]  # as typed
         if not parsed.vectors:
             raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
         return self._compare(parsed, prompt)
@@ -85,19 +85,19 @@ class SteerMagics(Magics):
 
 def _names_a_vector(word: str, variables: dict[str, Any]) -> bool:
     known = {**sessions.current().vectors, **vectors.variables_with_vectors(variables)}
-    return ":" in word or word in known or word.endswith(vectors.VECTOR_FILES)  # with α it is meant as one
+    return ":" in word or word in known or word.endswith(vectors.VECTOR_FILES)  # with α it can only mean a vector
 
 
 def _compare_parser() -> Parser:
     parser = Parser(prog="%%steer", description="The same prompt, unsteered and steered, side by side.")
     add = parser.add_argument
-    add("vectors", nargs="+", metavar="NAME[:ALPHA]", help="vectors, or their files, times α (1)")
-    add("-l", "--layers", metavar="SPEC", help="of the vector's (all)")
-    add("--site", help="another than the one the vector was read at")
+    add("vectors", nargs="+", metavar="NAME[:ALPHA]", help="vectors or vector files, times α (1)")
+    add("-l", "--layers", metavar="SPEC", help="layers of the vector to use (all)")
+    add("--site", help="site to steer, if not the one the vector was read at")
     add("--positions", default="all", metavar="P", help="all, prompt, generated, last, or A:B (all)")
-    add("--steps", metavar="A:B", help="generated tokens, half-open (all)")
+    add("--steps", metavar="A:B", help="generated tokens to steer, half-open (all)")
     add("--decay", type=float, metavar="H", help="halve α every H tokens")
-    add("--schedule", metavar="S", help="of α: constant, linear (to 0 at the run's end) or on/off (constant)")
+    add("--schedule", metavar="S", help="schedule of α: constant, linear (to 0 at the run's end) or on/off (constant)")
     add("--clip", type=float, metavar="C", help="change a state by at most C times its length")
     add("--operator", default="add", help="add, ablate or set (add)")
     add_generation_options(parser)
@@ -113,7 +113,7 @@ def _words(line: str) -> list[str]:
 
 
 def value_of(word: str, variables: Mapping[str, Any]) -> Any:
-    """What ``VAR_OR_FILE`` means: the variable's value where there is one, else the word itself."""
+    """Resolve ``VAR_OR_FILE``: return the variable's value if there is such a variable, else the word itself."""
     return variables[word] if word.isidentifier() and word in variables else word
 
 
@@ -148,7 +148,7 @@ def _train(words: list[str], shell: Any) -> SteeringVector:
 
 @dataclass(frozen=True)
 class VectorList:
-    """The session's vectors."""
+    """The vectors that ``%steer list`` shows: the session's and those in variables."""
 
     vectors: tuple[SteeringVector, ...]
 
@@ -162,7 +162,7 @@ class VectorList:
 
 
 def _list(words: list[str], shell: Any) -> VectorList:
-    Parser(prog="%steer list", description="The vectors there are, those in variables too.").read(words)
+    Parser(prog="%steer list", description="List the vectors, including those in variables.").read(words)
     named = {**vectors.variables_with_vectors(shell.user_ns), **sessions.current().vectors}
     return VectorList(tuple(named[name] for name in sorted(named)))
 
@@ -222,8 +222,8 @@ def _measuring_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description)
     add = parser.add_argument
     add("--data", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
-    add("-l", "--layers", metavar="SPEC", help="one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
-    add("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="or a list, -1,0,1 (-1.5:1.5:0.5)")
+    add("-l", "--layers", metavar="SPEC", help="layers, one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
+    add("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="a range, or a list such as -1,0,1 (-1.5:1.5:0.5)")
     _add_out(parser, "report")
     return parser
 
@@ -232,10 +232,10 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
     parser = _measuring_parser("%steer eval", "How far a vector moves the answers to two-way questions, by α and layer.")
     add = parser.add_argument
     add("name", metavar="NAME")
-    add("--site", help="another than the one the vector was read at")
-    add("--positions", default="all", metavar="P", help="steered ones: all, prompt, last, or A:B (all)")
+    add("--site", help="site to steer, if not the one the vector was read at")
+    add("--positions", default="all", metavar="P", help="positions to steer: all, prompt, last, or A:B (all)")
     add("--reuse-layer", type=int, metavar="LAYER", help="apply this layer's direction at each of --layers")
-    add("--random", type=int, default=1, metavar="N", help="random directions beside it (1)")
+    add("--random", type=int, default=1, metavar="N", help="number of random directions to compare with (1)")
     parsed = parser.read(words)
     vector = vectors.find(sessions.current(), parsed.name, shell.user_ns)
 
@@ -266,9 +266,9 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
         "%steer sites", "Where a direction is best read and added: learnt anew from pairs at each site and position."
     )
     add = parser.add_argument
-    add("--pairs", required=True, metavar="VAR_OR_FILE", help="what it is learnt from, as in %%steer train")
+    add("--pairs", required=True, metavar="VAR_OR_FILE", help="pairs to learn from, as in %%steer train")
     add("--sites", default="post_ln,resid_pre,attn_out,resid_post", help="the paper's (post_ln,resid_pre,attn_out,resid_post)")
-    add("--read", default="label,last", metavar="POSITIONS", help="of label, last and mean, those to learn at (label,last)")
+    add("--read", default="label,last", metavar="POSITIONS", help="positions to learn at, of label, last and mean (label,last)")
     add("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")
     parsed = parser.read(words)
 
@@ -294,10 +294,10 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
 
 
 def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any], amount: Callable[[Any], str]) -> Any:
-    """A report; of one that the user stopped, what was measured is shown and kept.
+    """Return a report. If the user stops it, display and keep what was measured, then raise.
 
     Args:
-        amount: how much a report covers, in words.
+        amount: says how much a report covers, in words.
     """
     check_variable(out)
     with Bars(evaluating=doing) as bars:
@@ -334,4 +334,4 @@ COMMANDS: dict[str, Callable[[list[str], Any], Any]] = {
     "sites": _sites,
     "panel": _panel,
 }
-"""By the first word of the line: given the rest of the words and the shell."""
+"""Subcommands by name; each is called with the remaining words and the shell."""
