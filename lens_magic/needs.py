@@ -1,4 +1,4 @@
-"""What a model and a run need on each rank, what is there, and the refusal where that is too little."""
+"""The memory a model and a run need on each rank, the memory that is free, and refusals if that is too little."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Room:
-    """What one rank has free.
+    """The free memory of one rank.
 
     Attributes:
-        device: "cpu" or "cuda:0" …
-        free: bytes on it.
-        host: bytes of its share of the host's memory.
-        model: bytes of the model that is loaded there now, which loading another one gives back in the end.
+        device: "cpu", or "cuda:0" and so on.
+        free: bytes free on the device.
+        host: bytes free in the host's memory, this rank's share.
+        model: bytes of the model that is loaded there now, which are freed once another one has replaced it.
     """
 
     device: str
@@ -39,16 +39,16 @@ class Room:
 
 @dataclass(frozen=True)
 class Ask:
-    """A run: so many new tokens after prompts of so many, seen at layers and sites.
+    """The size of a run: new tokens, tokens of the longest prompt, prompts in the batch, and what is captured.
 
     Attributes:
         whole_prompt: the prompt's positions are captured too.
-        layers, sites: none for a model that is only loaded.
-        capture_itemsize: bytes of a captured number; the model's where None.
+        layers, sites: those captured; empty if nothing is.
+        capture_itemsize: bytes per captured number; None for the model's own type.
         offload: captured states are kept in the host's memory.
-        forced: the new tokens are known, and read with the prompt in one forward.
-        tuned: looked at through a tuned lens, whose translators go where their states are.
-        directions: of a basis, which is split as the vocabulary is; 0 for none.
+        forced: the new tokens are known, and read with the prompt in one forward pass.
+        tuned: a tuned lens is used, whose translators are on the ranks that keep the matching states.
+        directions: rows of a basis, which are split like the vocabulary; 0 without a basis.
     """
 
     tokens: int
@@ -65,7 +65,7 @@ class Ask:
 
     @property
     def columns(self) -> int:
-        """Tokens of each sequence that are read; the last generated one never is."""
+        """Tokens of each sequence that the model reads; it never reads the last generated one."""
         return self.prompt + max(0, self.tokens - 1)
 
     @property
@@ -76,16 +76,16 @@ class Ask:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one rank.
+    """Bytes needed on one rank.
 
     Attributes:
-        weights: parameters; on a CPU what all ranks of a host share is divided among them.
+        weights: parameters; on a CPU, those that all ranks of a host share are divided among them.
         cache: keys and values.
-        captures: captured states (on the host where they are offloaded).
+        captures: captured states (on the host if they are offloaded).
         forward: the model's activations in the prefill, roughly.
-        projection: workspace of the projection. It and ``forward`` are not needed at once.
+        projection: workspace of the projection. It and ``forward`` are not needed at the same time.
         lens: this rank's translators of a tuned lens, or rows of a basis.
-        on_host: of ``captures``, what is in the host's memory besides a GPU's.
+        on_host: the part of ``captures`` that is in the host's memory instead of a GPU's.
     """
 
     weights: int
@@ -98,16 +98,16 @@ class Need:
 
     @property
     def total(self) -> int:
-        """Bytes on the rank's device at most."""
+        """The most bytes needed on the rank's device at one time."""
         return self.weights + self.cache + self.captures - self.on_host + self.lens + max(self.forward, self.projection)
 
     def fits(self, room: Room) -> bool:
-        """Whether the device and the host have so much."""
+        """Whether the device and the host have enough free memory."""
         return self.total <= room.free and self.on_host <= room.host
 
 
 def facts_of(config: Any, dtype: str) -> Facts | None:
-    """A model's measures, or None where its configuration does not tell them."""
+    """Return a model's dimensions, or None if its configuration does not give them."""
     from .model.footprint import Facts
 
     try:
@@ -117,10 +117,10 @@ def facts_of(config: Any, dtype: str) -> Facts | None:
 
 
 def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[int]) -> list[Need]:
-    """What a run takes on every rank.
+    """Return what a run needs on every rank.
 
     Args:
-        rooms, weights: for each rank what it has free and the bytes of its parameters; 0 where they are there already.
+        rooms, weights: for each rank, its free memory and the bytes of its parameters (0 if they are loaded already).
     """
     from .lens.decode import workspace_bytes
     from .model.footprint import cache_bytes, forward_bytes
@@ -155,7 +155,7 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
 
 
 def _lens_bytes(facts: Facts, ask: Ask, keys: Sequence[tuple[str, int]], ranks: int) -> int:
-    """What of a tuned lens or a basis goes to a rank that keeps states of these (site, layer)s, in float32."""
+    """Return the bytes of a tuned lens or basis, in float32, on a rank that keeps states of these (site, layer) pairs."""
     from .lens.translators import translator_of
 
     if ask.directions:
@@ -167,10 +167,10 @@ def _lens_bytes(facts: Facts, ask: Ask, keys: Sequence[tuple[str, int]], ranks: 
 
 
 def weight_bytes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) -> list[int]:
-    """Bytes of the parameters each rank answers for, once loaded.
+    """Return the bytes of parameters counted for each rank, once loaded.
 
-    On a CPU whatever is used as it stands in the file is mapped: ranks of a host share those pages, and each is counted
-    once. What has been converted to another type is every rank's own, and the head is not cut then.
+    On a CPU, weights that are used in the file's type are memory-mapped: the ranks of a host share their pages, and each page
+    is counted once. Weights converted to another type are copied on every rank, and the head is then not split.
     """
     ranks = len(weights)
     head = sum(one.head for one in weights)
@@ -186,7 +186,7 @@ def weight_bytes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool
 
 
 def loading_bytes(weights: Sequence[Weights], mapped: bool) -> int:
-    """Bytes each rank needs on the host while it loads: a checkpoint in another type is converted before it is split."""
+    """Return the host bytes each rank needs while loading: a checkpoint in another type is converted before it is split."""
     return 0 if mapped else sum(one.split + one.head for one in weights) + weights[0].whole
 
 
@@ -194,10 +194,10 @@ def loading_bytes(weights: Sequence[Weights], mapped: bool) -> int:
 
 
 def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
-    """What each of so many ranks on this host would have free, before they are started.
+    """Return the free memory that each of a number of ranks on this host would have, before they are started.
 
     Args:
-        before: ranks there are now and which will end, so that what their model takes can be had.
+        before: the current ranks, which will end; their model's memory is divided among the new rooms as ``model``.
     """
     import torch
 
@@ -218,10 +218,10 @@ def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
 
 
 def room_of_rank(rank: Rank, run: bool = False) -> Room:
-    """What this rank has free.
+    """Return this rank's free memory.
 
     Args:
-        run: for the next captured run, which drops the last one's states and lens, so that they count as free.
+        run: count the last run's states and lens as free, because the next captured run drops them.
     """
     from .lens.projector import bytes_held
     from .ranks.collectives import device_for
@@ -245,13 +245,13 @@ def fit(needs: Sequence[Need], rooms: Sequence[Room]) -> bool:
 
 
 SMALLER = frozenset({"tokens", "layers", "sites", "capture_itemsize", "offload", "batch"})
-"""What of a run a user may ask for in less."""
+"""Fields of :class:`Ask` that may be changed to propose a smaller run."""
 
 
 def run_alternatives(
     facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Callable[[Ask], list[Need]], smaller: Set[str] = SMALLER
 ) -> Iterator[tuple[Ask, str]]:
-    """Smaller runs that would fit: changed in one respect each, with the words of the option."""
+    """Yield smaller runs that would fit, each changed in one respect, with that change in words."""
 
     def fits(**changed: Any) -> bool:
         return smaller >= changed.keys() and fit(needs_of(replace(ask, **changed)), rooms)
@@ -271,7 +271,7 @@ def run_alternatives(
 
 
 def _most(below: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to ``below − 1`` that fits, or 0."""
+    """Return the largest number from 1 to ``below − 1`` that fits, or 0."""
     low, high = 0, below
     while high - low > 1:
         middle = (low + high) // 2
@@ -280,7 +280,7 @@ def _most(below: int, fits: Callable[[int], bool]) -> int:
 
 
 def size(count: int) -> str:
-    """Bytes for a reader."""
+    """Format a number of bytes for a reader, such as "1.5 GB"."""
     for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
         if count >= 10**power:
             value = count / 10**power
@@ -292,13 +292,13 @@ def size(count: int) -> str:
 
 
 def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] = SMALLER) -> None:
-    """Refuse a run on a loaded model that cannot fit.
+    """Refuse a run that cannot fit beside the loaded model.
 
     Args:
-        smaller: what of it may be proposed in less.
+        smaller: fields of ``ask`` that may be changed to propose a smaller run.
 
     Raises:
-        LensError: with what it needs, what is free, and what would fit.
+        LensError: it cannot fit; says what it needs, what is free, and what would fit.
     """
     needs = run_needs(facts, ask, rooms, [0] * len(rooms))
     if fit(needs, rooms):
@@ -318,7 +318,7 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] 
 
 
 def _worst(needs: Sequence[Need], rooms: Sequence[Room]) -> tuple[int, Need, Room]:
-    """The rank that lacks most."""
+    """Return the rank that lacks most, with its need and room."""
     lacking = [max(need.total - room.free, need.on_host - room.host) for need, room in zip(needs, rooms, strict=True)]
     rank = lacking.index(max(lacking))
     return rank, needs[rank], rooms[rank]
@@ -328,13 +328,13 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
     """Refuse to load a model that cannot fit.
 
     Args:
-        rooms: one for each rank it is to be split over.
+        rooms: one for each rank the model is to be split over.
 
     Returns:
-        Whether it fits only where the model loaded now goes first.
+        Whether it fits only if the model that is loaded now is dropped first.
 
     Raises:
-        LensError: with what it needs, what is free, and what would fit.
+        LensError: it cannot fit; says what it needs, what is free, and what would fit.
     """
     from .model import footprint
     from .model.checkpoint import read_config
@@ -373,7 +373,7 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
 
 
 def load_needs(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) -> list[Need]:
-    """What loading takes on every rank: the parameters, and on the host what is converted before it is split."""
+    """Return what loading needs on every rank: the parameters, and on the host what is converted before it is split."""
     loading = loading_bytes(weights, mapped)
     found = []
     for room, kept in zip(rooms, weight_bytes(weights, rooms, mapped), strict=True):
@@ -386,7 +386,7 @@ def _on_host(room: Room) -> int:
 
 
 def spread(rooms: Sequence[Room], ranks: int) -> list[Room]:
-    """The same for another number of ranks: each with a device of its own, or on a CPU with its share of the host."""
+    """Return the rooms of another number of ranks: each with a GPU of its own, or on a CPU with its share of the host."""
     if ranks == len(rooms):
         return list(rooms)
     first = rooms[0]

@@ -1,4 +1,4 @@
-"""What a user may ask for, checked before any rank hears of it."""
+"""Checks of what a user asks for, before anything is sent to the ranks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LEAST_TEMPERATURE = 1e-6
 
 
 def default_ranks() -> int:
-    """Number of ranks of a Lens kernel: ``LENS_RANKS``, else ``LENS_DEFAULT_RANKS``, else 4.
+    """Return the number of ranks of a Lens kernel: ``LENS_RANKS``, else ``LENS_DEFAULT_RANKS``, else 4.
 
     Raises:
-        LensError: a variable is set to something that is no number of ranks.
+        LensError: a variable is set to something that is not a number of ranks.
     """
     for name in ("LENS_RANKS", "LENS_DEFAULT_RANKS"):
         if value := os.environ.get(name):
@@ -27,7 +27,7 @@ def default_ranks() -> int:
 
 
 def check_ranks(value: str | int, name: str = "--ranks") -> int:
-    """A number of ranks, at least 1."""
+    """Check and return a number of ranks, at least 1."""
     try:
         ranks = int(value) if isinstance(value, str) else operator.index(value)
     except (TypeError, ValueError):
@@ -38,7 +38,7 @@ def check_ranks(value: str | int, name: str = "--ranks") -> int:
 
 
 def model_name(given: Any) -> str:
-    """What a model is loaded by: a folder (a path too), a hub id, or "demo".
+    """Return the name to load a model by, as text: a folder (str or path), a hub id, or "demo".
 
     Raises:
         LensError: it is neither text nor a path.
@@ -51,7 +51,7 @@ def model_name(given: Any) -> str:
 
 
 def check_in_memory(model: Any, tokenizer: Any) -> None:
-    """Whether these are a model and a tokenizer of transformers.
+    """Check that these are a model and a tokenizer of transformers.
 
     Raises:
         LensError: one is something else.
@@ -67,7 +67,7 @@ def check_in_memory(model: Any, tokenizer: Any) -> None:
 
 
 def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[int, ...]:
-    """Layers in ascending order, each once.
+    """Return the layers in ascending order, each once.
 
     Args:
         spec: None (all), numbers, or text: ``0-4`` (inclusive), ``5-``, ``-1`` (the last), ``0,8,-1``, ``::4``.
@@ -88,10 +88,10 @@ def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[i
 
 
 def integers(what: str, given: Any) -> list[int]:
-    """One integer or several, NumPy's and torch's too, as a list.
+    """Return one or several integers (of Python, NumPy or torch) as a list of int.
 
     Raises:
-        LensError: it is neither.
+        LensError: they are not integers.
     """
     try:
         return [operator.index(value) for value in (given if isinstance(given, Iterable) else [given])]
@@ -100,10 +100,10 @@ def integers(what: str, given: Any) -> list[int]:
 
 
 def integer(what: str, given: Any) -> int:
-    """An integer, NumPy's and torch's too, as Python's own, which files can hold.
+    """Return an integer (of Python, NumPy or torch) as an int, which can be saved to files.
 
     Raises:
-        LensError: it is none.
+        LensError: it is not an integer.
     """
     try:
         return int(operator.index(given))
@@ -112,19 +112,19 @@ def integer(what: str, given: Any) -> int:
 
 
 def number(what: str, given: Any) -> float:
-    """A number, NumPy's and torch's too, as Python's own, which files can hold.
+    """Return a number (of Python, NumPy or torch) as a float, which can be saved to files.
 
     Raises:
-        LensError: it is none.
+        LensError: it is not a number.
     """
     try:
-        return float(given + 0.0)  # float() alone would read texts too
+        return float(given + 0.0)  # float() alone would also parse text
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise LensError(f"{what} {given!r} is not a number") from None
 
 
 def flag(what: str, given: Any) -> bool:
-    """True or False, NumPy's too; nothing else, as it may be meant for another argument.
+    """Return True or False (of Python or NumPy, or as 0 or 1) as a bool; anything else may be meant for another argument.
 
     Raises:
         LensError: it is neither.
@@ -164,10 +164,10 @@ def _layer(layer: int, layers: int) -> int:
 
 
 def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
-    """Sites to capture, each once, in the order given.
+    """Return the sites to capture, each once, in the order given.
 
     Raises:
-        LensError: an unknown site.
+        LensError: a site is unknown, or none is named.
     """
     from .model.anatomy import DEFAULT_SITES, SITES
 
@@ -185,10 +185,10 @@ def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
 
 
 def check_dtype(name: str | None) -> str | None:
-    """The name of a type states can be kept in, or None for the model's own.
+    """Check and return the name of a type that states can be kept in, or None for the model's own.
 
     Raises:
-        LensError: it is none.
+        LensError: it is not such a type.
     """
     known = ("float32", "bfloat16", "float16")
     if name is not None and name not in known:
@@ -197,10 +197,10 @@ def check_dtype(name: str | None) -> str | None:
 
 
 def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[float, float, int]:
-    """Temperature 0 or more, top-p in (0, 1], a seed of 64 bits, as Python's own numbers.
+    """Check a temperature (0 or more), a top-p in (0, 1] and a seed of 64 bits; return them as Python numbers.
 
     Raises:
-        LensError: one of them is not.
+        LensError: one of them is out of range.
     """
     try:
         temperature, top_p = float(temperature), float(top_p)
@@ -211,7 +211,7 @@ def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[flo
         raise LensError(f"seed {seed} has more than 64 bits")
     if not 0 <= temperature < float("inf"):
         raise LensError(f"temperature {temperature} is not 0 (greedy) or a positive number")
-    if 0 < temperature < _LEAST_TEMPERATURE:  # logits divided by it would be no numbers
+    if 0 < temperature < _LEAST_TEMPERATURE:  # logits divided by it would not be finite
         raise LensError(f"temperature {temperature} is below {_LEAST_TEMPERATURE}; 0 is greedy")
     if not 0 < top_p <= 1:
         raise LensError(f"top-p {top_p} is not above 0 and at most 1")

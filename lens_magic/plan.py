@@ -1,4 +1,4 @@
-"""What a model and a run take on each rank, whether it fits, and what would (docs/memory.md)."""
+"""What a model and a run need on each rank, whether it fits, and what would fit instead (docs/memory.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A model and a run on ranks: what is needed, what is free, and what would fit where it does not."""
+    """A model and a run on ranks: what is needed, what is free, and if it does not fit, what would."""
 
     model: str
     facts: Facts
@@ -35,7 +35,7 @@ class Plan:
         return fit(self.needs, self.rooms)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values; sizes in bytes."""
+        """Return everything as plain values; sizes are in bytes."""
         ranks = [
             {
                 "rank": rank,
@@ -75,14 +75,14 @@ def make(
     tuned: bool = False,
     rooms: Sequence[Room] | None = None,
 ) -> Plan:
-    """Plan a model and a run from its configuration; nothing is loaded, and weights need not even be there.
+    """Plan a run from a model's configuration alone; nothing is loaded, and no weights need to be there.
 
     Args:
-        name: a folder, a config.json, a hub id (of which the configuration alone is fetched) or "demo".
-        rooms: what is free on each rank; measured on this host where None.
+        name: a folder, a config.json, a hub id (only the configuration is fetched) or "demo".
+        rooms: what is free on each rank; None to measure it on this host.
 
     Raises:
-        LensError: no such model, or something asked for that it cannot have.
+        LensError: there is no such model, or it does not allow what is asked for.
     """
     from .model import footprint
     from .model.checkpoint import DTYPES, read_config
@@ -123,10 +123,10 @@ def make(
 
 
 def pretend(ranks: int, free: str, device: str | None = None) -> list[Room]:
-    """Ranks that have so much free: bytes, or a number with kB, MB, GB, KiB, MiB or GiB.
+    """Return the rooms of ranks with a stated free memory: bytes, or a number with kB, MB, GB, TB, KiB, MiB or GiB.
 
     Raises:
-        LensError: it is no such number.
+        LensError: it is not such a number.
     """
     powers = {
         "": 1,
@@ -165,7 +165,7 @@ NeedsOf = Callable[[Ask, str, int], tuple[list[Need], list[Room]]]
 
 
 def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: NeedsOf) -> Iterator[str]:
-    """What would fit, one change at a time."""
+    """Yield what would fit, one change at a time."""
     ranks = len(rooms)
     for changed, words in run_alternatives(facts, ask, rooms, lambda one: needs_of(one, facts.dtype, ranks)[0]):
         yield f"{words} ({size(max(need.total for need in needs_of(changed, facts.dtype, ranks)[0]))} a rank)"
@@ -183,7 +183,7 @@ def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Needs
 
 
 def table(plan: Plan) -> str:
-    """The plan for a terminal; ranks that need the same share a row."""
+    """Format a plan for a terminal; neighbouring ranks with the same figures share a row."""
     lines = [
         f"{plan.model}, {plan.facts.dtype}, {len(plan.rooms)} rank{'s' if len(plan.rooms) > 1 else ''}: {_asked(plan.ask)}",
         "",
@@ -215,7 +215,7 @@ def _asked(ask: Ask) -> str:
 
 
 def _alike(needs: Sequence[Need], rooms: Sequence[Room]) -> Iterator[tuple[int, int, Need, Room]]:
-    """Runs of neighbouring ranks whose figures read the same: first, last, and theirs."""
+    """Yield groups of neighbouring ranks with the same figures: first rank, last rank, their need and their room."""
     first = 0
     for rank in range(1, len(needs) + 1):
         if rank == len(needs) or (needs[rank], rooms[rank].free) != (needs[first], rooms[first].free):

@@ -1,4 +1,4 @@
-"""What is to be continued, and what is to be walked along: texts as tokens, checked before any rank hears of them."""
+"""Prompts and forced continuations as tokens, checked before they are sent to the ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def several(prompt: Any) -> list[str]:
-    """One text, or several, as a list.
+    """Return one text, or several, as a list.
 
     Raises:
         LensError: it is neither.
@@ -24,10 +24,10 @@ def several(prompt: Any) -> list[str]:
 
 
 def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
-    """The prompt as tokens.
+    """Return the prompt's token ids.
 
     Raises:
-        LensError: it is empty, or no text.
+        LensError: the prompt is empty, or not text.
     """
     from .model.tokens import encode
 
@@ -40,10 +40,10 @@ def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
 
 
 def all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
-    """Each prompt as tokens.
+    """Return each prompt's token ids.
 
     Raises:
-        LensError: there is none, or one is empty or no text.
+        LensError: there is no prompt, or one is empty or not text.
     """
     if not prompts:
         raise LensError("there is no prompt; give one text or several")
@@ -51,12 +51,12 @@ def all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tu
 
 
 def all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, ...], ...]:
-    """For each prompt the tokens to walk along.
+    """Return for each prompt the token ids to read instead of generating.
 
     Raises:
         LensError: there are not as many as prompts, or one is neither text nor ids of the vocabulary.
     """
-    if isinstance(force, str) or not isinstance(force, Iterable):  # a text is no list of its letters
+    if isinstance(force, str) or not isinstance(force, Iterable):  # a str is iterable too, but is one continuation
         raise LensError(f"force is one continuation for {prompts} prompts; a list of one for each would do")
     forced = tuple(_forced_ids(model, one) for one in force)
     if len(forced) != prompts:
@@ -65,7 +65,7 @@ def all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, .
 
 
 def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ...]:
-    """Tokens to walk along. What follows a prompt begins no sequence, so nothing special is added to a text."""
+    """Return one continuation's token ids. It does not begin a sequence, so no special tokens are added to a text."""
     if isinstance(force, str):
         from .model.tokens import encode_rest
 
@@ -78,13 +78,13 @@ def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ..
 
 
 def check_new(new: int, prompt_tokens: bool | None = None) -> None:
-    """Refuse too few tokens.
+    """Refuse too few new tokens.
 
     Args:
-        prompt_tokens: of a run, whether it shows the prompt's positions too: then none need follow.
+        prompt_tokens: whether a run shows the prompt's positions too, so that 0 new tokens are enough; None if not a run.
 
     Raises:
-        LensError: says how many would do.
+        LensError: there are too few; says how many would do.
     """
     minimum = 0 if prompt_tokens else 1
     if new < minimum:
@@ -93,10 +93,10 @@ def check_new(new: int, prompt_tokens: bool | None = None) -> None:
 
 
 def check_length(prompt: int, new: int, context: int, prompt_tokens: bool | None = None) -> None:
-    """Refuse more tokens than fit, or too few, as :func:`check_new` does.
+    """Refuse more tokens than fit into the context, or too few (:func:`check_new`).
 
     Raises:
-        LensError: says how many do.
+        LensError: there are too many or too few; says how many would do.
     """
     if prompt > context:
         raise LensError(f"the prompt has {prompt} tokens, more than the model's context of {context}")
@@ -110,5 +110,5 @@ def check_length(prompt: int, new: int, context: int, prompt_tokens: bool | None
 
 
 def longest_continuation(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
-    """Tokens of the longest continuation there may be."""
+    """Return the number of tokens of the longest possible continuation."""
     return max_new_tokens if forced is None else max(map(len, forced))

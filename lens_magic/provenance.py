@@ -1,4 +1,4 @@
-"""What a result was made with, for the record it carries."""
+"""What a result was made with, recorded in the result itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def provenance(session: Session) -> dict[str, Any]:
-    """What a result is made with: versions, model, ranks, dtype, time."""
+    """Return what a result is made with: versions, model, ranks, dtype, time."""
     model = session.require_model()
     return {
         **versions("torch", "transformers", "deepspeed"),
@@ -28,7 +28,7 @@ def provenance(session: Session) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """Return the time in UTC, in ISO format."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -41,6 +41,6 @@ def _version(package: str) -> str | None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """This package's version and those of others, as far as they are installed."""
+    """Return the versions of this package and of those others that are installed."""
     found = {package: _version(package) for package in packages}
     return {"lens_magic": __version__, **{package: version for package, version in found.items() if version is not None}}

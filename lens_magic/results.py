@@ -1,4 +1,4 @@
-"""Results: what the ranks answer becomes a value of the user's."""
+"""Results: turn what the ranks answer into a value for the user."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_run(
     more: dict[str, Any],
     labels: Sequence[str] = (),
 ) -> LensRun:
-    """A value of what the ranks answered for one of the prompts; ``labels`` of a basis' directions, where there is one."""
+    """Make the run of prompt ``number`` from the ranks' answers; ``labels`` are those of a basis, if there is one."""
     from .lens.run import LensRun
     from .model.tokens import decode, token_texts
 
@@ -99,7 +99,7 @@ def make_run(
 
 
 def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
-    """What steered one of the prompts."""
+    """Return the terms that steered one of the prompts."""
     terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
     return [term for term in terms if term is not None]
 
@@ -114,13 +114,13 @@ def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request) -> Non
 
 
 def _candidates(variables: dict[str, np.ndarray]) -> list[int]:
-    """All ids in a run, ascending."""
+    """Return all candidates' and followed tokens' ids in a run, ascending."""
     found = [np.unique(variables[name]) for name in ("token_id", "tracked_id") if name in variables]
     return [index for index in np.unique(np.concatenate(found)).tolist() if index >= 0]
 
 
 def timings_of(made: Generation) -> dict[str, float]:
-    """Seconds, and tokens a second."""
+    """Return the timings in seconds, and tokens per second while decoding."""
     steps = made.longest - 1
     rate = steps / made.decode_s if steps > 0 and made.decode_s > 0 else float("nan")
     streaming = {"streamed": made.streamed, "stream_s": made.stream_s} if made.streamed else {}

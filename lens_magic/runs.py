@@ -1,4 +1,4 @@
-"""Runs: what a user asks for is checked, sent to the ranks once, and comes back as one value."""
+"""Runs: check what a user asks for, send it to the ranks once, and return one value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(
     stream_lens: bool = False,
     on_event: OnEvent | None = None,
 ) -> Any:
-    """See :func:`lens_magic.run`. Raises :class:`Interrupted`, with the partial run, where the user stops it."""
+    """See :func:`lens_magic.run`. Raises :class:`Interrupted`, with the partial run, if the user stops it."""
     from .lens import chosen as asked
     from .lens.pipeline import Request, run_lens
     from .model.choose import Sampling
@@ -84,9 +84,9 @@ def run(
     more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
     labels = getattr(given, "labels", ())
     group = session.group
-    with group.exclusive():  # an interrupt before the first token or after the last one is not lost, nor is the result
+    with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
         refuse_what_cannot_fit(session, ask_of(request))
-        group.rank.store["given_lens"] = given  # sent on by rank 0, a share to each rank, where they lack it
+        group.rank.store["given_lens"] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
         made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
     return unless_stopped(made[0] if isinstance(prompt, str) else made, made[0].interrupted or group.rank.stop_requested)
@@ -107,14 +107,14 @@ def _check_lengths(
     max_new_tokens: int,
     prompt_tokens: bool,
 ) -> None:
-    """Refuse what the model's context does not hold, each prompt alone and all of them side by side."""
+    """Refuse what does not fit into the model's context, each prompt alone and all of them as one batch."""
     for number, one in enumerate(ids):
         new = len(forced[number]) if forced is not None else max_new_tokens
         check_length(len(one), new, model.context, prompt_tokens)
         if new == 0 and len(one) < 2:
             raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
     together = max(map(len, ids)) + longest_continuation(forced, max_new_tokens) - 1
-    if together > model.context:  # each fits, but shorter ones are walked along with the longest
+    if together > model.context:  # each fits, but in a batch shorter prompts take as many columns as the longest
         raise LensError(
             f"side by side these prompts and texts take {together} positions, more than the model's context of "
             f"{model.context}; one by one they fit"
@@ -122,7 +122,7 @@ def _check_lengths(
 
 
 def _looked(look: Look) -> dict[str, Any]:
-    """What was asked of the lens, for the record."""
+    """Return the lens options, to be recorded with the run."""
     return {
         "lens": {"kind": look.kind, "name": look.name, "digest": look.lens},
         "norm": look.norm,
@@ -131,7 +131,7 @@ def _looked(look: Look) -> dict[str, Any]:
 
 
 def ask_of(request: Request) -> Ask:
-    """What a request needs memory for."""
+    """Return the size of a request, from which its memory is computed."""
     plan = request.plan
     return Ask(
         tokens=request.tokens,
@@ -149,10 +149,10 @@ def ask_of(request: Request) -> Ask:
 
 
 def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALLER) -> None:
-    """Raise where the ranks lack the memory for a run; where its needs cannot be told, it is tried.
+    """Refuse a run that the ranks lack the memory for; if its needs cannot be predicted, it is tried.
 
     Args:
-        smaller: what of it may be proposed in less.
+        smaller: fields of ``ask`` that may be changed to propose a smaller run.
     """
     group = session.group
     loaded = group.rank.store.get("model")

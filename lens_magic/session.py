@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 OnEvent = Callable[[tuple[Any, ...]], None]
-"""Progress: ("token", id, sequence), ("rows", begin, end, figures), or (what, done, total); a total of 0 is not known yet."""
+"""Progress: ("token", id, sequence), ("rows", begin, end, figures), or (what, done, total), with total 0 if not known yet."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What rank 0 knows of the model on the ranks."""
+    """What rank 0 knows about the model on the ranks."""
 
     name: str
     tokenizer: Any
@@ -36,7 +36,7 @@ class Model:
     family: str  # its configuration's model_type
     checkpoint: Checkpoint | None = None  # None for a model attached from memory
     revision: str | None = None
-    whole: str = ""  # what every rank keeps all of, in words, and how many bytes that is
+    whole: str = ""  # what every rank keeps whole, in words; below, how many bytes that is
     whole_bytes: int = 0
 
 
@@ -44,33 +44,33 @@ class Session:
     """One group of ranks and the model on it.
 
     Args:
-        ranks: how many ranks a model is loaded on unless another number is asked for.
+        ranks: number of ranks a model is loaded on by default.
     """
 
     def __init__(self, ranks: int = 1) -> None:
         self.default_ranks = ranks
         self.model: Model | None = None
-        self.vectors: dict[str, SteeringVector] = {}  # by the names given with %steer; values, so they outlive a model
-        # What a restart that has not succeeded yet was to load, and on how many ranks.
+        self.vectors: dict[str, SteeringVector] = {}  # by the names given with %steer; they outlive a model
+        # The model to load at the next restart, and on how many ranks, if it was dropped and none has replaced it.
         self._to_reload: tuple[Model, int] | None = None
         self._group: Group | None = None
         self._starting: threading.Thread | None = None
         self._start_error: LensError | None = None
-        self._misconfigured: LensError | None = None  # why it is not known how many ranks there should be
+        self._misconfigured: LensError | None = None  # why the number of ranks is not known
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
     def start_in_background(self, joined: bool = False) -> None:
-        """Bring the ranks up while the user types; an error is raised by what needs them first.
+        """Start the ranks while the user types; an error is raised by the first command that needs them.
 
         Args:
-            joined: a launcher has started them; only join them.
+            joined: a launcher has started the ranks, so they are only joined.
         """
 
         if self._group is not None:
-            return  # a startup file has needed them already
+            return  # code in a startup file needed them, so they are there
         if self._start_error is not None or (self.default_ranks == 1 and not joined):
-            return  # a single rank is this process: nothing to bring up
+            return  # a single rank is this process: nothing to start
 
         def start() -> None:
             try:
@@ -83,7 +83,7 @@ class Session:
         self._starting.start()
 
     def fail_with(self, error: LensError) -> None:
-        """Raise this from whatever needs ranks, until a model is loaded on a stated number of them."""
+        """Have every command that needs ranks raise this error, until a model is loaded on a stated number of ranks."""
         self._misconfigured = error
 
     def _settle(self, timeout_s: float | None = None) -> None:
@@ -94,7 +94,7 @@ class Session:
 
     @property
     def group(self) -> Group:
-        """The group; started here where it was not yet."""
+        """The group of ranks, started here if it is not there yet."""
         self._settle()
         if self._misconfigured is not None:
             raise self._misconfigured
@@ -107,7 +107,7 @@ class Session:
 
     @property
     def running_group(self) -> Group | None:
-        """The group if it is there already; never starts or waits."""
+        """The group if it is there already; this never starts one or waits."""
         return self._group
 
     def _new_group(self, size: int, joined: bool = False) -> Group:
@@ -116,7 +116,7 @@ class Session:
         return Group(size, joined)
 
     def _group_of(self, ranks: int | None) -> Group:
-        """The group with this many ranks, replacing one of another size (or one whose ranks were lost)."""
+        """Return a group of this many ranks, replacing one of another size (or one whose ranks were lost)."""
         wanted = ranks or self.default_ranks
         group = None
         if self._misconfigured is None:
@@ -136,14 +136,14 @@ class Session:
         return self._replace_group(wanted)
 
     def _replace_group(self, size: int) -> Group:
-        # The new ranks first: where they cannot be had, the old ones and their model stay.
+        # Start the new ranks first: if that fails, the old ones and their model stay.
         new = self._new_group(size)
         self._drop_group()
         self._group, self._misconfigured = new, None
         return new
 
     def _drop_group(self) -> None:
-        """End the ranks; with them goes the model."""
+        """End the ranks, and the model with them."""
         old, self._group = self._group, None
         self.model = None
         if old is None:
@@ -173,14 +173,14 @@ class Session:
         trust_remote_code: bool = False,
         on_event: OnEvent | None = None,
     ) -> Model:
-        """Load a model on the ranks; until it stands, and after any error, the one before is still there.
+        """Load a model on the ranks; the previous one stays until the new one is ready, and after any error.
 
-        Only a model that does not fit beside the one before has that dropped first, with a warning; and on another number of
-        ranks, which are new ones, it goes with the old. :meth:`restart` brings it back where loading came to nothing.
+        The previous model is dropped first only if both do not fit (with a warning), or if the number of ranks changes,
+        because it goes with the old ranks. If loading then fails, :meth:`restart` brings it back.
 
         Raises:
-            LensError: what :func:`lens_magic.model.checkpoint.find` refuses; a model too large for the memory there is; ranks
-                that cannot be started.
+            LensError: :func:`lens_magic.model.checkpoint.find` refuses the model, it is too large for the free memory, or
+                the ranks cannot be started.
             KeyboardInterrupt: stopped by the user.
         """
         from .model import checkpoint as checkpoints
@@ -220,9 +220,9 @@ class Session:
         return self.model
 
     def _require_room(self, checkpoint: Checkpoint, ranks: int) -> None:
-        """Refuse a model that cannot fit; one that fits only without the one before has that dropped, with a warning.
+        """Refuse a model that cannot fit; if it fits only without the previous one, drop that with a warning.
 
-        What cannot be told beforehand (a shape transformers cannot build without weights, ranks on other hosts) is tried.
+        What cannot be predicted (a model transformers cannot build without weights, ranks on other hosts) is tried.
         """
         import warnings
 
@@ -231,7 +231,7 @@ class Session:
         from .ranks import start
 
         if self.model is None:
-            self._group_of(ranks)  # nothing is lost by starting them, and they know best what they have
+            self._group_of(ranks)  # no model is lost by starting them, and they know best what they have free
         group = self._group
         there = group is not None and group.size == ranks and not group.lost and not group.closed
         if not there and start.several_hosts():
@@ -239,17 +239,17 @@ class Session:
         rooms = []
         if group is not None and not (group.lost or group.closed):
             rooms = group.call(needs.room_of_rank)
-            if group.rank.stop_requested:  # while ranks that still import were waited for
+            if group.rank.stop_requested:  # interrupted while waiting for ranks that are still importing
                 raise KeyboardInterrupt
         if self.model is not None and self.model.checkpoint is None:
-            rooms = [replace(room, model=0) for room in rooms]  # its owner has it still
+            rooms = [replace(room, model=0) for room in rooms]  # attached: the user still holds it, so nothing is freed
         if not there:
             rooms = needs.rooms_here(ranks, rooms)
         try:
             alone = needs.refuse_load(checkpoint, rooms)
         except LensError:
             raise
-        except Exception:  # whatever a family's own code may raise: not to know is no reason to refuse
+        except Exception:  # a family's own code may raise anything, and an unknown need is no reason to refuse
             return
         if alone and self.model is not None and group is not None and there:
             before, self.model = self.model, None
@@ -258,12 +258,12 @@ class Session:
             warnings.warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it", stacklevel=4)
 
     def _keep_in_mind(self, before: Model | None, ranks: int) -> None:
-        """A model that has been dropped already is what a restart loads, until the new one stands."""
+        """Remember a model that has been dropped already, for a restart to load until the new one is ready."""
         if self.model is None and before is not None and before.checkpoint is not None:
             self._to_reload = (before, ranks)
 
     def _usual_ranks(self) -> int:
-        """As many ranks as there are now, else as many as there should be."""
+        """Return the current number of ranks, or the default if there are none."""
         group = self._group
         if group is not None and not group.closed:
             return group.size
@@ -301,7 +301,7 @@ class Session:
         return self.model
 
     def restart(self, on_event: OnEvent | None = None) -> Model | None:
-        """Fresh ranks, and the model loaded again; where that fails or is stopped, the next restart tries again."""
+        """Start fresh ranks and load the model again; if that fails or is stopped, the next restart tries again."""
         self._settle()
         before: Model | None = self.model
         if before is None and self._to_reload is not None:
@@ -322,10 +322,10 @@ class Session:
         return self.load(before.name, known.dtype, known.revision, size, known.trust_remote_code, on_event)
 
     def require_model(self) -> Model:
-        """The model.
+        """Return the model.
 
         Raises:
-            LensError: none is loaded. RanksLost: it went with its ranks.
+            LensError: none is loaded. RanksLost: its ranks are gone.
         """
         if self._group is not None:
             self._group.require_all()
@@ -334,13 +334,13 @@ class Session:
         return self.model
 
     def nothing_loaded(self) -> str:
-        """That no model is loaded, and what would do."""
+        """Return a message that no model is loaded, and what loads one."""
         if self._to_reload is not None:
             return f"no model is loaded; `%lens restart` loads {self._to_reload[0].name} again"
         return "no model is loaded; `%lens load MODEL` loads one (`%lens load demo` the embedded one)"
 
     def status(self) -> Status:
-        """Ranks, devices, memory, model, vectors."""
+        """Return ranks, devices, memory, model and vectors."""
         from .ranks.memory import describe_rank
 
         ranks = self.group.call(describe_rank)
@@ -354,7 +354,7 @@ _current: list[Session] = []
 
 
 def current() -> Session:
-    """This process's session; one rank (or ``LENS_RANKS``) where no Lens kernel has made another."""
+    """Return this process's session; if no Lens kernel has made one, it has one rank (or ``LENS_RANKS``)."""
     if not _current:
         import os
 
@@ -363,5 +363,5 @@ def current() -> Session:
 
 
 def use(session: Session) -> None:
-    """Make a session this process's own."""
+    """Make a session this process's session."""
     _current[:] = [session]
