@@ -1,4 +1,4 @@
-"""``lens-magic demo``: the first tutorial, executed on the real Lens kernel with nobody at the screen."""
+"""``lens-magic demo``: execute the first tutorial on the real Lens kernel, unattended."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from .errors import LensError
 
 TUTORIAL = "01-logit-lens.ipynb"
-_RUN = "run"  # the variable the tutorial's first run is in
+_RUN = "run"  # the variable that holds the tutorial's first run
 _TIMEOUT_S = 1800
 
 
 def notebooks() -> Path:
-    """The folder of tutorials: in a checkout, or where the installed package put them.
+    """Return the folder of the tutorials: that of a checkout, or where the installed package put them.
 
     Raises:
-        LensError: neither is there.
+        LensError: there is neither.
     """
     data = [sysconfig.get_path("data"), sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))]
     places = [Path(__file__).parent.parent / "notebooks", *(Path(folder, "share/lens-magic/notebooks") for folder in data)]
@@ -32,7 +32,7 @@ def notebooks() -> Path:
 def execute(out: Path) -> None:
     """Execute the tutorial, print a small table, and write ``demo.ipynb`` (executed) and ``demo.html`` (interactive).
 
-    ``LENS_MODEL`` names another model than the embedded one.
+    ``LENS_MODEL`` selects another model than the embedded one.
 
     Raises:
         LensError: nbclient is missing, or a cell failed.
@@ -43,7 +43,7 @@ def execute(out: Path) -> None:
     notebook = nbformat.read(notebooks() / TUTORIAL, as_version=4)
     if model := os.environ.get("LENS_MODEL"):
         if (folder := Path(model).expanduser()).is_dir():
-            model = str(folder.resolve())  # the kernel stands elsewhere
+            model = str(folder.resolve())  # the kernel runs in another folder
         for cell in notebook.cells:
             cell.source = cell.source.replace("%lens load demo", f"%lens load {model!r}")
     saved, page = (out / "demo.nc").resolve(), (out / "demo.html").resolve()
@@ -61,7 +61,7 @@ def execute(out: Path) -> None:
 
 
 def client_of(notebook: Any, folder: Path, **options: Any) -> Any:
-    """What executes a notebook on the Lens kernel, which stands in a folder; ``options`` of nbclient's ``NotebookClient``.
+    """Return a client that executes a notebook on the Lens kernel in a folder; ``options`` go to nbclient's ``NotebookClient``.
 
     Raises:
         LensError: nbclient is missing.
@@ -71,7 +71,7 @@ def client_of(notebook: Any, folder: Path, **options: Any) -> Any:
         notebook,
         kernel_name="lens",
         timeout=_TIMEOUT_S,
-        coalesce_streams=True,  # else every token of an answer is an output, and has a line, of its own
+        coalesce_streams=True,  # else every token of an answer becomes a separate output on its own line
         resources={"metadata": {"path": str(folder.resolve())}},
         **options,
     )

@@ -1,4 +1,4 @@
-"""``lens-magic doctor``: what is there, what is missing, and the command that mends it."""
+"""``lens-magic doctor``: what is installed, what is missing, and the command that fixes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .errors import LensError
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at: whether it is as it should be, what was found, and what mends it."""
+    """The result of one check: whether it passed, what was found, and what fixes it."""
 
     name: str
     good: bool
@@ -27,7 +27,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything the Lens kernel needs. Nothing is changed; ranks are started and ended."""
+    """Check everything the Lens kernel needs. Nothing is changed; two ranks are started and ended."""
     looks: list[Callable[[], Finding]] = [_python, _torch, _gpus, _nccl, _triton, _deepspeed, _mpi, _ranks, _kernels]
     return [look() for look in looks]
 
@@ -66,7 +66,7 @@ def _gpus() -> Finding:
 
 
 def _cards() -> int:
-    """How many GPUs the driver knows of, whatever torch makes of them."""
+    """Count the GPUs the driver lists, whether or not torch can use them."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)  # noqa: S607
     except (OSError, subprocess.TimeoutExpired):
@@ -98,7 +98,7 @@ def _triton() -> Finding:
     device = torch.device("cuda", torch.cuda.current_device())
     kinds = {onepass: torch.float32, steps: torch.bfloat16, attention: torch.bfloat16}
     reason = next(filter(None, (kernels.trouble(device, dtype) for kernels, dtype in kinds.items())), None)
-    if reason is not None:  # nothing is missing for it
+    if reason is not None:  # works without, only slower
         return Finding("Triton", True, f"not used, so that tokens and figures take longer ({reason}); it needs a C compiler")
     return Finding("Triton", True, f"{_version('triton')}, compiles our kernels")
 
@@ -123,7 +123,7 @@ def _mpi() -> Finding:
 
 
 def _ranks() -> Finding:
-    """Start two ranks in a process of their own, so that a crash there is only a finding here."""
+    """Start two ranks from a separate process, so that a crash there is only a finding here."""
     code = "from lens_magic.ranks.group import Group; g = Group(2); print(g.size); g.close()"
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

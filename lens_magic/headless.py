@@ -1,4 +1,4 @@
-"""A run without a notebook: its ranks, and the files it writes."""
+"""A run without a notebook: the ranks it uses and the files it writes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ENDINGS = (".json", ".html", ".nc", ".zarr")
 
 
 def check_outputs(paths: list[Path]) -> None:
-    """Whether runs can be written to these paths, before there is one.
+    """Check that runs can be written to these paths, before there is one.
 
     Raises:
-        LensError: an ending is not known, or what :func:`check_output` refuses.
+        LensError: an ending is unknown, or :func:`check_output` refuses a path.
     """
     for path in paths:
         if path.suffix not in _ENDINGS:
@@ -30,10 +30,10 @@ def check_outputs(paths: list[Path]) -> None:
 
 
 def write(run: LensRun, paths: list[Path]) -> None:
-    """Write a run in the forms its paths' endings name; one that fails does not keep it from the others.
+    """Write a run to each path, in the format of its ending. If one fails, the others are still written.
 
     Raises:
-        LensError: which could not be written, and why.
+        LensError: a file could not be written; names all of them, and why.
     """
     failed = []
     for path in paths:
@@ -46,9 +46,9 @@ def write(run: LensRun, paths: list[Path]) -> None:
 
 
 def open_session(ranks: str | None) -> sessions.Session:
-    """A session whose ranks are spawned here, or were launched (``mpiexec -n N lens-magic run …``).
+    """Open a session whose ranks are spawned here, or were launched (``mpiexec -n N lens-magic run …``).
 
-    In a launched world only rank 0 returns: the others serve it until the end.
+    In a launched world only rank 0 returns; the others serve it until it ends.
     """
     launched = launched_ranks()
     if launched > 1:

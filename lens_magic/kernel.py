@@ -25,25 +25,25 @@ from .ranks.start import launched_ranks
 
 
 class LensKernel(IPythonKernel):
-    """An IPython kernel whose interrupts stop all ranks at the same token, and whose end is theirs."""
+    """An IPython kernel whose interrupts stop all ranks at the same token, and which ends the ranks when it ends."""
 
     implementation = "lens_magic"
     shut_down = False
 
     def _send_interrupt_children(self) -> None:
-        """On an interrupt message, in the control thread: ask ranks that are working to stop, else interrupt the cell.
+        """Handle an interrupt message, in the control thread: ask busy ranks to stop, else interrupt the cell.
 
-        Never a signal to the process group, as ipykernel would send: the user's own child processes are in it too.
+        Unlike ipykernel's, this never signals the process group: the user's own child processes are in it too.
         """
         group = sessions.current().running_group
         if group is None or not group.busy or group.interrupt():
             os.kill(os.getpid(), signal.SIGINT)
 
     def _process_children(self) -> list[Any]:
-        """The children that ipykernel ends, and waits for, before the kernel goes: the user's own.
+        """Return the children that ipykernel ends and waits for before the kernel exits: the user's own.
 
-        MPI's daemon goes by itself when the kernel has gone. Told to, it protests on the terminal and then, a zombie,
-        would be waited for until Jupyter kills the kernel, which could not clean up after itself any more.
+        MPI's daemon exits by itself after the kernel. If ended here, it would complain on the terminal and become a zombie,
+        for which ipykernel would wait until Jupyter kills the kernel; the kernel could then not clean up.
         """
         import psutil
 
@@ -55,7 +55,7 @@ class LensKernel(IPythonKernel):
         return children
 
     async def do_shutdown(self, restart: bool) -> Any:
-        """End the ranks before the kernel goes."""
+        """End the ranks, then shut down the kernel."""
         self.shut_down = True
         sessions.current().close()
         reply = super().do_shutdown(restart)
@@ -63,7 +63,7 @@ class LensKernel(IPythonKernel):
 
 
 def connection_file(arguments: list[str]) -> str | None:
-    """The connection file among the arguments; ``-f PATH``, and ``--f=PATH`` as VS Code appends it. The rest is ignored."""
+    """Return the connection file from ``-f PATH``, or ``--f=PATH`` as VS Code appends it; ignore all other arguments."""
     found = None
     flags = ("-f", "--f", "--connection-file")
     for place, argument in enumerate(arguments):
@@ -76,14 +76,14 @@ def connection_file(arguments: list[str]) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the kernel until it is shut down; on ranks above 0 of a launched world, serve it."""
+    """Run the kernel until it is shut down; ranks above 0 of a launched world serve rank 0 instead."""
     launched = launched_ranks() > 1
     if launched and _serve_if_not_first():
         return
     path = connection_file(sys.argv[1:] if arguments is None else arguments)
     try:
         session = sessions.Session(default_ranks())
-    except LensError as error:  # a bad LENS_RANKS: the kernel starts, and says so when ranks are needed
+    except LensError as error:  # a bad LENS_RANKS: the kernel starts, and reports it when ranks are needed
         session = sessions.Session(1)
         session.fail_with(error)
     sessions.use(session)
@@ -97,15 +97,15 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         session.close()
     if "mpi4py.MPI" in sys.modules:
-        # With MPI and torch loaded the interpreter's own end takes seconds, and after a rank has died it can crash.
+        # With MPI and torch loaded a normal interpreter exit takes seconds, and after a rank has died it can crash.
         atexit._run_exitfuncs()
         os._exit(0)
 
 
 def _is_interrupted(run: Callable[[], object]) -> bool:
-    """Run an event loop; whether a task of the user's has ended it by a KeyboardInterrupt, as one does that asks for a run.
+    """Run an event loop; return whether a KeyboardInterrupt that escaped one of the user's tasks has ended it.
 
-    (ipykernel would end, and all of the user's variables with it.)
+    An interrupted run in such a task raises one. ipykernel would exit, and all of the user's variables would be lost.
     """
     try:
         run()
@@ -115,7 +115,7 @@ def _is_interrupted(run: Callable[[], object]) -> bool:
 
 
 def _serve_if_not_first() -> bool:
-    """In a launched world: ranks above 0 serve rank 0, and never come back."""
+    """Serve rank 0 of a launched world, without ever returning, unless this is rank 0."""
     from .ranks import start, worker
 
     world = start.load_mpi().COMM_WORLD

@@ -1,4 +1,4 @@
-"""The Lens kernel's specification, which ``kernels/lens/kernel.json`` holds and ``lens-magic kernel install`` writes."""
+"""The Lens kernel's specification, as in ``kernels/lens/kernel.json`` and as ``lens-magic kernel install`` writes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .errors import LensError
 from .options import DEFAULT_RANKS, check_ranks
 
 NAME = "lens"
-# What MPI reads at its start and must not depend on who starts the kernel. lens_magic.ranks.environment adds what does.
+# What MPI reads at startup and must not depend on who starts the kernel. lens_magic.ranks.environment adds what may.
 _ENVIRONMENT = {
     "OMPI_MCA_mpi_ft_enable": "1",
     "OMPI_MCA_mpi_yield_when_idle": "1",
@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 def specification(
     ranks: int = DEFAULT_RANKS, hostfile: str | None = None, python: str = "python", display_name: str = "Lens"
 ) -> dict[str, Any]:
-    """Contents of ``kernel.json``."""
+    """Return the contents of ``kernel.json``."""
     environment = {"LENS_DEFAULT_RANKS": str(ranks), **_ENVIRONMENT}
     if hostfile:
         environment["LENS_HOSTFILE"] = hostfile
@@ -35,7 +35,7 @@ def specification(
         "argv": [python, "-m", "lens_magic.kernel", "-f", "{connection_file}"],
         "display_name": display_name,
         "language": "python",
-        # Signals would reach MPI's own daemon too, which takes them as the order to abort everything.
+        # Signals would reach MPI's daemon too, which takes them as an order to abort everything.
         "interrupt_mode": "message",
         "env": environment,
         "metadata": {"debugger": False},
@@ -53,24 +53,24 @@ def install(
 
     Args:
         name: letters, digits, ``.``, ``_`` and ``-``.
-        user: for this user; else below ``prefix``.
+        user: install for this user; otherwise below ``prefix``.
 
     Raises:
-        LensError: the name or the number of ranks will not do, the host file is not there, or the place is not writable.
+        LensError: the name, number of ranks or prefix is invalid, the host file does not exist, or writing fails.
     """
     from jupyter_client.kernelspec import KernelSpecManager
 
     check_ranks(ranks)
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise LensError(f"{name!r} cannot name a kernel; letters, digits, ., _ and - would do, . and - not as the first")
-    if prefix == "":  # of a variable that is not set; to Jupyter it would mean the whole system
+    if prefix == "":  # from an unset shell variable; Jupyter would install for the whole system
         raise LensError("--prefix is empty; a folder would do, and without --prefix the kernel is this user's")
     if hostfile is not None and not Path(hostfile).is_file():
         raise LensError(f"there is no host file {hostfile}")
     display_name = "Lens" if name == NAME else f"Lens ({name})"
     known_hostfile = str(Path(hostfile).resolve()) if hostfile else None
     with tempfile.TemporaryDirectory() as own:
-        folder = Path(own, name)  # its mode is copied too, and the temporary folder is this user's alone
+        folder = Path(own, name)  # Jupyter copies its mode too, and the temporary folder is private to this user
         folder.mkdir(mode=0o755)
         content = specification(ranks, known_hostfile, sys.executable, display_name)
         (folder / "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -82,7 +82,7 @@ def install(
 
 
 def installed() -> dict[str, Path]:
-    """Name and folder of every installed kernel that runs :mod:`lens_magic.kernel`."""
+    """Return the name and folder of every installed kernel that runs :mod:`lens_magic.kernel`."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     found = {}

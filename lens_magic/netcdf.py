@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def write_netcdf(path: Path, datasets: Mapping[str, xr.Dataset], encoding: Mapping[str, Any] | None = None) -> Path:
-    """Write Datasets, made in memory first: HDF5 ends the whole process where a disk is full when it closes a file.
+    """Write Datasets to a file, built in memory first: HDF5 ends the whole process if the disk is full when it closes a file.
 
     Args:
         datasets: by group; "" is the root.
-        encoding: of the variables of the first.
+        encoding: of the first Dataset's variables.
 
     Raises:
-        LensError: it cannot be written there.
+        LensError: the file cannot be written there.
     """
     with written_whole(path) as partial:
         made = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Where results are to go, looked at before there are any."""
+"""Checks of where results are to be written, before there are any."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .lens.files import require_zarr
 
 
 def check_output(option: str, path: Path) -> None:
-    """Whether a result can be written to a path.
+    """Check that a result can be written to a path.
 
     Args:
-        option: the user gave it with, as ``--save``.
+        option: the option the path was given with, such as ``--save``.
 
     Raises:
-        LensError: its ending's package is missing, it is a folder, or the folder it should be in is not there or not writable.
+        LensError: the zarr package is missing, the path is a folder, or its parent does not exist or is not writable.
     """
     if path.suffix == ".zarr":
-        require_zarr()  # such a result is a folder itself
+        require_zarr()  # a Zarr result is a folder itself
     elif path.is_dir():
         raise LensError(f"{option} {str(path)!r} is a folder; the name of a file in it would do")
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""Files that are not what they should be, in one line."""
+"""One-line errors for files that are not what they should be."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .errors import LensError
 
 @contextlib.contextmanager
 def read_as(what: str, path: Path, hdf5: bool = False) -> Iterator[None]:
-    """In a ``with`` block, whatever a damaged or foreign file leads to.
+    """Turn whatever a damaged or foreign file raises in a ``with`` block into one error.
 
     Args:
-        what: what it should be, such as "a saved report".
-        hdf5: see that it can be opened at all; h5netcdf leaves a traceback of its own behind where it cannot.
+        what: what the file should be, such as "a saved report".
+        hdf5: check first that HDF5 can open the file; if it cannot, h5netcdf would leave a traceback of its own behind.
 
     Raises:
-        LensError: it is not; says why.
+        LensError: the file is something else; says why.
     """
     try:
         if hdf5:

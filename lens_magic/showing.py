@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes: its text as it is generated, and a bar or rows of the table."""
+"""Display of a run in progress: its text as it is generated, and a progress bar or rows of the table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Answer:
-    """Shows a run as it goes: its text as it is generated, then a bar while the states are projected."""
+    """Shows a run in progress: its text as it is generated, then a progress bar while the states are projected."""
 
     def __init__(self, model: Model) -> None:
         self._stream = TextStream(model.tokenizer, model.stop_ids)
@@ -46,12 +46,12 @@ class Answer:
         print(text, end="", flush=True)  # noqa: T201 - the answer is this cell's output
 
     def show(self, run: LensRun, static: bool) -> None:
-        """The run, now that it is made."""
+        """Display the finished run."""
         display(show(run, static=static))
 
 
 class LiveAnswer(Answer):
-    """Shows a run in its own table, whose rows appear as they are projected; from the first event on, when nothing is refused.
+    """Shows a run in its own table from the first event on (none comes if it is refused); rows appear as they are projected.
 
     Args:
         given: the options of the run.
@@ -97,8 +97,8 @@ class LiveAnswer(Answer):
         self._view.append(positions, variables, inputs, targets, token_texts(self._model.tokenizer, occurring))
 
     def show(self, run: LensRun, static: bool) -> None:
-        """The view is there already; it becomes that of the whole run."""
-        if not self._shown:  # nothing was heard of it meanwhile
+        """Turn the live view into the view of the whole run."""
+        if not self._shown:  # there was no event
             super().show(run, static)
             return
         self._view.finish(run)

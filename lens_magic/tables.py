@@ -1,4 +1,4 @@
-"""Small tables as a notebook shows them; what a value's ``_repr_html_`` is made of."""
+"""Small HTML tables, for the ``_repr_html_`` of values."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def as_html(
     tips: Sequence[str] = (),
     below: Sequence[str] = (),
 ) -> str:
-    """A titled table; all of it is text. Its lines do not break: where there is no room it is scrolled.
+    """Return a titled table, all of whose text is escaped. Lines do not wrap: a wide table scrolls.
 
     Args:
-        tips: what each column means, shown where the pointer rests on its head.
+        tips: what each column means, shown as a tooltip of its header.
         below: lines under the table.
     """
     titles = [f' title="{escape(tip)}"' for tip in tips] or [""] * len(header)
-    whole = 'style="white-space:nowrap"'  # said of each cell: JupyterLab says otherwise of each
+    whole = 'style="white-space:nowrap"'  # on each cell, because JupyterLab styles each
     head = "".join(f'<th scope="col" {whole}{tip}>{escape(name)}</th>' for name, tip in zip(header, titles, strict=True))
     body = "".join("<tr>" + "".join(f"<td {whole}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -33,6 +33,6 @@ def as_html(
 
 
 def frame_as_html(title: str, frame: pd.DataFrame) -> str:
-    """The same of a frame of texts, with its index in front."""
+    """Return such a table of a DataFrame of texts, with its index in front."""
     flat = frame.reset_index()
     return as_html(title, [str(name) for name in flat.columns], [list(map(str, row)) for row in flat.itertuples(index=False)])

@@ -13,26 +13,26 @@ from .errors import LensError
 
 @contextlib.contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """A path to write to in a ``with`` block; what is there when it ends well takes the place of ``path``.
+    """Yield a temporary path to write to in a ``with`` block; if the block succeeds, what is there replaces ``path``.
 
     Raises:
-        LensError: there is no such folder, or it cannot be written to.
+        LensError: the path is invalid, its folder does not exist, or writing fails.
     """
     try:
         target = Path(path).expanduser()
-        if target.is_symlink():  # what it points to is written, and stays what it points to
+        if target.is_symlink():  # replace the link's target, not the link
             target = target.resolve()
         partial = target.with_name(f".{secrets.token_hex(8)}.partial")
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long; no such user; no name
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, no such user, or no name
         raise LensError(f"{str(path)!r} is no path of a file: {reason_of(error)}") from None
     if not target.parent.is_dir():
         raise LensError(f"{str(path)!r}: there is no folder {target.parent}")
     try:
         yield partial
-        with contextlib.suppress(FileNotFoundError):  # what only its owner could read stays so
+        with contextlib.suppress(FileNotFoundError):  # keep the permissions of the old file
             shutil.copymode(target, partial)
         partial.replace(target)
-    except (OSError, RuntimeError) as error:  # RuntimeError: how HDF5 tells of a full disk
+    except (OSError, RuntimeError) as error:  # RuntimeError: how HDF5 reports a full disk
         raise LensError(f"{target} cannot be written: {reason_of(error)}") from error
     finally:
         with contextlib.suppress(OSError):
@@ -40,5 +40,5 @@ def written_whole(path: str | Path) -> Iterator[Path]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why something could not be written, in one line."""
+    """Return in one line why something could not be written."""
     return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
