@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--out", type=Path, default=ROOT / "out" / "bench", metavar="FOLDER", help="of results (out/bench)")
     add("--publish", action="store_true", help="put results, tables and plots into benchmarks/results and docs")
     parsed = parser.read(sys.argv[1:] if arguments is None else arguments)
+    parsed.out = parsed.out.resolve()  # processes that measure stand elsewhere
     words = parsed.suites or NAMES
     if unknown := set(words) - {*NAMES, "ablation", "gpu", "report"}:
         parser.error(f"there is no suite {sorted(unknown)[0]!r}; there are {', '.join(NAMES)}, ablation, gpu, report")
