@@ -46,7 +46,7 @@ class Seen:
     output_ids: list[list[int]]  # generated freely
     states: list[np.ndarray]  # [site, layer, position, d], along the common tokens
     variables: list[Mapping[str, np.ndarray]]
-    slopes: np.ndarray | None
+    slopes: np.ndarray
 
 
 def measure(out: Path, full: bool = False, model: str = "demo") -> Path:
@@ -54,7 +54,7 @@ def measure(out: Path, full: bool = False, model: str = "demo") -> Path:
     prompts = held_out_prompts(48 if full else 12)
     seen: dict[tuple[str, int], Seen] = {}
     common: list[list[int]] | None = None
-    vector: Any = None
+    vector: lens.SteeringVector | None = None
     for dtype in DTYPES:
         for ranks in RANKS:
             lens.load(model, dtype=dtype, ranks=ranks)
@@ -76,28 +76,24 @@ def held_out_prompts(count: int) -> list[str]:
     return [items[at * len(items) // count]["prompt"] for at in range(count)]
 
 
-def steering_vector() -> Any:
-    """A direction for the model loaded now, or None in a version that does not steer."""
-    if not (hasattr(lens, "train_vector") and hasattr(lens, "evaluate")):
-        return None
+def steering_vector() -> lens.SteeringVector:
+    """A direction for the model loaded now."""
     return lens.train_vector(str(DATA / "persona-pairs.jsonl"), layers=[2], site="resid_post", position="mean")
 
 
-def _look(prompts: Sequence[str], free: list[list[int]], common: Sequence[Sequence[int]], vector: Any) -> Seen:
+def _look(prompts: Sequence[str], free: list[list[int]], common: Sequence[Sequence[int]], vector: lens.SteeringVector) -> Seen:
     states, variables = [], []
     for prompt, ids in zip(prompts, common, strict=True):
         run = lens.run(prompt, top_k=K, force=ids)
         states.append(np.stack([run.activations(site).float().numpy() for site in run.sites]))
         variables.append(dict(run.variables))
-    slopes = None
-    if vector is not None:
-        report: Any = lens.evaluate(vector, str(DATA / "persona-heldout.jsonl"))  # type: ignore[attr-defined,unused-ignore]
-        slopes = np.asarray(report.slopes, dtype=float).reshape(-1)
+    report = lens.evaluate(vector, str(DATA / "persona-heldout.jsonl"))
+    slopes = np.asarray(report.slopes, dtype=float).reshape(-1)
     return Seen(free, states, variables, slopes)
 
 
 def _slopes(seen: Mapping[tuple[str, int], Seen]) -> list[dict[str, Any]]:
-    """The slopes themselves, where there is steering."""
+    """The slopes themselves."""
     return [
         {
             "dtype": dtype,
@@ -107,7 +103,6 @@ def _slopes(seen: Mapping[tuple[str, int], Seen]) -> list[dict[str, Any]]:
             "n": len(one.slopes),
         }
         for (dtype, ranks), one in seen.items()
-        if one.slopes is not None
     ]
 
 
@@ -128,7 +123,7 @@ def compare(one: Seen, other: Seen) -> dict[str, np.ndarray]:
     """The metrics, a value a prompt."""
     apart = [np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1) for a, b in zip(one.states, other.states, strict=True)]
     pairs = list(zip(one.variables, other.variables, strict=True))
-    found = {
+    return {
         "states": np.array([each.mean() for each in apart]),
         "states, largest": np.array([each.max() for each in apart]),
         "first": np.array([(a["token_id"][..., 0] != b["token_id"][..., 0]).mean() for a, b in pairs]),
@@ -136,10 +131,8 @@ def compare(one: Seen, other: Seen) -> dict[str, np.ndarray]:
         "probability": np.array([np.abs(a["prob"][..., 0] - b["prob"][..., 0]).mean() for a, b in pairs]),
         "kl": np.array([np.abs(a["kl_final"] - b["kl_final"]).mean() for a, b in pairs]),
         "parted": np.array([float(a != b) for a, b in zip(one.output_ids, other.output_ids, strict=True)]),
+        "slope": one.slopes - other.slopes,
     }
-    if one.slopes is not None and other.slopes is not None:
-        found["slope"] = one.slopes - other.slopes
-    return found
 
 
 def _not_in_common(a: np.ndarray, b: np.ndarray) -> float:
