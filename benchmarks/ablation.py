@@ -20,7 +20,7 @@ import numpy as np
 import lens_magic as lens
 
 from . import machine
-from .store import sources
+from .store import of_this_tree, write
 
 DATA = Path(lens.__file__).parent / "demo" / "data"
 DTYPES, RANKS = ("float32", "bfloat16"), (1, 2, 4)
@@ -64,8 +64,7 @@ def measure(out: Path, full: bool = False, model: str = "demo") -> Path:
             seen[dtype, ranks] = _look(prompts, free, common, vector)
     whole = {"about": _about(len(prompts)), "comparisons": _compare_all(seen), "slopes": _slopes(seen)}
     path = out / "ablation.json"
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write(path, whole)
     print(table(whole))
     return path
 
@@ -149,7 +148,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _about(prompts: int) -> dict[str, Any]:
-    return {"machine": machine.describe(), "sources": sources(), "prompts": prompts, "tokens": TOKENS, **machine.now()}
+    return {"machine": machine.describe(), **of_this_tree(), "prompts": prompts, "tokens": TOKENS, **machine.now()}
 
 
 def table(whole: Mapping[str, Any]) -> str:

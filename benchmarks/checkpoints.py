@@ -6,6 +6,7 @@ its own have logits and no text.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,11 @@ def config(name: str) -> Any:
 
 
 def folder(name: str, into: Path) -> Path:
-    """Where the checkpoint of a model is; one of random weights (bfloat16) is written where it is not there yet."""
+    """Where the checkpoint of a model is; one of random weights (bfloat16) is written where there is none of this shape."""
     if name == "demo":
         return DEMO
     path = into / "models" / name
-    if (path / "tokenizer.json").exists():  # written last
+    if (path / "tokenizer.json").exists() and _has_shape(path, name):  # the tokenizer is written last
         return path
     import torch
     from transformers import AutoModelForCausalLM
@@ -71,3 +72,10 @@ def folder(name: str, into: Path) -> Path:
     for file in ("tokenizer_config.json", "tokenizer.json"):
         shutil.copy(DEMO / file, path / file)
     return path
+
+
+def _has_shape(path: Path, name: str) -> bool:
+    """Whether a checkpoint is of a model's shape as it is now."""
+    family, sizes = SHAPES[name]
+    written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    return written["architectures"] == [f"{family}ForCausalLM"] and all(written.get(key) == sizes[key] for key in sizes)

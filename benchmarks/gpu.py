@@ -19,7 +19,7 @@ import lens_magic as lens
 
 from . import machine
 from .checkpoints import DEMO, PROMPT, config
-from .store import sources
+from .store import of_this_tree
 from .tables import bytes_a_token, spread
 
 SHAPES = ("qwen3-4b", "llama-3.1-8b", "qwen3-14b", "qwen3-32b")
@@ -39,7 +39,7 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
     about = {
         "machine": {**machine.describe(), "gpu": card.name, "gpu_bytes": card.total_memory, "cuda": torch.version.cuda},
         "copy_bytes_per_s": machine.copy_rate("cuda", megabytes=4096),
-        "sources": sources(),
+        **of_this_tree(),
         "tokens": tokens,
         "kernels_not_used": _kernels_not_used(torch.device("cuda", 0)),
         **machine.now(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from . import machine
 from .process import ROOT
 
 # What the figures depend on; a page or a plot may change without measuring again.
-_SOURCES = ("lens_magic/**/*.py", "benchmarks/methods.py", "benchmarks/sharded.py", "benchmarks/peers/*.py")
+_MEASURING = ("ablation", "bench_process", "checkpoints", "gpu", "machine", "memory", "methods", "sharded", "steerability")
+_SOURCES = ("lens_magic/**/*.py", *(f"benchmarks/{name}.py" for name in _MEASURING), "benchmarks/peers/*.py")
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Results:
     def __init__(self, folder: Path, suite: str, fresh: bool = False) -> None:
         self.path = folder / f"{suite}.json"
         self.suite = suite
-        self.about: dict[str, Any] = {"suite": suite, "sources": sources(), "machine": machine.describe()}
+        self.about: dict[str, Any] = {"suite": suite, **of_this_tree(), "machine": machine.describe()}
         self.cells: dict[tuple[str, str, int, int, str], Cell] = {}
         if not fresh and self.path.exists():
             known = json.loads(self.path.read_text(encoding="utf-8"))
@@ -64,18 +66,45 @@ class Results:
         return self.cells.setdefault(key, Cell(*key))
 
     def save(self) -> None:
-        """Write the file; whoever reads it meanwhile sees the old one or the new."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = {"about": {**self.about, "saved": machine.now()}, "cells": [asdict(cell) for cell in self.cells.values()]}
-        new = self.path.with_suffix(".new")
-        new.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.path)
+        """Write the file."""
+        about = {**self.about, "saved": machine.now()}
+        write(self.path, {"about": about, "cells": [asdict(cell) for cell in self.cells.values()]})
+
+
+def write(path: Path, whole: dict[str, Any]) -> None:
+    """Write a results file; whoever reads it meanwhile, or after this was cut short, sees the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
     """What a results file holds: about it, and its cells."""
     known = json.loads(path.read_text(encoding="utf-8"))
     return known["about"], [Cell(**entry) for entry in known["cells"]]
+
+
+def of_this_tree() -> dict[str, Any]:
+    """What was measured: a digest of its sources, and the commit they are of where git tells it."""
+    return {"sources": sources(), "commit": commit()}
+
+
+def commit() -> str | None:
+    """The commit checked out, and whether the sources that are measured differ from it; None without git."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        changed = _git("status", "--porcelain", "--", *(f":(glob){pattern}" for pattern in _SOURCES))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}, with changes" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def sources() -> str:

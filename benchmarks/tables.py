@@ -204,9 +204,10 @@ def memory(cells: Sequence[Cell]) -> str:
 
 
 def measured_on(about: dict[str, Any]) -> str:
-    """The line below a table: which machine, and when."""
+    """The line below a table: which machine, when, and of which commit where that was recorded."""
     its = about["machine"]
-    return f"*{_plain(its.get('gpu') or its['processor'])}, {its['cores']} cores, {_begun(about)['time'][:10]}.*"
+    commit = f", commit {about['commit']}" if about.get("commit") else ""
+    return f"*{_plain(its.get('gpu') or its['processor'])}, {its['cores']} cores, {_begun(about)['time'][:10]}{commit}.*"
 
 
 def machines(abouts: dict[str, dict[str, Any]]) -> str:

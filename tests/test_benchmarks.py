@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, memory, methods, plan, plots, report, sharded, tables
+from benchmarks import ablation, checkpoints, memory, methods, plan, plots, report, sharded, store, tables
 from benchmarks.bench_process import Bench
 from benchmarks.plan import OURS, Row, Suite
 from benchmarks.process import Process, TooLong
@@ -114,6 +115,42 @@ def test_results_of_other_sources_are_forgotten(tmp_path: Path) -> None:
     assert not Results(tmp_path, "speed").cells
 
 
+def test_results_name_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        names = ["-c", "user.name=one", "-c", "user.email=one@example.org"]
+        ran = subprocess.run(["git", *names, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+        return ran.stdout.strip()
+
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert store.commit() is None
+    git("init", "-q")
+    assert store.commit() is None  # none has been made yet
+    for place in ("benchmarks/methods.py", "lens_magic/api.py", "docs/page.md"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "--short=10", "HEAD")
+    (tmp_path / "docs" / "page.md").write_text("what is not measured may change")
+    assert store.commit() == head
+    (tmp_path / "lens_magic" / "api.py").write_text("x = 1")
+    assert store.commit() == f"{head}, with changes"
+    about = {"machine": {"processor": "P", "cores": 2}, "time": "2026-11-22T05:30:13+00:00"}
+    assert tables.measured_on({**about, "commit": head}) == f"*P, 2 cores, 2026-11-22, commit {head}.*"
+    assert tables.measured_on(about) == "*P, 2 cores, 2026-11-22.*"  # before commits were recorded
+
+
+def test_a_model_of_another_shape_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layers in (2, 3):
+        sizes = checkpoints.shape(layers, 32, 64, 4, 2, 2_304)
+        monkeypatch.setitem(checkpoints.SHAPES, "small", ("Llama", sizes))
+        path = checkpoints.folder("small", tmp_path)
+        assert json.loads((path / "config.json").read_text())["num_hidden_layers"] == layers
+        written = (path / "model.safetensors").stat().st_mtime_ns
+        checkpoints.folder("small", tmp_path)
+        assert (path / "model.safetensors").stat().st_mtime_ns == written
+
+
 def test_a_process_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     process = Process([sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
     begun = time.monotonic()
@@ -183,7 +220,7 @@ def test_suites_of_different_machines_are_told_apart(tmp_path: Path, monkeypatch
     measure("lengths", "Other", 777)
     text = page.read_text()
     assert re.findall(r"\| (\d+) \| \*\*lens-magic", text) == ["10", "777"]
-    assert re.findall(r"^\*(.*), 2 cores, ....-..-..\.\*$", text, re.MULTILINE) == ["Old One", "Other"]
+    assert re.findall(r"^\*(.*), 2 cores, ....-..-..(?:, commit .*)?\.\*$", text, re.MULTILINE) == ["Old One", "Other"]
     assert len(re.findall(r"^- (?:Old One|Other).* GB/s", text, re.MULTILINE)) == 2
     plot = (tmp_path / "docs" / "images" / "bench-speed.svg").read_text()
     assert "<!-- 10 -->" in plot
