@@ -35,9 +35,9 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
         print("gpu: there is no CUDA device here; nothing was run")
         return None
     path = out / "gpu.json"
-    card = torch.cuda.get_device_properties(0)
+    its = machine.describe_with_gpu()
     about = {
-        "machine": {**machine.describe(), "gpu": card.name, "gpu_bytes": card.total_memory, "cuda": torch.version.cuda},
+        "machine": its,
         "copy_bytes_per_s": machine.copy_rate("cuda", megabytes=4096),
         **of_this_tree(),
         "tokens": tokens,
@@ -47,7 +47,7 @@ def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rou
     models: list[dict[str, Any]] = []
     for shape in shapes:
         needed = bytes_a_token(shape, "bfloat16", tokens)
-        if needed > 0.9 * card.total_memory:
+        if needed > 0.9 * its["gpu_bytes"]:
             models.append({"model": shape, "left_out": f"{needed / 1e9:.0f} GB of weights do not fit"})
         else:
             models.append({"model": shape, "bytes_a_token": needed, "rounds": _rounds(shape, tokens, rounds)})

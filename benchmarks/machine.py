@@ -30,6 +30,24 @@ def describe() -> dict[str, Any]:
     }
 
 
+def describe_with_gpu() -> dict[str, Any]:
+    """The first GPU too: its name, memory, capability, CUDA as torch has it, the driver, and Triton."""
+    import torch
+
+    described = describe()
+    card = torch.cuda.get_device_properties(0)
+    driver = re.search(r"\b(\d+\.\d+(?:\.\d+)*)\b", _text("/proc/driver/nvidia/version") or "")
+    return {
+        **described,
+        "gpu": card.name,
+        "gpu_bytes": card.total_memory,
+        "gpu_capability": f"{card.major}.{card.minor}",
+        "cuda": torch.version.cuda,
+        "driver": driver.group(1) if driver else "not told",
+        "versions": {**described["versions"], "triton": _version("triton")},
+    }
+
+
 def now() -> dict[str, Any]:
     """When, and how busy the machine was with other things (processes waiting for a core, mean of a minute)."""
     return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "load": round(os.getloadavg()[0], 2)}

@@ -80,8 +80,7 @@ def _publish(files: list[Path]) -> list[Path]:
     made = []
     for path in files:
         its = json.loads(path.read_text(encoding="utf-8"))["about"]["machine"]
-        name = re.sub(r"[^a-z0-9]+", "-", its["processor"].lower().replace("(r)", "")).strip("-")
-        folder = PUBLISHED / f"{name}-{its['cores']}-cores"
+        folder = PUBLISHED / re.sub(r"[^a-z0-9]+", "-", tables.short_name(its).lower()).strip("-")
         folder.mkdir(parents=True, exist_ok=True)
         for old in PUBLISHED.glob(f"*/{path.name}"):
             old.unlink()

@@ -207,7 +207,13 @@ def measured_on(about: dict[str, Any]) -> str:
     """The line below a table: which machine, when, and of which commit where that was recorded."""
     its = about["machine"]
     commit = f", commit {about['commit']}" if about.get("commit") else ""
-    return f"*{_plain(its.get('gpu') or its['processor'])}, {its['cores']} cores, {_begun(about)['time'][:10]}{commit}.*"
+    return f"*{short_name(its)}, {_begun(about)['time'][:10]}{commit}.*"
+
+
+def short_name(its: dict[str, Any]) -> str:
+    """A machine by what was measured of it: its GPU, or its processor and cores."""
+    name: str = its["gpu"] if "gpu" in its else f"{_plain(its['processor'])}, {its['cores']} cores"
+    return name
 
 
 def machines(abouts: dict[str, dict[str, Any]]) -> str:
@@ -222,13 +228,26 @@ def machines(abouts: dict[str, dict[str, Any]]) -> str:
     items = []
     for words, measured in suites.items():
         rates = [abouts[suite]["copy_bytes_per_s"] / 1e9 for suite in measured if "copy_bytes_per_s" in abouts[suite]]
-        copies = f" Memory copied at {min(rates):.1f} to {max(rates):.1f} GB/s (read and written)." if rates else ""
+        copies = f" Memory copied at {_range(rates)} GB/s (read and written)." if rates else ""
         loads = [f"{suite} ({_begun(abouts[suite])['load']})" for suite in measured]
         items.append(f"- {words}.{copies} Measured, with the load before it: {', '.join(loads)}.")
     return "\n".join(items)
 
 
+def _range(values: Sequence[float]) -> str:
+    least, most = (f"{value:,.1f}" for value in (min(values), max(values)))
+    return least if least == most else f"{least} to {most}"
+
+
 def _machine(its: dict[str, Any]) -> str:
+    if "gpu" not in its:
+        return _host(its)
+    capability = f", capability {its['gpu_capability']}" if "gpu_capability" in its else ""
+    driver = f", driver {its['driver']}" if "driver" in its else ""
+    return f"{its['gpu']}, {its['gpu_bytes'] / 2**30:.0f} GiB{capability}, CUDA {its['cuda']}{driver}; host: {_host(its)}"
+
+
+def _host(its: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in its["versions"].items())
     virtual = " (virtual)" if its["hypervisor"] else ""
     return (

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, checkpoints, memory, methods, plan, plots, report, sharded, store, tables
+from benchmarks import ablation, checkpoints, machine, memory, methods, plan, plots, report, sharded, store, tables
 from benchmarks.bench_process import Bench
 from benchmarks.plan import OURS, Row, Suite
 from benchmarks.process import Process, TooLong
@@ -233,6 +233,22 @@ def test_suites_of_different_machines_are_told_apart(tmp_path: Path, monkeypatch
     ]
     assert "Old One" not in page.read_text()
     assert "<!-- 777 -->" in (tmp_path / "docs" / "images" / "bench-speed.svg").read_text()
+
+
+def test_a_gpus_figures_go_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = machine.describe() | {"gpu": "NVIDIA H200", "gpu_bytes": 140 << 30, "cuda": "13.0", "gpu_capability": "9.0"}
+    about = {"machine": {**its, "driver": "580.1", "processor": "Host"}, "copy_bytes_per_s": 4.3e12, **machine.now()}
+    told = tables.machines({"gpu": about})
+    assert told.startswith("- NVIDIA H200, 140 GiB, capability 9.0, CUDA 13.0, driver 580.1; host: Host")
+    assert "Memory copied at 4,300.0 GB/s" in told
+    for name, value in (("ROOT", tmp_path), ("PUBLISHED", tmp_path / "results"), ("PAGES", ())):
+        monkeypatch.setattr(report, name, value)
+    whole = {"about": {**about, "tokens": 10, "kernels_not_used": {}}, "models": [{"model": "m", "left_out": "no room"}]}
+    store.write(tmp_path / "out" / "gpu.json", whole)
+    tables_of_it = report.write(tmp_path / "out", publish=True)[0].read_text()
+    assert "| m | no room |" in tables_of_it
+    assert re.search(r"^\*NVIDIA H200, ....-..-..\.\*$", tables_of_it, re.MULTILINE)
+    assert [path.parent.name for path in (tmp_path / "results").glob("*/gpu.json")] == ["nvidia-h200"]
 
 
 def test_pages_have_a_place_for_everything_measured() -> None:
