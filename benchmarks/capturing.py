@@ -1,5 +1,7 @@
 """What capturing and steering cost generation, on one rank and in one run: tokens a second of each way, in turn.
 
+By one clock for all: seconds from asking to having, less those of the projection afterwards.
+
 python -m benchmarks.capturing [--model demo] [--tokens 300] [--rounds 7] [--threads 1]
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 import lens_magic as lens
+from benchmarks import methods, sharded
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 from lens_magic.steer.vector import SteeringVector
@@ -29,32 +32,27 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lens.load(options.model)
-    model = current().group.rank.store["model"].model
-    ids = torch.tensor([current().require_model().tokenizer(PROMPT)["input_ids"]])
+    sharded.MODELS["plain"] = sharded.Plain(current().group.rank.store["model"].model)
+    ids = current().require_model().tokenizer(PROMPT)["input_ids"]
 
-    def transformers() -> float:
-        begun = time.perf_counter()
-        with torch.inference_mode():
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=options.tokens,
-                min_new_tokens=options.tokens,
-                do_sample=False,
-                eos_token_id=None,
-            )
-        return options.tokens / (time.perf_counter() - begun)
+    def transformers() -> None:
+        methods.generate(None, ids, options.tokens)
 
     def run(stream: bool) -> float:
-        return float(lens.run(PROMPT, options.tokens, ignore_eos=True, stream_lens=stream).timings["tokens_per_s"])
+        return float(lens.run(PROMPT, options.tokens, ignore_eos=True, stream_lens=stream).timings["project_s"])
 
-    def generate(*steer: SteeringTerm) -> float:
-        return float(lens.generate(PROMPT, options.tokens, ignore_eos=True, steer=steer).timings["tokens_per_s"])
+    def generate(*steer: SteeringTerm) -> None:
+        lens.generate(PROMPT, options.tokens, ignore_eos=True, steer=steer)
+
+    def rate_of(way: Callable[[], float | None]) -> float:
+        begun = time.perf_counter()
+        projected = way() or 0.0
+        return float(options.tokens / (time.perf_counter() - begun - projected))
 
     layers, width = current().require_model().layers, current().require_model().width
     directions = {layer: torch.randn(width, generator=torch.Generator().manual_seed(layer)) for layer in range(layers)}
     vector, one = SteeringVector.of(directions, site="post_ln", name="random"), [layers // 2]
-    ways: dict[str, Callable[[], float]] = {
+    ways: dict[str, Callable[[], float | None]] = {
         "not capturing": generate,
         "capturing": lambda: run(False),
         "capturing, rows live": lambda: run(True),
@@ -66,8 +64,8 @@ def main() -> None:
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(options.rounds + 1):  # the first is not counted
-        for way, measure in ways.items():
-            rate = measure()
+        for way, generates in ways.items():
+            rate = rate_of(generates)
             if number:
                 found[way].append(rate)
     for way, rates in found.items():

@@ -174,6 +174,11 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert "**4.00**" in tables.against_published([ours, theirs])
 
 
+def test_generating_is_timed_by_one_clock() -> None:
+    ours = {"wall_s": 3.0, "prefill_s": 0.5, "decode_s": 1.4, "project_s": 1.0}
+    assert tables.generating(ours) == tables.generating({"wall_s": 2.0}) == 2.0
+
+
 def test_what_a_token_reads() -> None:
     from lens_magic.demo import path
 
