@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "gpu" in words:
         from . import gpu
 
-        gpu.measure(parsed.out)
+        gpu.measure(parsed.out, runner.left_s, parsed.full, parsed.fresh)
     for path in report.write(parsed.out, publish=parsed.publish):
         print(path)
     print(f"{time.monotonic() - begun:.0f} s")

@@ -3,149 +3,243 @@
     python -m benchmarks gpu
 
 Random bfloat16 weights in the shapes of four models, made on the card itself; T = 1,500, every layer, three sites. Bandwidth is
-the bytes a token has to read (weights, keys and values) over the card's own measured copy rate.
+the bytes a token has to read (weights, keys and values) over the card's own measured copy rate. The file is written after every
+round, and a run that was cut short goes on from it.
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lens_magic as lens
 
-from . import machine
+from . import gpu_checks, gpu_tables, machine, methods, sharded, store
 from .checkpoints import DEMO, PROMPT, config
-from .store import of_this_tree
-from .tables import bytes_a_token, spread
+from .run import PATIENCE_S
+from .tables import bytes_a_token
 
-SHAPES = ("qwen3-4b", "llama-3.1-8b", "qwen3-14b", "qwen3-32b")
-TOKENS, ROUNDS, WARM_TOKENS = 1500, 5, 32
+ROUNDS = {"qwen3-4b": 5, "llama-3.1-8b": 5, "qwen3-14b": 3, "qwen3-32b": 2}
+"""Shapes, the smallest first, and how many rounds each has where the time is short; ``MANY`` where it is not."""
+MANY = 5
+THEIRS = {"qwen3-4b": 2}
+"""Shapes at which transformers' ``generate`` takes a turn too, and in how many rounds: it is slow."""
+
+TOKENS, WARM_TOKENS, COPIED_MB = 1500, 32, 4096
 SITES = ("attn_out", "mlp_out", "resid_post")
+WAYS = ("capturing", "not_capturing")
 
 
-def measure(out: Path, shapes: Sequence[str] = SHAPES, tokens: int = TOKENS, rounds: int = ROUNDS) -> Path | None:
-    """Measure every shape that fits, write ``out/gpu.json`` after each. Without a GPU nothing is run, and that is said."""
+def measure(
+    out: Path,
+    budget_s: float = PATIENCE_S,
+    full: bool = False,
+    fresh: bool = False,
+    rounds: Mapping[str, int] = ROUNDS,
+    tokens: int = TOKENS,
+    tell: Callable[[str], None] = print,
+) -> Path | None:
+    """Measure every shape that fits, into ``out/gpu.json``. Without a GPU nothing is run.
+
+    Args:
+        budget_s: no round is begun that would, by those before it, end later than so many seconds from now.
+        full: :data:`MANY` rounds of every shape.
+        fresh: forget what the file has. Forgotten anyway is what other sources or another machine gave.
+    """
     import torch
 
     if not torch.cuda.is_available():
-        print("gpu: there is no CUDA device here; nothing was run")
+        tell("gpu: there is no CUDA device here; nothing was run")
         return None
+    deadline = time.monotonic() + budget_s
     path = out / "gpu.json"
-    its = machine.describe_with_gpu()
-    about = {
-        "machine": its,
-        "copy_bytes_per_s": machine.copy_rate("cuda", megabytes=4096),
-        **of_this_tree(),
-        "tokens": tokens,
-        "kernels_not_used": _kernels_not_used(torch.device("cuda", 0)),
-        **machine.now(),
-    }
-    models: list[dict[str, Any]] = []
-    for shape in shapes:
-        needed = bytes_a_token(shape, "bfloat16", tokens)
-        if needed > 0.9 * its["gpu_bytes"]:
-            models.append({"model": shape, "left_out": f"{needed / 1e9:.0f} GB of weights do not fit"})
-        else:
-            models.append({"model": shape, "bytes_a_token": needed, "rounds": _rounds(shape, tokens, rounds)})
-        out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"about": about, "models": models}, indent=1) + "\n", encoding="utf-8")
-    print(table(json.loads(path.read_text(encoding="utf-8"))))
+    whole = _known(path, tokens, fresh)
+    try:
+        for shape, few in rounds.items():
+            model = next((one for one in whole["models"] if one["model"] == shape), None)
+            if model is None:
+                model = {"model": shape, "rounds": []}
+                whole["models"].append(model)
+            model.pop("left_out", None)
+            model["wanted"] = max(MANY if full else few, len(model["rounds"]))
+            turn = _Turn(whole, model, deadline, lambda: store.write(path, whole), tell)
+            turn.run()
+            store.write(path, whole)
+    finally:
+        _let_go()
+    tell(gpu_tables.table(whole))
     return path
 
 
-def _kernels_not_used(device: Any) -> dict[str, str]:
-    """Our own kernels that torch's operations stand in for here, and why."""
-    import torch
-
-    from lens_magic.gpu import attention, onepass, steps
-
-    reasons = {
-        "the projection's": onepass.trouble(device, torch.float32),
-        "decode steps'": steps.trouble(device, torch.bfloat16),
-        "attention's": attention.trouble(device, torch.bfloat16),
+def _known(path: Path, tokens: int, fresh: bool) -> dict[str, Any]:
+    """What there is of this machine, these sources and so many tokens; else a beginning."""
+    same = {"machine": machine.describe_with_gpu(), "sources": store.sources(), "tokens": tokens}
+    if path.exists() and not fresh:
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if all(_but_for_memory(known["about"].get(name)) == _but_for_memory(value) for name, value in same.items()):
+            return known
+    about = {
+        **same,
+        **store.of_this_tree(),
+        "copy_bytes_per_s": machine.copy_rate("cuda", megabytes=COPIED_MB),
+        "kernels_not_used": gpu_checks.kernels_not_used(),
+        **machine.now(),
     }
-    return {whose: reason for whose, reason in reasons.items() if reason is not None}
+    return {"about": about, "models": []}
 
 
-def _rounds(shape: str, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """Capturing and not capturing in turns, after both were warm."""
-    import torch
+def _but_for_memory(told: Any) -> Any:
+    """Of a machine that is one of many alike, hosts may have some pages more or less."""
+    return {name: value for name, value in told.items() if name != "memory_bytes"} if isinstance(told, dict) else told
 
-    _attach(shape)
-    for method in (_capturing, _not_capturing):
-        method(WARM_TOKENS)
-    from lens_magic.session import current
 
-    found = []
-    for _ in range(rounds):
+class _Turn:
+    """A shape's rounds.
+
+    Attributes:
+        model: its entry in the file: ``rounds``; ``left_out``, why there are fewer than wanted.
+    """
+
+    def __init__(
+        self,
+        whole: dict[str, Any],
+        model: dict[str, Any],
+        deadline: float,
+        save: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self.whole, self.model, self.deadline, self.save, self.tell = whole, model, deadline, save, tell
+        self.tokens: int = whole["about"]["tokens"]
+
+    def run(self) -> None:
+        """Measure what is not there yet. What goes wrong ends this shape, not the others."""
+        if len(self.model["rounds"]) >= self.model["wanted"]:
+            return
+        try:
+            self._rounds()
+        except Exception as error:  # no room, a LensError, a kernel that cannot be made: others may have none of these
+            self.model["left_out"] = gpu_checks.in_a_line(error)
+        if "left_out" in self.model:
+            self.tell(f"gpu: {self.model['model']} left out: {self.model['left_out']}")
+
+    def _rounds(self) -> None:
+        model, shape = self.model, self.model["model"]
+        model["bytes_a_token"] = needed = bytes_a_token(shape, "bfloat16", self.tokens)
+        if needed > 0.9 * self.whole["about"]["machine"]["gpu_bytes"]:
+            model["left_out"] = f"{needed / 1e9:.0f} GB of weights do not fit"
+            return
+        if not self._may(self._seconds_to_load() + self._seconds_of_a_round()):
+            return
+        begun = time.monotonic()
+        attach(shape)
+        with gpu_checks.recordings() as recorded:
+            for way in WAYS:
+                turn(way, WARM_TOKENS)
+        model["steps_replayed"] = bool(recorded) and all(recorded)
+        model["load_s"] = time.monotonic() - begun
+        while len(model["rounds"]) < model["wanted"] and self._may(self._seconds_of_a_round()):
+            found = self._round(len(model["rounds"]))
+            model["rounds"].append(found)
+            self.save()
+            rates = ", ".join(f"{way.replace('_', ' ')} {self.tokens / found[way]['wall_s']:.1f}" for way in found["ways"])
+            of = f"round {len(model['rounds'])} of {model['wanted']}"
+            self.tell(f"gpu: {shape}, {of}, tokens/s: {rates} ({self._left():.0f} s left)")
+
+    def _round(self, number: int) -> dict[str, Any]:
+        import torch
+
+        from lens_magic.session import current
+
         current().group.rank.store.pop("trajectories", None)  # the last run's states are no part of what was there before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        capturing = _capturing(tokens)
-        grown = torch.cuda.max_memory_allocated() - before
-        found.append({"capturing": capturing, "not_capturing": _not_capturing(tokens), "peak_beyond_weights": grown})
-    return found
+        found: dict[str, Any] = {WAYS[0]: turn(WAYS[0], self.tokens)}
+        found["peak_beyond_weights"] = torch.cuda.max_memory_allocated() - before
+        found[WAYS[1]] = turn(WAYS[1], self.tokens)
+        if number < THEIRS.get(self.model["model"], 0) and "transformers_left_out" not in self.model:
+            try:
+                found["transformers"] = turn("transformers", self.tokens)
+            except Exception as error:  # which is no reason to do without ours
+                self.model["transformers_left_out"] = gpu_checks.in_a_line(error)
+        return {**found, "ways": [way for way in (*WAYS, "transformers") if way in found]}
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _may(self, seconds: float) -> bool:
+        """Whether there is time for that; else it is noted."""
+        left = self._left()
+        if left <= 0 or seconds > left:
+            takes = f"about {seconds:.0f} s" if seconds else "longer"
+            self.model["left_out"] = f"the next round would take {takes}, and {max(0.0, left):.0f} s were left"
+            return False
+        return True
+
+    def _seconds_of_a_round(self) -> float:
+        """By the shape's own rounds, else by the bytes of the largest one measured."""
+        if rounds := self.model["rounds"]:
+            ways = [*WAYS, *(["transformers"] if len(rounds) < THEIRS.get(self.model["model"], 0) else [])]
+            return sum(max((each[way]["wall_s"] for each in rounds if way in each), default=0.0) for way in ways)
+        other = self._largest_other()
+        if other is None:
+            return 0.0
+        longest = max(sum(each[way]["wall_s"] for way in WAYS) for each in other["rounds"])
+        return float(self._times_larger(other) * longest)
+
+    def _seconds_to_load(self) -> float:
+        other = self._largest_other()
+        return float(self.model.get("load_s") or (0.0 if other is None else self._times_larger(other) * other["load_s"]))
+
+    def _largest_other(self) -> dict[str, Any] | None:
+        others = [one for one in self.whole["models"] if one is not self.model and one["rounds"]]
+        return max(others, key=lambda one: one["bytes_a_token"], default=None)
+
+    def _times_larger(self, other: dict[str, Any]) -> float:
+        return float(self.model["bytes_a_token"] / other["bytes_a_token"])
 
 
-def _attach(shape: str) -> None:
+def attach(shape: str) -> None:
     """Random weights on the card, in place of whatever was attached before."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lens_magic.session import current
-
-    current().close()  # the last model's weights make room
-    gc.collect()
-    torch.cuda.empty_cache()
+    _let_go()
     torch.manual_seed(0)
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(config(shape), dtype=torch.bfloat16)
-    lens.attach(model.eval().requires_grad_(False), AutoTokenizer.from_pretrained(DEMO))
+    model.eval().requires_grad_(False)
+    lens.attach(model, AutoTokenizer.from_pretrained(DEMO))
+    sharded.MODELS["plain"] = sharded.Plain(model)
 
 
-def _capturing(tokens: int) -> dict[str, float]:
-    return dict(lens.run(PROMPT, tokens, capture=SITES, ignore_eos=True).timings)
+def _let_go() -> None:
+    """The last model's weights make room; what an error's traceback held on to as well."""
+    import torch
+
+    from lens_magic.session import current
+
+    sharded.MODELS.clear()
+    current().close()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
-def _not_capturing(tokens: int) -> dict[str, float]:
-    return dict(lens.generate(PROMPT, tokens, ignore_eos=True).timings)
+def turn(way: str, tokens: int) -> dict[str, float]:
+    """Generate in one way, and its seconds: all of them, and what it tells apart."""
+    from lens_magic.session import current
 
-
-def table(whole: Mapping[str, Any]) -> str:
-    """Markdown: a row a model."""
-    about = whole["about"]
-    header = [
-        "shape",
-        "tokens/s",
-        "of the copy rate",
-        "÷ not capturing",
-        "projection ÷ generation",
-        "peak beyond weights, GB",
-        "N",
-    ]
-    lines = [
-        f"{about['machine']['gpu']}, copies at {about['copy_bytes_per_s'] / 1e9:.0f} GB/s (read and written)"
-        f"; T = {about['tokens']}, bfloat16, one rank.",
-        *(f"Without {whose} kernels: {reason}." for whose, reason in about["kernels_not_used"].items()),
-        "",
-        "| " + " | ".join(header) + " |",
-        "| --- " * len(header) + "|",
-    ]
-    for model in whole["models"]:
-        rounds = model.get("rounds")
-        if not rounds:
-            lines.append(f"| {model['model']} | {model['left_out']} | | | | | 0 |")
-            continue
-        capturing, bare = ([each[name] for each in rounds] for name in ("capturing", "not_capturing"))
-        rate = [each["tokens_per_s"] for each in capturing]
-        reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in rate]
-        kept = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(capturing, bare, strict=True)]
-        projection = [100 * each["project_s"] / (each["prefill_s"] + each["decode_s"]) for each in capturing]
-        peak = statistics.median(each["peak_beyond_weights"] for each in rounds) / 1e9
-        figures = [spread(rate), f"{spread(reached)} %", spread(kept), f"{spread(projection)} %"]
-        lines.append(f"| {model['model']} | {' | '.join(figures)} | {peak:.2f} | {len(rounds)} |")
-    return "\n".join(lines)
+    begun = time.perf_counter()
+    timings: Mapping[str, float] = {}
+    if way == "capturing":
+        timings = lens.run(PROMPT, tokens, capture=SITES, ignore_eos=True).timings
+    elif way == "not_capturing":
+        timings = lens.generate(PROMPT, tokens, ignore_eos=True).timings
+    else:
+        methods.generate(None, current().require_model().tokenizer(PROMPT)["input_ids"], tokens)
+    return {"wall_s": time.perf_counter() - begun, **timings}

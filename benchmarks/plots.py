@@ -40,6 +40,9 @@ WORDS = {
 
 def draw(results: dict[str, list[Cell]], into: Path) -> list[Path]:
     """Write every plot there are results for; returns their paths."""
+    results = {suite: [cell for cell in cells if cell.samples] for suite, cells in results.items()}
+    if not any(results.values()):
+        return []
     import matplotlib
 
     matplotlib.use("svg")
@@ -47,7 +50,6 @@ def draw(results: dict[str, list[Cell]], into: Path) -> list[Path]:
         {"svg.hashsalt": "lens-magic", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     )
     into.mkdir(parents=True, exist_ok=True)
-    results = {suite: [cell for cell in cells if cell.samples] for suite, cells in results.items()}
     made = []
     if cells := [*results.get("speed", []), *results.get("lengths", [])]:
         made.append(_against_tokens(cells, into / "bench-speed.svg"))

@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import ablation, aims, gpu, plan, plots, tables
+from . import ablation, aims, gpu_tables, plan, plots, tables
 from .process import ROOT
 from .store import Cell, read
 
 PUBLISHED = ROOT / "benchmarks" / "results"
-SEPARATE = {"ablation": ablation.table, "gpu": gpu.table}
+SEPARATE = {"ablation": ablation.table, "gpu": gpu_tables.table}
 """Results that are no cells of suites, and what makes a table of them."""
 KNOWN = {suite.name for suite in plan.suites(full=True)} | set(SEPARATE)
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "paper.md")

@@ -13,7 +13,10 @@ from . import machine
 from .process import ROOT
 
 # What the figures depend on; a page or a plot may change without measuring again.
-_MEASURING = ("ablation", "bench_process", "checkpoints", "gpu", "machine", "memory", "methods", "sharded", "steerability")
+_MEASURING = (
+    *("ablation", "bench_process", "checkpoints", "gpu", "gpu_checks", "machine", "memory", "methods", "sharded"),
+    "steerability",
+)
 _SOURCES = ("lens_magic/**/*.py", *(f"benchmarks/{name}.py" for name in _MEASURING), "benchmarks/peers/*.py")
 
 

@@ -251,7 +251,7 @@ def test_a_gpus_figures_go_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     whole = {"about": {**about, "tokens": 10, "kernels_not_used": {}}, "models": [{"model": "m", "left_out": "no room"}]}
     store.write(tmp_path / "out" / "gpu.json", whole)
     tables_of_it = report.write(tmp_path / "out", publish=True)[0].read_text()
-    assert "| m | no room |" in tables_of_it
+    assert "| m | left out: no room |" in tables_of_it
     assert re.search(r"^\*NVIDIA H200, ....-..-..\.\*$", tables_of_it, re.MULTILINE)
     assert [path.parent.name for path in (tmp_path / "results").glob("*/gpu.json")] == ["nvidia-h200"]
 
