@@ -43,7 +43,7 @@ def measure(
     tokens: int = TOKENS,
     tell: Callable[[str], None] = print,
 ) -> Path | None:
-    """Measure every shape that fits, into ``out/gpu.json``. Without a GPU nothing is run.
+    """Check what is timed, then measure every shape that fits, into ``out/gpu.json``. Without a GPU nothing is run.
 
     Args:
         budget_s: no round is begun that would, by those before it, end later than so many seconds from now.
@@ -58,6 +58,10 @@ def measure(
     deadline = time.monotonic() + budget_s
     path = out / "gpu.json"
     whole = _known(path, tokens, fresh)
+    if "checks" not in whole:
+        whole["checks"] = gpu_checks.check()
+        tell(gpu_tables.checked(whole["checks"]))
+        store.write(path, whole)
     try:
         for shape, few in rounds.items():
             model = next((one for one in whole["models"] if one["model"] == shape), None)

@@ -10,7 +10,7 @@ from .tables import generating, spread
 
 
 def table(whole: Mapping[str, Any]) -> str:
-    """Markdown: a row a model and one where transformers took part."""
+    """Markdown: a row a model and one where transformers took part; and what was checked."""
     about = whole["about"]
     header = ["shape", "tokens/s", "of the copy rate", "÷ not capturing", "÷ transformers"]
     header += ["projection ÷ generation", "peak beyond weights, GB", "N"]
@@ -23,6 +23,8 @@ def table(whole: Mapping[str, Any]) -> str:
         "| --- " * len(header) + "|",
         *(line for model in whole["models"] for line in _rows(model, about)),
     ]
+    if "checks" in whole:
+        lines += ["", checked(whole["checks"])]
     return "\n".join(lines)
 
 
@@ -58,3 +60,37 @@ def _rate(model: Mapping[str, Any], about: Mapping[str, Any], samples: Sequence[
     rate = [about["tokens"] / generating(sample) for sample in samples]
     reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in rate]
     return [spread(rate), f"{spread(reached)} %"]
+
+
+def checked(found: Mapping[str, Any]) -> str:
+    """Markdown: what was checked of the demo model, and of kernels."""
+    lines = [
+        f"Checked before on the demo model, {found['prompts']} prompts of {found['tokens']} tokens:",
+        "",
+        "| dtype | against | first candidates alike | largest difference of a logit | tokens before the first other |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in found["models"]:
+        place = f"| {row['dtype']} | {row['against']} |"
+        if "left_out" in row:
+            lines.append(f"{place} left out: {row['left_out']} | | |")
+            continue
+        margin = f", then {row['margin']:.1e} of a logit apart at most" if row["margin"] else ""
+        steps = "" if row["replayed"] else " (no step was replayed)"
+        alike = f"{row['alike']} of {row['of']}{margin}{steps}"
+        lines.append(f"{place} {100 * row['first']:.2f} % | {row['logit']:.1e} | {alike} |")
+    lines += [
+        "",
+        "Kernels at the sizes of a step, largest error over the largest number:",
+        "",
+        "| kernel | dtype | ours | torch's |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in found["kernels"]:
+        place = f"| {row['kernel']} | {row['dtype']} |"
+        if "left_out" in row:
+            lines.append(f"{place} left out: {row['left_out']} | |")
+            continue
+        exactly = "" if row.get("exactly", True) else " (counts or the largest differ)"
+        lines.append(f"{place} {row['ours']:.1e}{exactly} | {row['torch']:.1e} |")
+    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import checkpoints, gpu, machine, report, store
+from benchmarks import checkpoints, gpu, gpu_checks, machine, report, store
 
 TOKENS = 24
 ROUNDS = {"tiny": 2, "wrong": 2, "tiny-too": 1}
@@ -36,8 +37,27 @@ def made_up() -> dict[str, Any]:
         {"model": "failed", "rounds": [], "wanted": 2, "left_out": "OutOfMemoryError: none left"},
         {"model": "cut", "rounds": [], "wanted": 2},
     ]
+    checked = {
+        "dtype": "bfloat16",
+        "against": "transformers",
+        "first": 0.999,
+        "logit": 0.0123,
+        "alike": 7,
+        "of": 8,
+        "margin": 0.03,
+    }
+    checks = {
+        "prompts": 2,
+        "tokens": 4,
+        "models": [{**checked, "replayed": True}, {**checked, "replayed": False, "dtype": "float32", "alike": 8, "margin": 0}],
+        "kernels": [
+            {"kernel": "norm", "dtype": "float32", "ours": 1e-7, "torch": 2e-7},
+            {"kernel": "sums", "dtype": "float32", "ours": 1e-7, "torch": 2e-7, "exactly": False},
+            {"kernel": "gate", "dtype": "bfloat16", "left_out": "Triton is not installed"},
+        ],
+    }
     about = {"machine": its, "copy_bytes_per_s": 4e12, "tokens": 100, "kernels_not_used": {"attention's": "no Triton"}}
-    return {"about": {**about, **machine.now(), **store.of_this_tree()}, "models": models}
+    return {"about": {**about, **machine.now(), **store.of_this_tree()}, "models": models, "checks": checks}
 
 
 def test_the_table(tmp_path: Path) -> None:
@@ -53,6 +73,11 @@ def test_the_table(tmp_path: Path) -> None:
         "| short, 1 more rounds | left out: no time | | | | | | |",
         "| failed | left out: OutOfMemoryError: none left | | | | | | 0 |",
         "| cut | left out: the run was cut short | | | | | | 0 |",
+        "| bfloat16 | transformers | 99.90 % | 1.2e-02 | 7 of 8, then 3.0e-02 of a logit apart at most |",
+        "| float32 | transformers | 99.90 % | 1.2e-02 | 8 of 8 (no step was replayed) |",
+        "| norm | float32 | 1.0e-07 | 2.0e-07 |",
+        "| sums | float32 | 1.0e-07 (counts or the largest differ) | 2.0e-07 |",
+        "| gate | bfloat16 | left out: Triton is not installed | |",
         "*NVIDIA H200, ",
         "GB/s (read and written). Measured, with the load before it: gpu (",
     ]
@@ -72,6 +97,8 @@ def small(monkeypatch: pytest.MonkeyPatch, with_gpus: Callable[..., Any]) -> lis
     monkeypatch.setitem(checkpoints.SHAPES, "wrong", ("Llama", {**tiny, "num_key_value_heads": 3}))
     monkeypatch.setattr(gpu, "COPIED_MB", 1)
     monkeypatch.setattr(gpu, "THEIRS", {"tiny": 1})
+    quickly = functools.partial(gpu_checks.check, prompts=1, tokens=TOKENS, vocabulary=2_304)
+    monkeypatch.setattr(gpu_checks, "check", quickly)
     with_gpus()
     return []
 
@@ -109,6 +136,18 @@ def test_the_rounds(tmp_path: Path, small: list[str], monkeypatch: pytest.Monkey
     count = len(small)
     gpu.measure(tmp_path, rounds={"tiny": 2}, tokens=TOKENS, tell=small.append)
     assert len(small) == count + 1, "there is nothing left to measure, and the table is told"
+    checks = whole["checks"]
+    assert [row["against"] for row in checks["models"]] == ["transformers", "steps run one by one"] * 2
+    for row in checks["models"]:
+        assert row["replayed"]
+        assert row["first"] > (0.98 if row["dtype"] == "bfloat16" else 0.9999)
+        assert row["margin"] < 0.2
+        assert row["logit"] < (1.0 if row["dtype"] == "bfloat16" else 1e-3)
+        assert row["dtype"] == "bfloat16" or row["alike"] == row["of"]
+    assert len(checks["kernels"]) == 9
+    for row in checks["kernels"]:
+        assert row["ours"] < (2e-2 if row["dtype"] == "bfloat16" else 1e-5), row
+        assert row.get("exactly", True)
 
 
 @no_gpu
@@ -121,6 +160,7 @@ def test_no_round_is_begun_that_would_outlast_the_time(
         return {**turn(way, tokens), **({"wall_s": 7200.0} if tokens == TOKENS else {})}  # as if it had taken hours
 
     monkeypatch.setattr(gpu, "turn", slow)
+    monkeypatch.setattr(gpu_checks, "check", lambda: {"prompts": 0, "tokens": 0, "models": [], "kernels": []})
     gpu.measure(tmp_path, budget_s=3600, rounds=ROUNDS, tokens=TOKENS, tell=small.append)
     tiny, wrong, too = json.loads((tmp_path / "gpu.json").read_text())["models"]
     assert len(tiny["rounds"]) == 1
