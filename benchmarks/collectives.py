@@ -1,4 +1,4 @@
-"""What an all-reduce costs on a CPU: torch.distributed over MPI (ours) beside gloo, in one run.
+"""What an all-reduce costs on a CPU: on the board that ranks of a host share, over MPI (ours both), and by gloo, in one run.
 
     python benchmarks/collectives.py --ranks 2,4
 
@@ -25,7 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 
 def measure(rank: Any, folder: str) -> dict[tuple[str, int], list[float]]:
-    """Microseconds an all-reduce of float32, a figure a round, the two backends in turn."""
+    """Microseconds an all-reduce of float32, a figure a round, the backends in turn."""
     import torch
     import torch.distributed as dist
 
@@ -35,7 +35,13 @@ def measure(rank: Any, folder: str) -> dict[tuple[str, int], list[float]]:
     store = dist.FileStore(f"{folder}/gloo-{rank.size}", rank.size)
     gloo = dist.ProcessGroupGloo(store, rank.rank, rank.size, timedelta(seconds=60))
     options = dist.AllreduceOptions()
-    backends = {"mpi": rank.all_reduce, "gloo": lambda tensor: gloo.allreduce([tensor], options).wait()}
+    without_board = collectives.MPIProcessGroup(rank.communicator, rank.wait_for)
+    backends = {
+        "MPI": lambda tensor: without_board.reduce_in_place(tensor, dist.ReduceOp.SUM),
+        "gloo": lambda tensor: gloo.allreduce([tensor], options).wait(),
+    }
+    if rank.board is not None:
+        backends = {"board": rank.all_reduce, **backends}
     found: dict[tuple[str, int], list[float]] = {(name, width): [] for width in WIDTHS for name in backends}
     for _ in range(ROUNDS):
         for (name, width), figures in found.items():
