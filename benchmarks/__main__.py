@@ -1,7 +1,8 @@
-"""`python -m benchmarks`: measure, and make tables and plots of it."""
+"""Measure speed and memory beside other ways to look inside a model; make tables and plots of what was measured."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,32 +15,59 @@ from .process import ROOT
 from .run import PATIENCE_S, Runner
 
 NAMES = list(dict.fromkeys(suite.name for suite in plan.suites(full=True)))
+APART = ("ablation", "gpu")
+"""What else can be measured, where it is named."""
+
+
+SUITES = (
+    f"of {', '.join(NAMES)}, which are all measured where none is named (peers installs two libraries below --out, each in an "
+    "environment of its own, which needs a network); ablation (with --full, too, where none is named); gpu (needs a CUDA device); "
+    "report: measure nothing, make tables and plots of what there is"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="lens-magic bench", description=__doc__)
     add = parser.add_argument
-    add("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(NAMES)}; or ablation, gpu, report (all that are planned)")
+    add("suites", nargs="*", metavar="SUITE", help=SUITES)
     add("--full", action="store_true", help="the paper's lengths, five rounds of everything: hours")
-    add("--budget", type=float, metavar="SECONDS", help="stop after so long (720; with --full, never)")
+    add(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="of all but ablation, which takes what it takes (720; with --full, none)",
+    )
     add("--fresh", action="store_true", help="measure again what is there already")
     add("--out", type=Path, default=ROOT / "out" / "bench", metavar="FOLDER", help="of results (out/bench)")
-    add("--publish", action="store_true", help="put results, tables and plots into benchmarks/results and docs")
+    add("--publish", action="store_true", help="put the named suites' results into benchmarks/results, and docs' tables anew")
+    add("--force", action="store_true", help="publish fewer samples than are published")
     parsed = parser.read(sys.argv[1:] if arguments is None else arguments)
     parsed.out = parsed.out.resolve()  # processes that measure stand elsewhere
-    words = parsed.suites or NAMES
-    if unknown := set(words) - {*NAMES, "ablation", "gpu", "report"}:
-        parser.error(f"there is no suite {sorted(unknown)[0]!r}; there are {', '.join(NAMES)}, ablation, gpu, report")
+    known = [*NAMES, *APART, "report"]
+    if unknown := sorted(set(parsed.suites) - set(known)):
+        parser.error(f"there is no suite {unknown[0]!r}; there are {', '.join(known)}")
+    if parsed.publish and not parsed.suites:
+        parser.error("--publish takes the suites to publish; report alone makes the pages of what is published")
     begun = time.monotonic()
-    budget = parsed.budget or (PATIENCE_S if parsed.full else 720.0)
-    runner = Runner(parsed.out, budget, parsed.fresh)
+    if "report" not in parsed.suites:
+        _measure(parsed)
+    named = [name for name in parsed.suites if name != "report"] if parsed.publish else None
+    for path in report.write(parsed.out, named, parsed.force):
+        print(path)
+    print(f"{time.monotonic() - begun:.0f} s")
+    return 0
+
+
+def _measure(parsed: argparse.Namespace) -> None:
+    words = parsed.suites or [*NAMES, *(["ablation"] if parsed.full else [])]
+    runner = Runner(parsed.out, parsed.budget or (PATIENCE_S if parsed.full else 720.0), parsed.fresh)
     try:
         for suite in plan.suites(parsed.full):
             if suite.name in words:
                 runner.run(suite)
     finally:
         runner.close()
-    if "ablation" in words or (parsed.full and not parsed.suites):
+    if "ablation" in words:
         from . import ablation
 
         ablation.measure(parsed.out, full=parsed.full)
@@ -47,10 +75,6 @@ def main(arguments: list[str] | None = None) -> int:
         from . import gpu
 
         gpu.measure(parsed.out, runner.left_s, parsed.full, parsed.fresh)
-    for path in report.write(parsed.out, publish=parsed.publish):
-        print(path)
-    print(f"{time.monotonic() - begun:.0f} s")
-    return 0
 
 
 if __name__ == "__main__":

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import ablation, aims, gpu_tables, plan, plots, tables
+from lens_magic.errors import LensError
+
+from . import ablation, aims, gpu_tables, plan, plots, store, tables
 from .process import ROOT
 from .store import Cell, read
 
@@ -20,20 +21,47 @@ KNOWN = {suite.name for suite in plan.suites(full=True)} | set(SEPARATE)
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "paper.md")
 
 
-def write(out: Path, publish: bool = False) -> list[Path]:
-    """Write ``out/tables.md`` and plots of what is in ``out``; ``publish`` also puts it among the results in the repository.
+def write(out: Path, publish: Sequence[str] | None = None, force: bool = False) -> list[Path]:
+    """Write ``out/tables.md`` and plots of what is in ``out``.
 
     Suites may come from different machines: every table says from which, and no plot draws two of them as one line.
+
+    Args:
+        publish: suites to put among the results in the repository, and the pages in docs/ anew; of none, the pages alone.
+        force: also one that has fewer samples than what is published.
+
+    Raises:
+        LensError: a suite to publish is not there, or has fewer samples; nothing was published.
     """
-    files = _known(out.glob("*.json"))
-    if not files:
-        return []
-    blocks, results = _read(files)
-    made = [out / "tables.md", *plots.draw(results, out)]
-    made[0].write_text("\n\n".join(f"## {name}\n\n{text}" for name, text in blocks.items()) + "\n", encoding="utf-8")
-    if publish:
-        made += _publish(files)
+    made = []
+    if files := _known(out.glob("*.json")):
+        blocks, results = _read(files)
+        made = [out / "tables.md", *plots.draw(results, out)]
+        made[0].write_text("\n\n".join(f"## {name}\n\n{text}" for name, text in blocks.items()) + "\n", encoding="utf-8")
+    if publish is not None:
+        made += _publish([_to_publish(out / f"{suite}.json", force) for suite in dict.fromkeys(publish)])
     return made
+
+
+def _to_publish(path: Path, force: bool) -> Path:
+    """The file, where it may take the published one's place."""
+    if not path.exists():
+        raise LensError(f"there is no {path.name} in {path.parent} to publish")
+    has = samples(path)
+    for old in PUBLISHED.glob(f"*/{path.name}"):
+        if has < (before := samples(old)) and not force:
+            raise LensError(
+                f"{path} has {has} samples, {before} are published ({old.parent.name}); --force puts it in their place"
+            )
+    return path
+
+
+def samples(path: Path) -> int:
+    """How much was measured: of a suite and a GPU so many samples, of an ablation so many prompts, of each comparison."""
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    rounds = [*whole.get("cells", []), *whole.get("models", [])]
+    counted = sum(len(one.get("samples", one.get("rounds", ()))) for one in rounds)
+    return counted + sum(one["n"] for one in whole.get("comparisons", ()))
 
 
 def _known(paths: Iterable[Path]) -> list[Path]:
@@ -79,12 +107,15 @@ def _publish(files: list[Path]) -> list[Path]:
     """
     made = []
     for path in files:
-        its = json.loads(path.read_text(encoding="utf-8"))["about"]["machine"]
-        folder = PUBLISHED / re.sub(r"[^a-z0-9]+", "-", tables.short_name(its).lower()).strip("-")
-        folder.mkdir(parents=True, exist_ok=True)
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        about = whole["about"]
+        if about.get("commit") is None and about.get("sources") == store.sources():  # measured in a copy without git
+            about["commit"] = store.commit()
+        folder = PUBLISHED / re.sub(r"[^a-z0-9]+", "-", tables.short_name(about["machine"]).lower()).strip("-")
         for old in PUBLISHED.glob(f"*/{path.name}"):
             old.unlink()
-        made.append(Path(shutil.copy(path, folder / path.name)))
+        made.append(folder / path.name)
+        store.write(made[-1], whole)
     blocks, results = _read(_known(PUBLISHED.glob("*/*.json")))
     drawn = plots.draw(results, ROOT / "docs" / "images")
     blocks |= {f"plot-{path.stem.removeprefix('bench-')}": f"![{plots.WORDS[path.stem]}](images/{path.name})" for path in drawn}

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, checkpoints, machine, memory, methods, plan, plots, report, sharded, store, tables
+from benchmarks import ablation, aims, checkpoints, machine, memory, methods, plan, plots, report, sharded, store, tables
 from benchmarks.bench_process import Bench
 from benchmarks.plan import OURS, Row, Suite
 from benchmarks.process import Process, TooLong
 from benchmarks.run import Runner, agreement
 from benchmarks.store import Cell, Results
 from lens_magic.cli import main
+from lens_magic.errors import LensError
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 5
@@ -219,7 +220,7 @@ def test_suites_of_different_machines_are_told_apart(tmp_path: Path, monkeypatch
         results.about["copy_bytes_per_s"] = 2e10
         results.cell("demo", "float32", 1, tokens, OURS).samples.append({"round": 0, "wall_s": 1.0})
         results.save()
-        report.write(tmp_path / processor, publish=True)
+        report.write(tmp_path / processor, publish=[suite])
 
     measure("speed", "Old(R) One", 10)
     measure("lengths", "Other", 777)
@@ -240,6 +241,61 @@ def test_suites_of_different_machines_are_told_apart(tmp_path: Path, monkeypatch
     assert "<!-- 777 -->" in (tmp_path / "docs" / "images" / "bench-speed.svg").read_text()
 
 
+def test_what_is_published_is_named_and_has_no_fewer_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- lengths -->\n<!-- end -->\n<!-- aims -->\n<!-- end -->\n")
+    for name, value in (("ROOT", tmp_path), ("PUBLISHED", tmp_path / "results"), ("PAGES", (page,))):
+        monkeypatch.setattr(report, name, value)
+
+    def measure(suite: str, samples: int) -> None:
+        results = Results(tmp_path / "out", suite, fresh=True)
+        cell = results.cell("demo", "float32", 1, 700, OURS)
+        cell.samples = [{"round": number, "wall_s": 1.0} for number in range(samples)]
+        results.save()
+
+    def published() -> list[tuple[str, int]]:
+        return sorted((path.stem, report.samples(path)) for path in (tmp_path / "results").glob("*/*.json"))
+
+    measure("lengths", 3)
+    measure("scaling", 3)
+    report.write(tmp_path / "out")
+    assert not published()
+    report.write(tmp_path / "out", ["lengths"])
+    assert published() == [("lengths", 3)]
+    measure("lengths", 2)
+    with pytest.raises(LensError, match=r"lengths.json has 2 samples, 3 are published .*--force"):
+        report.write(tmp_path / "out", ["scaling", "lengths"])
+    with pytest.raises(LensError, match=r"no peers.json in .* to publish"):
+        report.write(tmp_path / "out", ["peers"])
+    assert published() == [("lengths", 3)]
+    report.write(tmp_path / "out", ["lengths"], force=True)
+    assert published() == [("lengths", 2)]
+    page.write_text("<!-- lengths -->\n<!-- end -->\n")
+    report.write(tmp_path / "out", [])
+    assert "| 700 | **lens-magic** | 2 |" in page.read_text(), "the page alone"
+
+
+def test_results_from_a_copy_without_git_are_given_their_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("ROOT", tmp_path), ("PUBLISHED", tmp_path / "results"), ("PAGES", ())):
+        monkeypatch.setattr(report, name, value)
+    monkeypatch.setattr(store, "commit", lambda: "0123456789")
+    for sources, commit in ((store.sources(), "0123456789"), ("of another version", None)):
+        results = Results(tmp_path / "out", "lengths", fresh=True)
+        results.about |= {"commit": None, "sources": sources}
+        results.save()
+        (made,) = report.write(tmp_path / "out", ["lengths"])[-1:]
+        assert json.loads(made.read_text())["about"]["commit"] == commit
+
+
+def test_aims_are_told_whether_met_or_missed() -> None:
+    assert "Of 0 measured, none is missed." in aims.table({})
+    cells = [
+        Cell("demo", "float32", 1, 9, method, samples=[{"round": 0, "wall_s": wall}])
+        for method, wall in ((OURS, 2.0), ("eager", 1.0), ("deferred", 3.0))
+    ]
+    assert "Of 2 measured, 1 is missed." in aims.table({"speed": cells})
+
+
 def test_a_gpus_figures_go_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     its = machine.describe() | {"gpu": "NVIDIA H200", "gpu_bytes": 140 << 30, "cuda": "13.0", "gpu_capability": "9.0"}
     about = {"machine": {**its, "driver": "580.1", "processor": "Host"}, "copy_bytes_per_s": 4.3e12, **machine.now()}
@@ -250,7 +306,7 @@ def test_a_gpus_figures_go_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(report, name, value)
     whole = {"about": {**about, "tokens": 10, "kernels_not_used": {}}, "models": [{"model": "m", "left_out": "no room"}]}
     store.write(tmp_path / "out" / "gpu.json", whole)
-    tables_of_it = report.write(tmp_path / "out", publish=True)[0].read_text()
+    tables_of_it = report.write(tmp_path / "out", publish=["gpu"])[0].read_text()
     assert "| m | left out: no room |" in tables_of_it
     assert re.search(r"^\*NVIDIA H200, ....-..-..\.\*$", tables_of_it, re.MULTILINE)
     assert [path.parent.name for path in (tmp_path / "results").glob("*/gpu.json")] == ["nvidia-h200"]
@@ -269,6 +325,7 @@ def test_pages_have_a_place_for_everything_measured() -> None:
         ("fly", "there is no suite 'fly'; there are speed"),
         ("--budget much", "invalid float value: 'much'"),
         ("--fly", "unknown option"),
+        ("--publish", "--publish takes the suites to publish; report alone makes the pages"),
     ],
 )
 def test_the_command(words: str, told: str, capfd: pytest.CaptureFixture[str]) -> None:
@@ -277,4 +334,6 @@ def test_the_command(words: str, told: str, capfd: pytest.CaptureFixture[str]) -
     assert told in error
     assert error.count("\n") == 1
     assert main(["bench", "--help"]) == 0
-    assert "--publish" in capfd.readouterr().out
+    told = capfd.readouterr().out
+    assert "--publish" in told
+    assert "Measure speed and memory" in told
