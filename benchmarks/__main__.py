@@ -15,14 +15,14 @@ from .process import ROOT
 from .run import PATIENCE_S, Runner
 
 NAMES = list(dict.fromkeys(suite.name for suite in plan.suites(full=True)))
-APART = ("ablation", "gpu")
+APART = ("ablation", "steerability", "gpu")
 """What else can be measured, where it is named."""
 
 
 SUITES = (
     f"of {', '.join(NAMES)}, which are all measured where none is named (peers installs two libraries below --out, each in an "
-    "environment of its own, which needs a network); ablation (with --full, too, where none is named); gpu (needs a CUDA device); "
-    "report: measure nothing, make tables and plots of what there is"
+    "environment of its own, which needs a network); ablation (with --full, too, where none is named); steerability; gpu "
+    "(needs a CUDA device); report: measure nothing, make tables and plots of what there is"
 )
 
 
@@ -31,12 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("suites", nargs="*", metavar="SUITE", help=SUITES)
     add("--full", action="store_true", help="the paper's lengths, five rounds of everything: hours")
-    add(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        help="of all but ablation, which takes what it takes (720; with --full, none)",
-    )
+    add("--budget", type=float, metavar="SECONDS", help="of all but ablation and steerability (720; with --full, none)")
     add("--fresh", action="store_true", help="measure again what is there already")
     add("--out", type=Path, default=ROOT / "out" / "bench", metavar="FOLDER", help="of results (out/bench)")
     add("--publish", action="store_true", help="put the named suites' results into benchmarks/results, and docs' tables anew")
@@ -71,6 +66,10 @@ def _measure(parsed: argparse.Namespace) -> None:
         from . import ablation
 
         ablation.measure(parsed.out, full=parsed.full)
+    if "steerability" in words:
+        from . import steerability
+
+        steerability.measure(parsed.out)
     if "gpu" in words:
         from . import gpu
 

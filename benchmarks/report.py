@@ -10,12 +10,12 @@ from typing import Any
 
 from lens_magic.errors import LensError
 
-from . import ablation, aims, gpu_tables, plan, plots, store, tables
+from . import ablation, aims, gpu_tables, plan, plots, steerability, store, tables
 from .process import ROOT
 from .store import Cell, read
 
 PUBLISHED = ROOT / "benchmarks" / "results"
-SEPARATE = {"ablation": ablation.table, "gpu": gpu_tables.table}
+SEPARATE = {"ablation": ablation.table, "gpu": gpu_tables.table, "steerability": steerability.table}
 """Results that are no cells of suites, and what makes a table of them."""
 KNOWN = {suite.name for suite in plan.suites(full=True)} | set(SEPARATE)
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "paper.md")
@@ -57,10 +57,11 @@ def _to_publish(path: Path, force: bool) -> Path:
 
 
 def samples(path: Path) -> int:
-    """How much was measured: of a suite and a GPU so many samples, of an ablation so many prompts, of each comparison."""
+    """How much was measured: so many samples, of an ablation so many prompts of each comparison."""
     whole = json.loads(path.read_text(encoding="utf-8"))
     rounds = [*whole.get("cells", []), *whole.get("models", [])]
     counted = sum(len(one.get("samples", one.get("rounds", ()))) for one in rounds)
+    counted += sum(len(seconds) for row in whole.get("results", ()) for seconds in row["seconds"].values())
     return counted + sum(one["n"] for one in whole.get("comparisons", ()))
 
 
@@ -77,7 +78,11 @@ def _read(files: list[Path]) -> tuple[dict[str, str], dict[str, list[Cell]]]:
         suite = path.stem
         if suite in SEPARATE:
             whole = json.loads(path.read_text(encoding="utf-8"))
-            abouts[suite], made = whole["about"], {suite: SEPARATE[suite](whole)}
+            made = {suite: SEPARATE[suite](whole)}
+            if "about" not in whole:  # from before this was recorded
+                blocks[suite] = f"{made[suite]}\n\n{tables.NOT_RECORDED}"
+                continue
+            abouts[suite] = whole["about"]
         else:
             abouts[suite], results[suite] = read(path)
             made = _blocks(suite, abouts[suite], results[suite])

@@ -10,19 +10,23 @@ one layer in the middle.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lens_magic as lens
+from lens_magic.session import current
+
+from . import machine, store, tables
+from .process import ROOT, with_this_tree
+
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 DATA = Path(__file__).parent.parent / "lens_magic" / "demo" / "data"
-
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+ROUNDS = 7
+NAMES = {"ours": "**lens-magic**", "apart": "the same model, a pass each", "plain": "transformers with a hook, a pass each"}
+"""What each method is called in the table."""
 
 
 def ours(rank: Any, sweep: Any) -> tuple[float, Any]:
@@ -82,7 +86,6 @@ def sweep_of(questions: int, layers: list[int]) -> Any:
     """The demo model's held-out questions in both orders, and two random directions a layer at ``resid_post``."""
     import torch
 
-    from lens_magic.session import current
     from lens_magic.steer import data, labels
     from lens_magic.steer.measure import Sweep
 
@@ -101,54 +104,72 @@ def sweep_of(questions: int, layers: list[int]) -> Any:
     )
 
 
-def main() -> None:
-    import numpy as np
-    import steerability as this  # the ranks import this file by name, not as __main__
+def measure(
+    out: Path, ranks: Sequence[int] = (1, 2), questions: int = 4, rounds: int = ROUNDS, tell: Callable[[str], None] = print
+) -> Path:
+    """Run both tasks on every number of ranks, write ``out/steerability.json``."""
     import torch
 
-    import lens_magic as lens
-    from lens_magic.session import current
+    results: list[dict[str, Any]] = []
+    about = {"machine": machine.describe(), **store.of_this_tree(), "threads": torch.get_num_threads(), "questions": questions}
+    whole = {"about": {**about, **machine.now()}, "results": results}
+    for count in ranks:
+        lens.load("demo", ranks=count)
+        depth = current().require_model().layers
+        for task, layers in {"one layer": [depth // 2], "all layers": list(range(depth))}.items():
+            seconds = _in_turn(count, sweep_of(questions, layers), rounds)
+            row = {"ranks": count, "task": task, "seconds": seconds}
+            for name in seconds:
+                row[f"{name} / ours"] = [other / own for other, own in zip(seconds[name], seconds["ours"], strict=True)]
+            results.append(row)
+            store.write(out / "steerability.json", whole)
+    tell(table(whole))
+    return out / "steerability.json"
+
+
+def _in_turn(ranks: int, sweep: Any, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every method by round; the first round is not counted."""
+    import numpy as np
+
+    methods = {"ours": ours, "apart": apart, **({"plain": plain} if ranks == 1 else {})}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for number in range(rounds + 1):
+        answers = {}
+        for name, method in methods.items():
+            took, answers[name] = current().group.call(method, sweep)[0]
+            if number:
+                seconds[name].append(took)
+        for name, answer in answers.items():
+            assert np.abs(answer - answers["ours"]).max() < 1e-3, name
+    return seconds
+
+
+def table(whole: Mapping[str, Any]) -> str:
+    """Markdown: a row a number of ranks, task and method."""
+    lines = ["| ranks | task | method | N | s | × ours |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in whole["results"]:
+        for name, seconds in row["seconds"].items():
+            against = "" if name == "ours" else tables.spread(row[f"{name} / ours"])
+            place = f"| {row['ranks']} | {row['task']} | {NAMES[name]} |"
+            lines.append(f"{place} {len(seconds)} | {tables.spread(seconds)} | {against} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    from benchmarks import steerability as this  # the ranks import this file by that name, not as __main__
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,2")
     parser.add_argument("--questions", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench", help="folder of results (out/bench)")
     given = parser.parse_args()
-    results = []
-    about = {"machine": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    print(f"{about}; {given.questions} questions in both orders, {len(ALPHAS)} α, 2 directions; median (min–max), seconds")
-    for count in [int(word) for word in given.ranks.split(",")]:
-        lens.load("demo", ranks=count)
-        depth = current().require_model().layers
-        methods = {"ours": this.ours, "apart": this.apart, **({"plain": this.plain} if count == 1 else {})}
-        for task, layers in {"one layer": [depth // 2], "all layers": list(range(depth))}.items():
-            sweep = this.sweep_of(given.questions, layers)
-            seconds: dict[str, list[float]] = {name: [] for name in methods}
-            for number in range(given.rounds + 1):  # the first is not counted
-                answers = {}
-                for name, method in methods.items():
-                    took, answers[name] = current().group.call(method, sweep)[0]
-                    if number:
-                        seconds[name].append(took)
-                for name, answer in answers.items():
-                    assert np.abs(answer - answers["ours"]).max() < 1e-3, name
-            row = {"ranks": count, "task": task, "seconds": seconds}
-            for name in methods:
-                ratios = [other / own for other, own in zip(seconds[name], seconds["ours"], strict=True)]
-                row[f"{name} / ours"] = ratios
-                print(
-                    f"{count} ranks  {task:10}  {name:6}{statistics.median(seconds[name]):9.2f} "
-                    f"({min(seconds[name]):.2f}–{max(seconds[name]):.2f})"
-                    f"{statistics.median(ratios):8.1f} × ours ({min(ratios):.1f}–{max(ratios):.1f})",
-                    flush=True,
-                )
-            results.append(row)
-    current().close()
-    if given.out is not None:
-        given.out.write_text(json.dumps({**about, "results": results}, indent=1) + "\n", encoding="utf-8")
+    os.environ.update(with_this_tree())
+    try:
+        print(this.measure(given.out, [int(word) for word in given.ranks.split(",")], given.questions, given.rounds))
+    finally:
+        current().close()
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -210,6 +210,10 @@ def measured_on(about: dict[str, Any]) -> str:
     return f"*{short_name(its)}, {_begun(about)['time'][:10]}{commit}.*"
 
 
+NOT_RECORDED = "*On which processor this was measured, when, and of which commit, was not recorded.*"
+"""The line below a table whose results do not say."""
+
+
 def short_name(its: dict[str, Any]) -> str:
     """A machine by what was measured of it: its GPU, or its processor and cores."""
     name: str = its["gpu"] if "gpu" in its else f"{_plain(its['processor'])}, {its['cores']} cores"

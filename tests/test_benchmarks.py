@@ -16,7 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, aims, checkpoints, machine, memory, methods, plan, plots, report, sharded, store, tables
+from benchmarks import (
+    ablation,
+    aims,
+    checkpoints,
+    machine,
+    memory,
+    methods,
+    plan,
+    plots,
+    report,
+    sharded,
+    steerability,
+    store,
+    tables,
+)
 from benchmarks.bench_process import Bench
 from benchmarks.plan import OURS, Row, Suite
 from benchmarks.process import Process, TooLong
@@ -294,6 +308,23 @@ def test_aims_are_told_whether_met_or_missed() -> None:
         for method, wall in ((OURS, 2.0), ("eager", 1.0), ("deferred", 3.0))
     ]
     assert "Of 2 measured, 1 is missed." in aims.table({"speed": cells})
+
+
+def test_a_sweep_is_timed_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steerability, "ALPHAS", (-1.0, 0.0, 1.0))
+    path = steerability.measure(tmp_path, ranks=[1], questions=1, rounds=1)
+    whole = json.loads(path.read_text())
+    assert {"machine", "sources", "commit", "time", "load", "threads"} <= set(whole["about"])
+    assert [(row["task"], sorted(row["seconds"])) for row in whole["results"]] == [
+        ("one layer", ["apart", "ours", "plain"]),
+        ("all layers", ["apart", "ours", "plain"]),
+    ]
+    assert report.samples(path) == 6
+    assert "| 1 | one layer | **lens-magic** | 1 |" in report.write(tmp_path)[0].read_text()
+    path.write_text(json.dumps({"machine": "x86_64", "cores": 2, "results": whole["results"]}))  # as it was written once
+    (tables_of_it,) = report.write(tmp_path)
+    assert tables.NOT_RECORDED in tables_of_it.read_text()
+    assert report.samples(path) == 6
 
 
 def test_a_gpus_figures_go_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
