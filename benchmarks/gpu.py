@@ -9,6 +9,7 @@ round, and a run that was cut short goes on from it.
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import time
@@ -32,6 +33,7 @@ THEIRS = {"qwen3-4b": 2}
 TOKENS, WARM_TOKENS, COPIED_MB = 1500, 32, 4096
 SITES = ("attn_out", "mlp_out", "resid_post")
 WAYS = ("capturing", "not_capturing")
+TELL = functools.partial(print, flush=True)  # what is read through a pipe is to be there where the run is ended
 
 
 def measure(
@@ -41,7 +43,7 @@ def measure(
     fresh: bool = False,
     rounds: Mapping[str, int] = ROUNDS,
     tokens: int = TOKENS,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] = TELL,
 ) -> Path | None:
     """Check what is timed, then measure every shape that fits, into ``out/gpu.json``. Without a GPU nothing is run.
 

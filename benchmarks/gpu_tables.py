@@ -51,7 +51,7 @@ def _rows(model: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
     elif "transformers_left_out" in model:
         rows.append(f"| {theirs} | left out: {model['transformers_left_out']} | | | | | | 0 |")
     if short and "left_out" in model:
-        rows.append(f"| {model['model']}, {model['wanted'] - len(rounds)} more rounds | {reason} | | | | | | |")
+        rows.append(f"| {model['model']}, {model['wanted'] - len(rounds)} of {model['wanted']} rounds | {reason} | | | | | | |")
     return rows
 
 

@@ -70,7 +70,7 @@ def test_the_table(tmp_path: Path) -> None:
         "| one | 50.0 ± 0.0 (50.0) | 25.0 ± 0.0 (25.0) % | 0.750 ± 0.000 (0.750) | 2.00 | 37.5 ± 17.7 (37.5) % | 2.00 | 2 |",
         "| one, transformers' `generate`, no lens | 25.0 | 12.5 % | | | | | 1 |",
         "| short (steps not replayed) | 50.0",
-        "| short, 1 more rounds | left out: no time | | | | | | |",
+        "| short, 1 of 3 rounds | left out: no time | | | | | | |",
         "| failed | left out: OutOfMemoryError: none left | | | | | | 0 |",
         "| cut | left out: the run was cut short | | | | | | 0 |",
         "| bfloat16 | transformers | 99.90 % | 1.2e-02 | 7 of 8, then 3.0e-02 of a logit apart at most |",
