@@ -106,8 +106,8 @@ def _beside_transformers(prompt: str, tokens: int) -> dict[str, Any]:
     prompt_ids = _prompt_ids(prompt)
     theirs = methods.generate(None, prompt_ids, tokens).output_ids
     run = lens.run(prompt, top_k=K, force=theirs)
-    with torch.inference_mode(), methods._capturing(subject) as captured:
-        methods._forward_again(subject, prompt_ids, theirs)
+    with torch.inference_mode(), methods.capturing(subject) as captured:
+        methods.forward_again(subject, prompt_ids, theirs)
         normalised = [subject.model.model.norm(states[0, len(prompt_ids) - 1 :]) for states in captured]
     head = subject.model.lm_head.weight.float().T
     # In float32 as ours are: rounded to 16 bits, logits tie.

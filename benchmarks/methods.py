@@ -89,7 +89,7 @@ def eager(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
     """Cached generation with hooks; every step's states are projected at once, all layers and sites in one product."""
     subject = plain()
     answers: list[tuple[torch.Tensor, torch.Tensor]] = []
-    with torch.inference_mode(), _capturing(subject) as captured:
+    with torch.inference_mode(), capturing(subject) as captured:
         ids, cache, output_ids = _tensor(prompt_ids), None, []
         for _ in range(tokens):
             output = subject.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -121,7 +121,7 @@ def afterwards(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Ans
     """
     subject, made = plain(), generate(rank, prompt_ids, tokens)
     with torch.inference_mode():
-        states = _forward_again(subject, prompt_ids, made.output_ids, output_hidden_states=True).hidden_states[1:]
+        states = forward_again(subject, prompt_ids, made.output_ids, output_hidden_states=True).hidden_states[1:]
         found = []
         for place, layer in enumerate(states):
             positions = layer[0, len(prompt_ids) - 1 :]  # [tokens, d]
@@ -134,8 +134,8 @@ def afterwards(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Ans
 def afterwards_hooked(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
     """The same with hooks on three sites in place of ``output_hidden_states``."""
     subject, made = plain(), generate(rank, prompt_ids, tokens)
-    with torch.inference_mode(), _capturing(subject) as captured:
-        _forward_again(subject, prompt_ids, made.output_ids)
+    with torch.inference_mode(), capturing(subject) as captured:
+        forward_again(subject, prompt_ids, made.output_ids)
         found = [_top(subject.project(states[0, len(prompt_ids) - 1 :]), k) for states in captured]
     return _by_position(made.output_ids, found, len(SITES))
 
@@ -147,7 +147,7 @@ def deferred(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answe
     norm and head for all positions at once. Of the k largest logits the softmax is over those k alone.
     """
     subject = plain()
-    with torch.inference_mode(), _capturing(subject, newest=True) as captured:
+    with torch.inference_mode(), capturing(subject, newest=True) as captured:
         made = generate(rank, prompt_ids, tokens)
         rows = len(SITES) * len(subject.blocks)
         found = []
@@ -194,7 +194,7 @@ def _keeping(block: Any, parts: dict[str, torch.Tensor]) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _capturing(subject: Plain, newest: bool = False) -> Iterator[list[torch.Tensor]]:
+def capturing(subject: Plain, newest: bool = False) -> Iterator[list[torch.Tensor]]:
     """Collect states in order (layer by layer, sites as :data:`SITES`) of every forward, or its newest position."""
     captured: list[torch.Tensor] = []
 
@@ -209,7 +209,7 @@ def _capturing(subject: Plain, newest: bool = False) -> Iterator[list[torch.Tens
         yield captured
 
 
-def _forward_again(subject: Plain, prompt_ids: Sequence[int], output_ids: Sequence[int], **options: Any) -> Any:
+def forward_again(subject: Plain, prompt_ids: Sequence[int], output_ids: Sequence[int], **options: Any) -> Any:
     """One uncached forward over the prompt and all generated tokens but the last, which predicts nothing kept."""
     return subject.model(_tensor([*prompt_ids, *output_ids[:-1]]), use_cache=False, logits_to_keep=1, **options)
 
