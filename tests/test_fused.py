@@ -203,6 +203,8 @@ def test_torchs_own_attention_is_asked_for_what_kernels_are_not_for(
         return by_arithmetic.count("attend")
 
     assert kernels_used() == 0, "not recorded"
+    nothing = attend("sdpa", modeling_llama.eager_attention_forward)(module, queries[:, :0], keys[:, :0], values[:, :0], mask)
+    assert nothing[0].shape == (2, 1, 0, 16), "no kernel is started over no heads"
     with few.recorded():
         assert kernels_used() == 1
         assert kernels_used(torch.randn(2, 8, 3, 16), mask.expand(2, 1, 3, 9)) == 0, "more than one position"

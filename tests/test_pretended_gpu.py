@@ -54,7 +54,7 @@ def test_every_family(name: str, checkpoints: Callable[[str], Path], with_gpus: 
     assert_replayed(group)
 
 
-@pytest.mark.parametrize(("count", "name"), [(1, "qwen3-odd"), (2, "qwen3-moe")])
+@pytest.mark.parametrize(("count", "name"), [(1, "qwen3-odd"), (2, "qwen3-moe"), (2, "llama-1kv")])
 def test_ranks_that_exchange_in_kernels(
     count: int, name: str, checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]
 ) -> None:

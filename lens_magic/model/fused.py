@@ -69,7 +69,7 @@ def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
         return norm_in_few(module, kernels)
     if kernels and has_known_gate(module):
         return gate_in_one(module)
-    turns, attends = kernels and has_known_rotation(module), attends and has_known_attention(module)
+    turns, attends = kernels and has_known_rotation(module), (attends or _is_headless(module)) and has_known_attention(module)
     return attention_in_few(module, turns, attends) if turns or attends else None
 
 
@@ -103,6 +103,11 @@ def has_known_attention(module: nn.Module) -> bool:
     forward = type(module).forward
     asks = {_FUNCTIONS, _CHOICE} <= set(forward.__code__.co_names)
     return asks and forward.__globals__.get(_FUNCTIONS) is _transformers().ALL_ATTENTION_FUNCTIONS
+
+
+def _is_headless(module: nn.Module) -> bool:
+    """Whether this rank has no heads of an attention, as where there are fewer key/value heads than ranks."""
+    return any(not parameter.numel() for parameter in module.parameters())
 
 
 def _is_theirs(module: nn.Module, kind: str) -> bool:
@@ -190,7 +195,7 @@ def _choosing(theirs: Forward) -> Forward:
     def choose(name: str, default: Forward) -> Forward:
         chosen = theirs(name, default)
         known = getattr(chosen, "__module__", None) == _BY_TORCH
-        return functools.partial(_attend, chosen) if _recording and known else chosen
+        return functools.partial(_attend, chosen) if known else chosen
 
     return choose
 
@@ -198,10 +203,12 @@ def _choosing(theirs: Forward) -> Forward:
 def _attend(
     theirs: Forward, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **named: Any
 ) -> tuple[torch.Tensor, Any]:
+    if not q.shape[1]:  # a GPU cannot be asked to start a kernel over no heads
+        return q.transpose(1, 2), None
     scale = named.get("scaling")
     asks = named.get("dropout") or named.get("output_attentions")
     asks = asks or any(named.get(what) is not None for what in ("softcap", "position_bias", "cache"))
-    if asks or scale is None or not _suits(q, k, v, mask):
+    if not _recording or asks or scale is None or not _suits(q, k, v, mask):
         attended: tuple[torch.Tensor, Any] = theirs(module, q, k, v, mask, **named)
         return attended
     return attention.attend(q, k, v, mask, float(scale)).transpose(1, 2), None
