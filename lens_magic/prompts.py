@@ -36,7 +36,23 @@ def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
     ids = encode(model.tokenizer, prompt, chat) if prompt else []
     if not ids:
         raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
+    check_ids(model, ids)
     return ids
+
+
+def check_ids(model: Model, ids: Iterable[int]) -> None:
+    """Check that the model has a row for every token: a tokenizer may have been extended, and the model not.
+
+    Raises:
+        LensError: it does not.
+    """
+    largest = max(ids, default=0)
+    if largest >= model.vocabulary:
+        token = model.tokenizer.convert_ids_to_tokens(largest)
+        raise LensError(
+            f"the tokenizer has a token {token!r} with id {largest}, beyond the model's vocabulary of {model.vocabulary}: "
+            "they do not belong together; a text without it would do"
+        )
 
 
 def all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:

@@ -12,6 +12,7 @@ import torch
 
 from . import options, vectors
 from .errors import Interrupted, LensError, unless_stopped
+from .prompts import check_ids
 from .provenance import provenance
 from .session import Model, OnEvent, Session
 from .steer import data as items_of
@@ -244,6 +245,7 @@ def _prompts(model: Model, questions: Sequence[items_of.Question]) -> list[label
                 raise LensError(
                     f"a question has {len(prompt.prefix_ids)} tokens, more than the model's context of {model.context}"
                 )
+            check_ids(model, (*prompt.prefix_ids, prompt.label_id, prompt.other_id))
             prompts.append(prompt)
     return prompts
 

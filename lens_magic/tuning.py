@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from . import options
 from .errors import LensError, unless_stopped
 from .needs import Room, room_of_rank, size
+from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, current
 from .view.progress import watched
@@ -136,6 +137,8 @@ def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> t
     encoded = [ids for ids in (encode(model.tokenizer, text) for text in given if text) if ids]
     if not encoded:
         raise LensError("there are no texts to train on")
+    for ids in encoded:
+        check_ids(model, ids)
     random.Random(seed).shuffle(encoded)  # noqa: S311 - the order is no secret
     measured = min(round(held_out * len(encoded)), len(encoded) - 1)
     parts = [

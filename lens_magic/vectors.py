@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import options
 from .errors import LensError
+from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, Session
 
@@ -54,6 +55,8 @@ def train(
     items = replace(items, rejected={**items.rejected, **unread})
     if not examples:
         raise LensError(f"of {len(items)} items none can be used: {data.left_out(items.rejected)}")
+    for example in examples:
+        check_ids(model, (*example.positive.ids, *example.negative.ids))
     group = session.group
     with group.exclusive():
         answers = group.call(learn, examples, read_at, chosen, method, on_event=on_event)
