@@ -344,7 +344,7 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
 
     def needs_of(dtype: str, ranks: int) -> list[Need]:
         mapped = stored <= {dtype}
-        skeleton = footprint.skeleton(config, dtype, checkpoint.trust_remote_code)
+        skeleton = footprint.skeleton(config, dtype)
         return load_needs(footprint.weights(skeleton, ranks), spread(rooms, ranks), mapped)
 
     needs = needs_of(checkpoint.dtype, len(rooms))

@@ -106,7 +106,7 @@ def make(
     seen = parse_layers(layers, facts.layers), parse_sites(sites)
     ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
-    mapped = footprint.stored_dtypes(folder) <= {chosen} if any(folder.glob("*.safetensors")) else chosen == own
+    mapped = footprint.stored_dtypes(folder) <= {chosen} if any(folder.glob("model*.safetensors")) else chosen == own
     weights = footprint.weights(footprint.skeleton(config, chosen), ranks)
     needs = run_needs(facts, ask, rooms, weight_bytes(weights, rooms, mapped))
     notes = _notes(weights, rooms, mapped, chosen)

@@ -255,3 +255,88 @@ def test_a_restart_waits_for_ranks_that_are_being_started(monkeypatch: pytest.Mo
     session.restart()
     assert [group.closed for group in made] == [True, False]  # never two at once
     assert session.running_group is made[1]
+
+
+def test_all_that_the_hub_says_is_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors begin with a number; that a licence is to be accepted, or a name is wrong, comes below."""
+    said = "401 Client Error. (Request ID: Root=1-abc)\n\nAccess to model owner/gated is restricted.\nPlease log in."
+
+    def denied(*_: object, **__: object) -> str:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", denied)
+    refused(
+        "owner/gated", r"fetched from the hub: 401 .*Root=1-abc\) Access to model owner/gated is restricted. Please log in."
+    )
+
+
+def test_weights_are_fetched_once_and_code_on_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some repositories have the same weights again under their makers' own names."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = {"config.json", "model-00001-of-00002.safetensors", "tokenizer.json"}
+    code = {"tokenization.py"}
+    all_of_them = [
+        *wanted,
+        *code,
+        "consolidated.safetensors",
+        "consolidated-00001-of-00002.safetensors",
+        "original/params.json",
+    ]
+    fetched: list[set[str]] = []
+
+    def fetch(name: str, allow_patterns: list[str], ignore_patterns: list[str], **_: object) -> str:
+        fetched.append(set(filter_repo_objects(all_of_them, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)))
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    find("owner/model", 1)
+    find("owner/model", 1, trust_remote_code=True)
+    assert fetched == [wanted, wanted | code]
+
+
+def test_weights_under_another_name(folder: Path) -> None:
+    """A file beside the weights is none of them; alone it is not what transformers reads."""
+    alone = find(str(folder), 1)
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+    assert find(str(folder), 1).weight_bytes == alone.weight_bytes
+    (folder / "model.safetensors").unlink()
+    refused(folder, "has consolidated.safetensors, but neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_weights_of_another_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    had = config["vocab_size"]
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": had + 3}))
+    words = rf"lm_head.weight of {had} × 128 where its config.json makes it {had + 3} × 128 \(2 of"
+    with pytest.raises(lens.LensError, match=words):
+        lens.load(str(folder), ranks=1)
+    assert "MISMATCH" not in "".join(capsys.readouterr())
+
+
+def test_a_familys_code_is_transformers_whatever_comes_with_it(folder: Path) -> None:
+    """Code of the checkpoint's own would not be what the family's parts were looked up in; for a tokenizer it is asked for."""
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "their.Config", "AutoModelForCausalLM": "their.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    lens.load(str(folder), ranks=1, trust_remote_code=True)
+    assert type(current().group.rank.store["model"].model).__module__.startswith("transformers.")
+
+
+def test_tokens_that_the_model_lacks(folder: Path, tmp_path: Path) -> None:
+    """Of a tokenizer that was extended, and the model was not."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    lens.load(str(folder), ranks=1)
+    words = r"has a token '<new>' with id \d+, beyond the model's vocabulary of \d+"
+    for ask in (
+        lambda: lens.run("a <new> word"),
+        lambda: lens.train_tuned_lens(["a <new> word"]),
+        lambda: lens.train_vector([{"positive": "a <new> word", "negative": "a word"}], layers=1, position="last"),
+    ):
+        with pytest.raises(lens.LensError, match=words):
+            ask()
+    assert lens.generate("a word", 2).output_ids

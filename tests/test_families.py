@@ -239,3 +239,12 @@ def test_long_rope_ends_where_its_other_factors_begin(checkpoints: Checkpoints) 
             ids.append(token)
     with pytest.raises(lens.LensError, match=f"context of 16; at most {room} new ones fit"):
         lens.run("To be", room + 1)
+
+
+@pytest.mark.parametrize("name", models.FAMILIES)
+def test_whether_torch_attends_is_known(name: str) -> None:
+    """What a forward needs is estimated from it."""
+    from lens_magic.model.anatomy import anatomy_of
+
+    model = models.create(name)
+    assert anatomy_of(model.config.model_type, model.config).has_sdpa == model._supports_sdpa

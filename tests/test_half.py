@@ -1,4 +1,4 @@
-"""16-bit models on several ranks: what is float32 in them stays float32, and far positions are where they are."""
+"""What splitting leaves as it was: float32 buffers of 16-bit models, far positions, configurations."""
 
 from __future__ import annotations
 
@@ -14,11 +14,19 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lens_magic as lens
+from lens_magic.model.checkpoint import read_config
 from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
 pytestmark = pytest.mark.ranks(2)
 FAR, CONTEXT = 1200, 1600
+
+
+_WIDTHS = ("intermediate_size", "moe_intermediate_size", "hidden_size")
+
+
+def configuration(rank: Any) -> dict[str, Any]:
+    return {name: getattr(rank.store["model"].model.config, name, None) for name in _WIDTHS}
 
 
 def buffers(rank: Any) -> dict[str, torch.Tensor]:
@@ -66,3 +74,12 @@ def test_far_positions_are_as_near_to_float32_as_transformers_has_them(
     off, allowed = (ours - exact).norm(), (last_states(getattr(torch, dtype)) - exact).norm()
     print(f"{dtype}: {off / exact.norm():.4f} of the states' length, transformers {allowed / exact.norm():.4f}")
     assert off < 1.5 * allowed
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_a_models_configuration_is_the_checkpoints(name: str, checkpoints: Checkpoints) -> None:
+    """Experts are built narrower; what a run needs is estimated from the whole width."""
+    lens.load(str(folder := checkpoints(name)), ranks=2)
+    stated = read_config(folder)
+    for config in current().group.call(configuration):
+        assert {name: config[name] for name in _WIDTHS} == {name: getattr(stated, name, None) for name in _WIDTHS}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +78,35 @@ def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, checkpoint
     print(f"{count} ranks: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {measured / planned:.3f} ×")
     # A process grows by some MB whatever it loads, which in a model this small nears 10 % by itself.
     assert abs(measured - planned) <= 0.1 * planned + count * (2 << 20)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
+def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpoints) -> None:
+    """Gemma 2 caps its scores and has them all at once; others have keys and values repeated for their query heads."""
+    import transformers
+    from transformers import AutoTokenizer
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": 300}
+    model = models.causal(getattr(transformers, f"{kind}Config"), **shape, **heads).eval()
+    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("llama-gqa")))
+    text = "Z#" * 1900  # a token a character
+    lens.generate("warm", 2)
+    status = Path("/proc/self/status")
+
+    def stated(name: str) -> int:
+        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(name)))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = stated("VmRSS:")
+    lens.generate(text, 2, ignore_eos=True)
+    measured = stated("VmHWM:") - before
+    tokens = len(current().require_model().tokenizer(text)["input_ids"])
+    (need,) = needs.run_needs(footprint.Facts.of(model.config, "float32"), needs.Ask(2, tokens), [CPU], [0])
+    print(f"{kind}, {tokens} tokens: planned {need.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert tokens > 3500
+    assert 0.7 * measured < need.total < 1.4 * measured
 
 
 def test_what_old_checkpoints_keep_besides_weights_is_not_counted(checkpoints: Checkpoints, tmp_path: Path) -> None:

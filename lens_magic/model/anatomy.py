@@ -60,6 +60,7 @@ class Anatomy:
         autotp: whether DeepSpeed's AutoTP splits the blocks; if not, ``adjust`` does.
         adjust: functions of :mod:`.adjust` that a block goes through afterwards, by name, on more than one rank.
         experts: the setting that says how wide experts are inside, where there are any (:mod:`.experts`).
+        has_sdpa: whether transformers lets torch attend; if not, every score of a forward is held at once.
         wants_mask: without one it makes its own, from the cache's length, which a recorded step must not ask for.
         whole: what every rank keeps all of, in words.
     """
@@ -75,6 +76,7 @@ class Anatomy:
     autotp: bool = True
     adjust: tuple[str, ...] = ()
     experts: str | None = None
+    has_sdpa: bool = True
     wants_mask: bool = False
     whole: str = "embedding and norms"
 
@@ -97,7 +99,7 @@ FAMILIES: Mapping[str, Anatomy] = {
     "qwen2": Anatomy(),
     "qwen3": Anatomy(),
     "gemma": Anatomy(),
-    "gemma2": Anatomy(sites=_POST_NORM),
+    "gemma2": Anatomy(sites=_POST_NORM, has_sdpa=False),  # it caps scores
     "gemma3_text": Anatomy(
         sites=_POST_NORM,
         needs=(

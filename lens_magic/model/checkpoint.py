@@ -17,6 +17,7 @@ from .anatomy import anatomy_of, context_of
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+_SAME_AGAIN = ["consolidated*", "original/*"]  # the weights under their makers' own names
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -62,7 +63,7 @@ def find(
     dtype = dtype or "auto"
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = _folder(name, revision)
+    folder = _folder(name, revision, trust_remote_code)
     stated, whole_config = _stated(folder), read_config(folder)
     anatomy = anatomy_of(whole_config.model_type, whole_config)
     config = whole_config.get_text_config()  # models that also see or hear keep the language model's settings one level down
@@ -88,7 +89,7 @@ def find(
     )
 
 
-def _folder(name: str, revision: str | None) -> Path:
+def _folder(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     if here := _here(name):
         if revision is not None:
             raise LensError(f"only a model of the hub has revisions, and {name!r} is a folder here; leave {revision!r} out")
@@ -97,7 +98,7 @@ def _folder(name: str, revision: str | None) -> Path:
         raise LensError(f"{name!r} is not a folder")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise LensError(f"{name!r} is neither a folder, nor a hub id (owner/model), nor 'demo'")
-    return _download(name, revision)
+    return _download(name, revision, trust_remote_code)
 
 
 def _here(name: str) -> Path | None:
@@ -110,17 +111,20 @@ def _here(name: str) -> Path | None:
     return folder.resolve() if folder.is_dir() else None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
     """Fetch a model from the hub (with the hub library's own progress bars), never pickled weights."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
-    except KeyboardInterrupt:
-        raise
+        files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=_SAME_AGAIN))
     except Exception as error:  # the hub library's errors have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {reason}") from error
+        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """All that an error says. (The hub's begin with a number; why access was refused, or what was not found, comes below.)"""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _stated(folder: Path) -> Mapping[str, Any]:
@@ -156,8 +160,9 @@ def read_config(folder: Path) -> Any:
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(stated))
     except Exception as error:  # what is wrong with a setting is told by errors without a common base
-        reason = " ".join(str(error).split())
-        raise LensError(f"{folder / 'config.json'} is not a configuration of a {model_type!r} model: {reason}") from error
+        raise LensError(
+            f"{folder / 'config.json'} is not a configuration of a {model_type!r} model: {one_line(error)}"
+        ) from error
     anatomy_of(model_type, config)
     return config
 
@@ -197,9 +202,11 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise LensError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing)")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
-        return files
+    whole = folder / "model.safetensors"
+    if whole.is_file():
+        return [whole]
+    if others := sorted(folder.glob("*.safetensors")):
+        raise LensError(f"{folder} has {others[0].name}, but neither {whole.name} nor {index.name}, which transformers reads")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
         raise LensError(f"{folder} has pickled weights only, which can run code when opened; safetensors are needed")
     raise LensError(f"{folder} has no *.safetensors weights")

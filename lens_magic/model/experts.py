@@ -54,12 +54,13 @@ def cut_while_reading(rank: Rank, anatomy: Anatomy, config: Any) -> Iterator[Non
     """Within it, transformers builds a model with this rank's slice of every expert, and reads no more into it.
 
     Args:
-        config: of the model that is to be built; its experts' width becomes this rank's.
+        config: of the model that is to be built; within, its experts' width is this rank's.
     """
     if anatomy.experts is None or rank.size == 1:
         yield
         return
-    bounds = inner_bounds(getattr(config, anatomy.experts), rank.size)
+    width = getattr(config, anatomy.experts)
+    bounds = inner_bounds(width, rank.size)
     begin, end = bounds[rank.rank], bounds[rank.rank + 1]
     setattr(config, anatomy.experts, padded(end - begin))
     usual, changed = (get_checkpoint_conversion_mapping(config.model_type) for _ in range(2))  # each call gives a copy
@@ -69,6 +70,7 @@ def cut_while_reading(rank: Rank, anatomy: Anatomy, config: Any) -> Iterator[Non
     try:
         yield
     finally:
+        setattr(config, anatomy.experts, width)
         register_checkpoint_conversion_mapping(config.model_type, usual, overwrite=True)
 
 

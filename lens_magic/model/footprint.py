@@ -21,7 +21,7 @@ from ..errors import LensError
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
-from .checkpoint import read_header
+from .checkpoint import one_line, read_header
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -40,6 +40,8 @@ class Facts:
         itemsize: bytes of one number.
         vocabulary: rows of the head.
         autotp: heads are divided as AutoTP does, not by a family's own adjustment.
+        has_sdpa: torch attends; if not, all scores of a forward are held at once.
+        kinds: of layers by what they attend to (all, a window), each with a mask of its own.
     """
 
     layers: int
@@ -54,11 +56,13 @@ class Facts:
     context: int
     softcapped: bool = False
     autotp: bool = True
+    has_sdpa: bool = True
+    kinds: int = 1
 
     @classmethod
     def of(cls, config: Any, dtype: str) -> Facts:
         """From a transformers configuration."""
-        autotp = anatomy_of(config.model_type, config).autotp
+        anatomy = anatomy_of(config.model_type, config)
         config = config.get_text_config()
         heads, width = int(config.num_attention_heads), int(config.hidden_size)
         return cls(
@@ -73,7 +77,9 @@ class Facts:
             dtype=dtype,
             context=context_of(config),
             softcapped=getattr(config, "final_logit_softcapping", None) is not None,
-            autotp=autotp,
+            autotp=anatomy.autotp,
+            has_sdpa=anatomy.has_sdpa,
+            kinds=len(set(getattr(config, "layer_types", None) or [""])),
         )
 
 
@@ -115,7 +121,7 @@ def stored_dtypes(folder: Path) -> set[str]:
     Left out is what old checkpoints have besides weights: masks, and rotary frequencies of another type.
     """
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    tables = [read_header(file) for file in sorted(folder.glob("*.safetensors"))]
+    tables = [read_header(file) for file in sorted(folder.glob("model*.safetensors"))]
     sizes: Counter[str] = Counter()
     for tensor in (tensor for table in tables for tensor in table.values()):
         if not tensor["dtype"].startswith(("BOOL", "I", "U")):
@@ -124,12 +130,12 @@ def stored_dtypes(folder: Path) -> set[str]:
     return {dtype for dtype, size in sizes.items() if size > sizes.total() / 100}
 
 
-def skeleton(config: Any, dtype: str, trust_remote_code: bool = False) -> Any:
+def skeleton(config: Any, dtype: str) -> Any:
     """The model's modules without storage."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
 
 
 def weights(model: Any, ranks: int) -> list[Weights]:
@@ -205,21 +211,35 @@ def _head_bytes(parameters: Mapping[int, torch.Tensor], ranks: int, rank: int) -
     return total
 
 
+def kv_heads_of(facts: Facts, ranks: int, rank: int) -> int:
+    """Key/value heads of one rank."""
+    if facts.autotp:
+        return share(facts.kv_heads, ranks, rank, facts.kv_heads)
+    bounds = shard_bounds(facts.kv_heads, ranks)
+    return bounds[rank + 1] - bounds[rank]
+
+
 def cache_bytes(facts: Facts, ranks: int, rank: int, columns: int, batch: int) -> int:
     """Keys and values of so many columns on one rank: its own key/value heads' in every layer."""
-    if facts.autotp:
-        heads = share(facts.kv_heads * facts.head_width, ranks, rank, facts.kv_heads)
-    else:
-        bounds = shard_bounds(facts.kv_heads, ranks)
-        heads = (bounds[rank + 1] - bounds[rank]) * facts.head_width
+    heads = kv_heads_of(facts, ranks, rank) * facts.head_width
     return 2 * facts.layers * batch * room_for(columns) * heads * facts.itemsize
 
 
 def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
-    """About what one forward over so many columns needs at a time on one rank: residual stream, norm and inside an MLP."""
+    """About what one forward over so many columns needs at a time on one rank.
+
+    Residual stream, norm and inside an MLP, or attention in the last chunk, whichever is more beside the residual stream:
+    keys and values repeated for every query head and a mask of every kind of layer; where torch does not attend also all
+    scores, in the model's type and in float32.
+    """
     length = min(columns, PREFILL_COLUMNS)
     inner = max(share(facts.inner, ranks, rank, None) for rank in range(ranks))
-    return batch * length * (4 * facts.width + 3 * inner) * facts.itemsize
+    heads = max(kv_heads_of(facts, ranks, rank) for rank in range(ranks)) * facts.heads // facts.kv_heads
+    masks = length * columns * (1 + facts.itemsize) * facts.kinds if columns > length or batch > 1 or facts.kinds > 1 else 0
+    repeated = 2 * heads * columns * facts.head_width * facts.itemsize if facts.heads > facts.kv_heads else 0
+    scores = 0 if facts.has_sdpa else heads * length * columns * (4 + facts.itemsize)
+    within_mlp = 3 * length * inner * facts.itemsize
+    return batch * (4 * length * facts.width * facts.itemsize + masks + max(within_mlp, repeated + scores))
 
 
 def _local(name: str) -> Path | None:
@@ -248,5 +268,6 @@ def config_only(name: str, revision: str | None = None) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     except Exception as error:  # the hub library's errors have no common base
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LensError(f"{name!r} is no folder with a config.json, nor could one be had from the hub: {reason}") from error
+        raise LensError(
+            f"{name!r} is no folder with a config.json, nor could one be had from the hub: {one_line(error)}"
+        ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import weakref
-from collections.abc import Collection
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,27 +62,26 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
         What the caller needs to know of the model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # one bar for all ranks, drawn by the caller
     collectives.connect(rank)
     device = collectives.device_for(rank)
     folder = str(checkpoint.folder)
     dtype = getattr(torch, checkpoint.dtype)
-    trust = checkpoint.trust_remote_code
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
     anatomy = anatomy_of(checkpoint.model_type, config)
-    with cut_while_reading(rank, anatomy, config):
+    with cut_while_reading(rank, anatomy, config), _quietly():
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            trust_remote_code=trust,
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
         )
-    _require_all_weights(checkpoint.name, anatomy, info["missing_keys"])
+    _require_all_weights(checkpoint.name, anatomy, info)
+    if anatomy.experts is not None:  # transformers has copied it while experts were narrower
+        setattr(model.config, anatomy.experts, getattr(config, anatomy.experts))
     model.eval().requires_grad_(False)
     stop_if_asked(rank)
     for path in anatomy.unused:
@@ -102,9 +102,34 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     return _use(rank, loaded)
 
 
-def _require_all_weights(name: str, anatomy: Anatomy, missing: Collection[str]) -> None:
-    """Refuse a checkpoint without some of its weights: transformers makes them up. The same on every rank."""
-    lacking = sorted(key for key in missing if not key.startswith(anatomy.unused))
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Have transformers draw no bar (one for all ranks is the caller's) and print no table of keys that do not fit."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _require_all_weights(name: str, anatomy: Anatomy, info: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint without some of its weights, or with others: transformers makes them up. The same on every rank.
+
+    Args:
+        info: what transformers tells of loading it.
+    """
+    if wrong := sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(anatomy.unused)):
+        key, stored, wanted = wrong[0]
+        shapes = [" × ".join(map(str, shape)) for shape in (stored, wanted)]
+        raise LensError(
+            f"{name} has {key} of {shapes[0]} where its config.json makes it {shapes[1]} "
+            f"({len(wrong)} of its weights have other shapes)"
+        )
+    lacking = sorted(key for key in info["missing_keys"] if not key.startswith(anatomy.unused))
     if lacking:
         raise LensError(f"{name} lacks {lacking[0]} ({len(lacking)} of its weights are missing)")
 
