@@ -68,7 +68,8 @@ def load(
         dtype: "float32", "bfloat16" or "float16"; by default the checkpoint's own.
         ranks: number of ranks to split it over, this process included. By default the current number; before any are
             started, ``LENS_RANKS`` if set, otherwise ``LENS_DEFAULT_RANKS`` or 4 in a Lens kernel, and 1 in other processes.
-        revision, trust_remote_code: as in transformers; only hub models have revisions.
+        revision: of a hub model, as in transformers.
+        trust_remote_code: run code that comes with the tokenizer. Models always run transformers' own code.
 
     Raises:
         LensError: no such model, pickled weights only, no tokenizer, an unsupported family, a number of ranks it cannot be
