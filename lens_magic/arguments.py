@@ -183,7 +183,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     add("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
     add("--ranks", metavar="R", help="number of ranks to split the model over")
-    add("--trust-remote-code", action="store_true", help="run code that comes with the tokenizer; models run transformers' code")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the tokenizer (models: transformers' own)")
 
 
 def load_options(parsed: argparse.Namespace) -> dict[str, Any]:
