@@ -15,7 +15,7 @@ import numpy as np
 
 from . import bundle
 from .data import Packed, Run, pack, unpack
-from .terminal import table_text
+from .terminal import table_text, thinned
 from .text import SPACE, visible
 
 MAX_BYTES = 150_000
@@ -119,7 +119,7 @@ class _Table:
         name = escape(_cut(visible(self.name, keep=" "), 100))
         if not (positions and sites and header["layers"] and header["k"]):
             return f'<div class="lens-static"><p><b>{name}</b>: no positions, so there is nothing to show.</p></div>'
-        layers = _spread(len(header["layers"]), MAX_LAYERS)
+        layers = thinned(len(header["layers"]), MAX_LAYERS)
         room = max_bytes - len(_STYLE) - 1200
         order = sorted(range(len(sites)), key=lambda s: (sites[s] != "resid_post", s))
         # Later sites only where each can have its share and still show something.
@@ -209,11 +209,6 @@ def _token(text: str) -> str:
     """A token as markup, shut off from its neighbours where it could be right-to-left."""
     escaped = escape(_cut(text))
     return escaped if text.isascii() or (text[0] == SPACE and text[1:].isascii()) else f"<bdi>{escaped}</bdi>"
-
-
-def _spread(n: int, most: int) -> list[int]:
-    """At most `most` indices below n, evenly spread, the first and the last among them."""
-    return sorted({round(x) for x in np.linspace(0, n - 1, min(n, most))})
 
 
 def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | None = None) -> str:

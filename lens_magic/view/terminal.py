@@ -31,7 +31,7 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
     ids, probabilities = (data[name].sel(site=site).values for name in ("token_id", "prob"))
     numbers, places = data.layer.values.tolist(), data.position.values.tolist()
     rows = range(len(places))[:positions]
-    columns = _thinned(len(numbers), layers)
+    columns = thinned(len(numbers), layers)
     texts = getattr(run, "labels", None) or run.token_texts  # a basis has labels
 
     def cell(layer: int, row: int) -> str:
@@ -46,7 +46,8 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
     return "\n".join(line.rstrip() for line in [title, header, "─" * len(header), *lines, *rest])
 
 
-def _thinned(count: int, most: int) -> list[int]:
+def thinned(count: int, most: int) -> list[int]:
+    """At most so many indices below `count`, two or more, evenly spread, the first and the last among them."""
     if count <= most:
         return list(range(count))
     return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
