@@ -56,15 +56,18 @@ def square(values: NDArray[Any], dtype: str) -> Coded:
     return codes, {"dtype": dtype, "coding": "square", "step": step}
 
 
-def ranks(rank: NDArray[Any], large: bool) -> Coded:
-    """Ranks; a missing one (negative) is the highest code of its type. `large`: one byte, exact below 64, then within 3 %."""
-    if large:
-        octaves = np.log2(np.maximum(rank, EXACT_RANKS) / EXACT_RANKS)
-        code = np.minimum(EXACT_RANKS + np.rint(octaves * RANKS_PER_OCTAVE), 254)
-        small = np.where(rank < EXACT_RANKS, rank, code)
-        return np.where(rank < 0, 255, small).astype("u1"), {"dtype": "uint8", "coding": "octaves"}
-    dtype = "uint16" if rank.size == 0 or int(rank.max()) < 65535 else "uint32"
-    return plain(np.where(rank < 0, np.iinfo(dtype).max, rank), dtype)
+def ranks(rank: NDArray[Any], dtype: str = "") -> Coded:
+    """Ranks themselves, in as few bytes as hold them or as told; a missing one (negative) is the highest code of its type."""
+    dtype = dtype or ("uint16" if int(rank.max(initial=0)) < 65535 else "uint32")
+    return plain(np.where(rank < 0, np.iinfo(dtype).max, rank.astype(np.int64)), dtype)
+
+
+def octaves(rank: NDArray[Any]) -> Coded:
+    """Ranks in one byte, exact below 64, then within 3 %; missing as with `ranks`."""
+    above = np.log2(np.maximum(rank, EXACT_RANKS) / EXACT_RANKS)
+    code = np.minimum(EXACT_RANKS + np.rint(above * RANKS_PER_OCTAVE), 254)
+    small = np.where(rank < EXACT_RANKS, rank, code)
+    return np.where(rank < 0, 255, small).astype("u1"), {"dtype": "uint8", "coding": "octaves"}
 
 
 def decoded(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[Any]:

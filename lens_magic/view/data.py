@@ -19,7 +19,7 @@ Codings, the aim being 1,500 positions × 80 layers × 3 sites × 5 candidates i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -58,10 +58,11 @@ class Run(Protocol):
 class Packed:
     """A run ready to be drawn.
 
-    `header` is JSON: `schema`, `model`, `interrupted`, `sites`, `layers`, `positions`, `k`, `tokens` (display text of
-    each distinct token), `raw` (its own text, only where it is not the display text with spaces for `space`),
-    `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those
-    tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
+    `header` is JSON: `schema`, `model`, `name` (what the run is called, if not by its model), `interrupted`, `sites`,
+    `layers`, `positions`, `k`, `tokens` (display text of each distinct token), `raw` (its own text, only where it is not
+    the display text with spaces for `space`), `inputs` and `targets` (a row of `tokens` for each position, −1 where there
+    is none), `tracked` (rows of `tokens`: those tracked at every position), `followed` (how many are tracked in each cell),
+    `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final` (where the run has it) [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise)
@@ -82,8 +83,45 @@ class Packed:
         return {name: buffer.tobytes() for name, buffer in self.buffers.items()}
 
 
-def pack(run: Run) -> Packed:
-    """Packs a run: see the module's text for the codings and `Packed` for the layout."""
+Shown = Sequence[tuple[Run, str]]
+"""The runs on show, one or two, each with what it is called; "" where it has the name of its model."""
+
+
+def on_show(run: Run, compare: Run | None, names: tuple[str, str] | None) -> Shown:
+    """A run alone, or two with their names."""
+    return [(run, "")] if compare is None else list(zip((run, compare), names or ("", ""), strict=True))
+
+
+def header_of(
+    model: str, sites: Iterable[str], layers: Iterable[int], k: int, encoding: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The header of a run that has no positions as yet."""
+    return {
+        "schema": SCHEMA,
+        "model": model,
+        "name": "",
+        "interrupted": False,
+        "sites": [str(site) for site in sites],
+        "layers": [int(layer) for layer in layers],
+        "positions": [],
+        "k": k,
+        "space": SPACE,
+        "tokens": [],
+        "raw": {},
+        "inputs": [],
+        "targets": [],
+        "tracked": [],
+        "followed": 0,
+        "encoding": encoding,
+    }
+
+
+def pack(run: Run, name: str = "") -> Packed:
+    """Packs a run: see the module's text for the codings and `Packed` for the layout.
+
+    Args:
+        name: what it is called beside another.
+    """
     run = getattr(run, "drawn", run)  # a run through a basis numbers directions apart from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
     positions = [int(p) for p in data["position"].values]
@@ -104,36 +142,31 @@ def pack(run: Run) -> Packed:
         "target_prob": codes.neglog(
             data["target_prob"].values, *(("uint8", codes.COARSE_PROB_STEP) if large else ("uint16", codes.PROB_STEP))
         ),
-        "target_rank": codes.ranks(data["target_rank"].values, large),
+        "target_rank": codes.octaves(data["target_rank"].values) if large else codes.ranks(data["target_rank"].values),
         "entropy": codes.linear(data["entropy"].values, *(("uint8", 1 / 16) if large else ("uint16", 1 / 4096)), missing=True),
     }
     if "kl_final" in data:
         coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
     if followed:
         coded["tracked_prob"] = codes.neglog(data["tracked_prob"].values)
-        coded["tracked_rank"] = codes.ranks(data["tracked_rank"].values, large=False)
+        coded["tracked_rank"] = codes.ranks(data["tracked_rank"].values)
     if own.size:
         coded["tracked"] = codes.plain(np.where(own < 0, len(ids), rows(own)), "uint32")
 
     shown, raw = token_table(run.token_texts, ids)
-    header = {
-        "schema": SCHEMA,
-        "model": run.model,
+    encoding = {array: how for array, (_, how) in coded.items()}
+    header = header_of(run.model, data["site"].values, data["layer"].values, k, encoding) | {
+        "name": name,
         "interrupted": bool(run.interrupted),
-        "sites": [str(s) for s in data["site"].values],
-        "layers": [int(x) for x in data["layer"].values],
         "positions": positions,
-        "k": k,
-        "space": SPACE,
         "tokens": shown,
         "raw": raw,
         "inputs": rows(inputs).tolist(),
         "targets": rows(targets).tolist(),
         "tracked": rows(tracked).tolist(),
         "followed": followed,
-        "encoding": {name: encoding for name, (_, encoding) in coded.items()},
     }
-    return Packed(header, {name: np.ascontiguousarray(buffer) for name, (buffer, _) in coded.items()})
+    return Packed(header, {array: np.ascontiguousarray(buffer) for array, (buffer, _) in coded.items()})
 
 
 def unpack(packed: Packed) -> dict[str, NDArray[Any]]:

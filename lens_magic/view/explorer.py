@@ -11,7 +11,7 @@ import traitlets
 
 from ..writing import written_whole
 from . import bundle
-from .data import Run, pack
+from .data import Run, Shown, on_show, pack
 from .static import fallback_html, tables_html
 from .terminal import table_text
 
@@ -19,13 +19,11 @@ if TYPE_CHECKING:
     from ..lens.run import LensRun
 
 
-class Explorer(anywidget.AnyWidget):
-    """Tokens × layers of one run, drawn in the browser from binary traits; only the cells in view exist there.
+class RunView(anywidget.AnyWidget):
+    """A run in the browser, drawn from binary traits: what an `Explorer` and a `LiveView` have in common.
 
     `selected` is the chosen cell, `{"site": str, "layer": int, "position": int}` or empty. It follows the reader's
-    clicks and keys (`explorer.observe(handler, "selected")`), and setting it moves the view.
-
-    With `compare` a second run is shown beside the first, or as what changes from the first to it; `names` are theirs.
+    clicks and keys (`view.observe(handler, "selected")`), and setting it moves the view.
 
     Displayed, it leaves two outputs: the widget, and a static table for readers without one (GitHub, nbconvert, a
     notebook opened again), which stays hidden where the widget lives.
@@ -41,18 +39,10 @@ class Explorer(anywidget.AnyWidget):
     live: Any = traitlets.Bool(False).tag(sync=True)
     selected: Any = traitlets.Dict().tag(sync=True)
     fallback: Any = traitlets.Unicode().tag(sync=True)
-    _names: tuple[str, str] | None = None
 
-    def __init__(self, run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, **kwargs: Any) -> None:
-        self._runs: list[Run] = [run] if compare is None else [run, compare]
-        self._names = names if compare is not None else None
-        packs = [pack(one) for one in self._runs]
-        for packed, name in zip(packs, names or (), strict=False):
-            packed.header["name"] = name
-        traits: dict[str, Any] = {"header": packs[0].header, "buffers": packs[0].to_bytes()}
-        if compare is not None:
-            traits |= {"other_header": packs[1].header, "other_buffers": packs[1].to_bytes()}
-        super().__init__(**traits, fallback=uuid.uuid4().hex, **kwargs)
+    def __init__(self, shown: Shown, **traits: Any) -> None:
+        self._shown = shown
+        super().__init__(**traits, fallback=uuid.uuid4().hex)
 
     @traitlets.validate("selected")
     def _known_cell(self, proposal: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +72,7 @@ class Explorer(anywidget.AnyWidget):
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
         from .plots import plot
 
-        run = cast("LensRun", self._runs[0])
+        run = cast("LensRun", self._shown[0][0])
         given = {"site": self.selected.get("site"), **options}
         figure = plot(run, "heatmap", dark, **given)
         with written_whole(path) as partial:
@@ -104,12 +94,27 @@ class Explorer(anywidget.AnyWidget):
         """What is seen where widgets are not: tables, in a terminal of text."""
         from IPython.display import display
 
-        text = "\n\n".join(table_text(run) for run in self._runs)
-        display({"text/html": fallback_html(self._runs, self.fallback, self._names), "text/plain": text}, raw=True)
+        text = "\n\n".join(table_text(run) for run, _ in self._shown)
+        display({"text/html": fallback_html(self._shown, self.fallback), "text/plain": text}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
         bundled = super()._repr_mimebundle_(**kwargs)
         if bundled is None:
             return None
         data, metadata = bundled
-        return {**data, "text/html": tables_html(self._runs, names=self._names)}, metadata
+        return {**data, "text/html": tables_html(self._shown)}, metadata
+
+
+class Explorer(RunView):
+    """Tokens × layers of one run; only the cells in view exist in the browser. See `RunView` for `selected`.
+
+    With `compare` a second run is shown beside the first, or as what changes from the first to it; `names` are theirs.
+    """
+
+    def __init__(self, run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, **kwargs: Any) -> None:
+        shown = on_show(run, compare, names)
+        packs = [pack(*one) for one in shown]
+        traits: dict[str, Any] = {"header": packs[0].header, "buffers": packs[0].to_bytes()}
+        if compare is not None:
+            traits |= {"other_header": packs[1].header, "other_buffers": packs[1].to_bytes()}
+        super().__init__(shown, **traits, **kwargs)

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import codes
 from .comms import hear_while_busy
-from .data import SCHEMA, Run, pack, token_table
-from .explorer import Explorer
-from .text import SPACE
+from .data import Run, header_of, pack, token_table
+from .explorer import RunView
 
 EVERY_S = 0.1  # between messages: faster is not seen, and each costs the kernel and the browser something
 # A growing run's range and tokens are not known beforehand: codings that fit any.
-ENCODING: dict[str, dict[str, Any]] = {
-    "ids": {"dtype": "uint32", "coding": "plain"},
-    "token": {"dtype": "uint32", "coding": "plain"},
-    "prob": {"dtype": "uint16", "coding": "neglog", "step": codes.PROB_STEP},
-    "logit": {"dtype": "float32", "coding": "plain"},
-    "target_prob": {"dtype": "uint16", "coding": "neglog", "step": codes.PROB_STEP},
-    "target_rank": {"dtype": "uint32", "coding": "plain"},
-    "entropy": {"dtype": "uint16", "coding": "linear", "step": 1 / 4096, "offset": 0.0, "missing": True},
-    "kl_final": {"dtype": "float32", "coding": "plain"},
+CODINGS: dict[str, Callable[[np.ndarray], codes.Coded]] = {
+    "ids": partial(codes.plain, dtype="uint32"),
+    "token": partial(codes.plain, dtype="uint32"),
+    "prob": codes.neglog,
+    "logit": partial(codes.plain, dtype="float32"),
+    "target_prob": codes.neglog,
+    "target_rank": partial(codes.ranks, dtype="uint32"),
+    "entropy": partial(codes.linear, dtype="uint16", step=1 / 4096, missing=True),
+    "kl_final": partial(codes.plain, dtype="float32"),
 }
 NEEDED = ("token_id", "logit", "prob", "target_rank", "target_prob", "entropy", "kl_final")
 
 
-class LiveView(Explorer):
-    """The explorer of a run that is being made. Display it, `append` to it, then `finish` it: it is an `Explorer` from then on.
-    Of a run that fails, `end` it.
+class LiveView(RunView):
+    """The explorer of a run that is being made. Display it, `append` to it, then `finish` it: it is like an `Explorer` from
+    then on. Of a run that fails, `end` it.
 
     ```python
     view = LiveView("demo", sites, layers, top_k=5, on_stop=group.interrupt)
@@ -62,7 +61,7 @@ class LiveView(Explorer):
         top_k: int,
         on_stop: Callable[[], object] | None = None,
     ) -> None:
-        self._model, self._sites, self._layers, self._k = model, list(sites), [int(layer) for layer in layers], top_k
+        self._shape, self._k = (len(sites), len(layers)), top_k
         self._on_stop = on_stop
         self._lock = threading.Lock()
         self._rows: dict[int, int] = {}  # vocabulary index → row of the table of tokens
@@ -70,11 +69,10 @@ class LiveView(Explorer):
         self._text = ""
         self._last = 0.0
         self.stopped = False
-        self._runs = []
-        # Past Explorer's own, which packs a run that is there already.
-        super(Explorer, self).__init__(
-            header=self._header(), buffers=dict.fromkeys(ENCODING, b""), live=True, fallback=uuid.uuid4().hex
-        )
+        self._displayed = False
+        encoding = {name: coding(np.zeros(0))[1] for name, coding in CODINGS.items()}
+        header = header_of(model, sites, layers, top_k, encoding)
+        super().__init__([], header=header, buffers=dict.fromkeys(CODINGS, b""), live=True)
         self.on_msg(self._heard)
         hear_while_busy(self)
 
@@ -103,7 +101,7 @@ class LiveView(Explorer):
         Raises:
             ValueError: a variable is missing or has another shape.
         """
-        shape = (len(self._sites), len(self._layers), len(positions))
+        shape = (*self._shape, len(positions))
         for name in NEEDED:
             wanted = (*shape, self._k) if name in ("token_id", "logit", "prob") else shape
             found = np.shape(variables[name]) if name in variables else None
@@ -113,13 +111,13 @@ class LiveView(Explorer):
             self._say_rows(positions, variables, inputs, targets, token_texts)
 
     def finish(self, run: Run) -> None:
-        """The run is made: the view is its `Explorer` from now on, and leaves the static table for a reopened notebook.
+        """The run is made: the view is that of an `Explorer` from now on, and leaves the static table for a reopened notebook.
 
         What the browser may have missed does not matter, as the whole run is sent.
         """
         packed = pack(run)
         self._forget_stop()
-        self._runs = [run]
+        self._shown = [(run, "")]
         with self.hold_sync():
             self.header, self.live = packed.header, False
             self.buffers = packed.to_bytes()
@@ -136,8 +134,6 @@ class LiveView(Explorer):
         """A press that comes from now on would stop another run."""
         with self._lock:
             self._on_stop = None
-
-    _displayed = False
 
     def _ipython_display_(self, **kwargs: Any) -> None:
         if not self.live:
@@ -191,18 +187,13 @@ class LiveView(Explorer):
         fresh = [int(i) for i in occurring if i >= 0 and int(i) not in self._rows]
         for index in fresh:
             self._rows[index] = len(self._rows)
-        rank = np.asarray(variables["target_rank"]).astype(np.int64)
         arrays = {
-            "ids": codes.plain(np.asarray(fresh, np.int64), "uint32"),
-            "token": codes.plain(np.vectorize(self._rows.__getitem__, otypes=[np.int64])(token), "uint32"),
-            "prob": codes.neglog(variables["prob"]),
-            "logit": codes.plain(np.asarray(variables["logit"])[..., 0], "float32"),
-            "target_prob": codes.neglog(variables["target_prob"]),
-            "target_rank": codes.plain(np.where(rank < 0, np.iinfo(np.uint32).max, rank), "uint32"),
-            "entropy": codes.linear(np.asarray(variables["entropy"]), "uint16", 1 / 4096, missing=True),
-            "kl_final": codes.plain(np.asarray(variables["kl_final"]), "float32"),
+            **variables,
+            "ids": np.asarray(fresh, np.int64),
+            "token": np.vectorize(self._rows.__getitem__, otypes=[np.int64])(token),
+            "logit": np.asarray(variables["logit"])[..., 0],
         }
-        return {name: array for name, (array, _) in arrays.items()}, fresh
+        return {name: coding(arrays[name])[0] for name, coding in CODINGS.items()}, fresh
 
     def _heard(self, _widget: Any, content: Any, _buffers: Any) -> None:
         """What the browser says: stop, or that it has seen the messages before number `seq` alone."""
@@ -216,22 +207,3 @@ class LiveView(Explorer):
             with self._lock:
                 for message, buffers in self._sent[max(0, content["seq"]) :]:
                     self.send(message, buffers)
-
-    def _header(self) -> dict[str, Any]:
-        return {
-            "schema": SCHEMA,
-            "model": self._model,
-            "interrupted": False,
-            "sites": self._sites,
-            "layers": self._layers,
-            "positions": [],
-            "k": self._k,
-            "space": SPACE,
-            "tokens": [],
-            "raw": {},
-            "inputs": [],
-            "targets": [],
-            "tracked": [],
-            "followed": 0,
-            "encoding": ENCODING,
-        }

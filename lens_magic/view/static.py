@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import bundle
-from .data import Packed, Run, pack, unpack
+from .data import Packed, Run, Shown, on_show, pack, unpack
 from .terminal import table_text, thinned
 from .text import SPACE, visible
 
@@ -66,19 +66,18 @@ def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
     return _Table(run, run.model).html(max_bytes)
 
 
-def tables_html(runs: Sequence[Run], max_bytes: int = MAX_BYTES, names: Sequence[str] | None = None) -> str:
-    """`table_html` of each run, together at most `max_bytes` bytes; `names` are what they are called."""
-    called = names or [run.model for run in runs]
-    return "".join(_Table(run, name).html(max_bytes // len(runs)) for run, name in zip(runs, called, strict=True))
+def tables_html(shown: Shown, max_bytes: int = MAX_BYTES) -> str:
+    """`table_html` of each run, together at most `max_bytes` bytes."""
+    return "".join(_Table(run, name or run.model).html(max_bytes // len(shown)) for run, name in shown)
 
 
-def fallback_html(runs: Sequence[Run], widget: str, names: Sequence[str] | None = None) -> str:
+def fallback_html(shown: Shown, widget: str) -> str:
     """`tables_html` to stand behind a widget: hidden by the live widget of that name, and by nothing else.
 
     It waits a moment before it appears, so as not to flash while the widget loads, and takes the place of JupyterLab's
     "model not found" right above it.
     """
-    tables = tables_html(runs, MAX_BYTES - 1000, names)
+    tables = tables_html(shown, MAX_BYTES - 1000)
     return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(widget)}">{tables}</div>'
 
 
@@ -219,11 +218,8 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
     Its Content-Security-Policy allows no network at all and only this page's own script, by hash. Token text is
     inside JSON with every `<` escaped, so no token can end the element it stands in.
     """
-    runs = [one for one in (run, compare) if one is not None]
-    packs = [pack(one) for one in runs]
-    for packed, name in zip(packs, names or (), strict=False):
-        packed.header["name"] = name
-    data = json.dumps([_encoded(packed) for packed in packs], ensure_ascii=False, separators=(",", ":"))
+    shown = on_show(run, compare, names)
+    data = json.dumps([_encoded(pack(*one)) for one in shown], ensure_ascii=False, separators=(",", ":"))
     script = f"\n{bundle.script()}\n{_BOOT}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -231,7 +227,7 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
         "base-uri 'none'; form-action 'none'"
     )
     title = f"{escape(run.model)} – logit lens"
-    passages = "\n".join(_passage(one) for one in runs)
+    passages = "\n".join(_passage(one) for one, _ in shown)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -246,7 +242,7 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
 <body>
 {passages}
 <main id="lens"></main>
-<noscript>{tables_html(runs, names=names if compare is not None else None)}</noscript>
+<noscript>{tables_html(shown)}</noscript>
 <script type="application/json" id="lens-data">{_inert(data)}</script>
 <script type="module">{script}</script>
 </body>

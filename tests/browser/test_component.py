@@ -225,7 +225,7 @@ def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) 
     packed = pack(run)
     entry = "export default { render };"
     assert bundle.script().count(entry) == 1
-    table = fallback_html([run], "abc")
+    table = fallback_html([(run, "")], "abc")
     page = visit.open(f"<!DOCTYPE html><style>{bundle.style()}</style><div id=out></div>{table}", tmp_path / "empty.html")
     page.add_script_tag(type="module", content=bundle.script().replace(entry, "globalThis.lensRender = render;"))
     buffers = {name: base64.b64encode(b).decode() for name, b in packed.to_bytes().items()}

@@ -3,7 +3,7 @@
  *
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
  *   missing?: boolean}} Encoding `missing`: the highest code is that of a cell without numbers; with neglog and square it always is
- * @typedef {{schema: number, model: string, name?: string, interrupted: boolean, sites: string[], layers: number[],
+ * @typedef {{schema: number, model: string, name: string, interrupted: boolean, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
  * @typedef {ArrayBuffer | ArrayBufferView} Bytes
