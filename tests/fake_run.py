@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -50,10 +50,36 @@ class FakeRun:
     output_ids: list[int]
     model: str = "fake-model"
     interrupted: bool = False
-    text: str = field(default="")
+    prompt: str = ""
+    text: str = ""
 
     def __post_init__(self) -> None:
+        self.prompt = self.prompt or "".join(self.token_texts[i] for i in self.prompt_ids)
         self.text = self.text or "".join(self.token_texts[i] for i in self.output_ids)
+
+    @property
+    def sites(self) -> list[str]:
+        return [str(site) for site in self.dataset["site"].values]
+
+    @property
+    def layers(self) -> list[int]:
+        return self.dataset["layer"].values.tolist()
+
+    @property
+    def positions(self) -> list[int]:
+        return self.dataset["position"].values.tolist()
+
+    @property
+    def variables(self) -> dict[str, np.ndarray]:
+        return {str(name): values.values for name, values in self.dataset.data_vars.items()}
+
+    @property
+    def candidate_texts(self) -> dict[int, str]:
+        return self.token_texts
+
+    @property
+    def drawn(self) -> FakeRun:
+        return self
 
     def to_xarray(self) -> xr.Dataset:
         return self.dataset

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -303,6 +304,10 @@ class TestExplorer:
         assert state["header"] == pack(run).header
         assert state["buffers"] == pack(run).to_bytes()
 
+    def test_an_image_of_any_run_that_can_be_viewed(self, tmp_path: Path) -> None:
+        written = Explorer(fake_run(5, 2)).to_svg(tmp_path / "run.svg").read_text(encoding="utf-8")
+        assert "fake-model, residual stream" in written
+
     def test_empty_run(self) -> None:
         assert "no positions" in show(fake_run(0, 3))._repr_mimebundle_()[0]["text/html"]
 
@@ -448,6 +453,6 @@ def test_a_fake_run_is_consistent() -> None:
 def test_the_prompt_of_a_page_is_as_it_was_written() -> None:
     run = fake_run(9, 4)
     run.token_texts.update(dict.fromkeys(run.prompt_ids, "\\xe4"))
-    run.prompt = "你好"  # type: ignore[attr-defined]
+    run.prompt = "你好"
     page = page_html(run)
     assert '<p class="passage" dir="auto">你好<mark>' in page

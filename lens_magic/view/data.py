@@ -37,20 +37,34 @@ LARGE_BYTES = 8_000_000
 
 
 class Run(Protocol):
-    """What a view needs of a `LensRun`."""
+    """What views need of a `LensRun`."""
 
     @property
     def model(self) -> str: ...  # noqa: D102
     @property
-    def text(self) -> str: ...  # noqa: D102
+    def prompt(self) -> str: ...  # noqa: D102
     @property
     def prompt_ids(self) -> Sequence[int]: ...  # noqa: D102
     @property
+    def text(self) -> str: ...  # noqa: D102
+    @property
     def output_ids(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def sites(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def layers(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def positions(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def variables(self) -> Mapping[str, NDArray[Any]]: ...  # noqa: D102
     @property
     def token_texts(self) -> Mapping[int, str]: ...  # noqa: D102
     @property
+    def candidate_texts(self) -> Mapping[int, str]: ...  # noqa: D102
+    @property
     def interrupted(self) -> bool: ...  # noqa: D102
+    @property
+    def drawn(self) -> Run: ...  # noqa: D102
     def to_xarray(self) -> xr.Dataset: ...  # noqa: D102
 
 
@@ -122,7 +136,7 @@ def pack(run: Run, name: str = "") -> Packed:
     Args:
         name: what it is called beside another.
     """
-    run = getattr(run, "drawn", run)  # a run through a basis numbers directions apart from tokens
+    run = run.drawn  # a run through a basis numbers directions apart from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
     positions = [int(p) for p in data["position"].values]
     candidates = data["token_id"].values

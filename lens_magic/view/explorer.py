@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import anywidget
 import traitlets
@@ -14,9 +14,6 @@ from . import bundle
 from .data import Run, Shown, on_show, pack
 from .static import fallback_html, tables_html
 from .terminal import table_text
-
-if TYPE_CHECKING:
-    from ..lens.run import LensRun
 
 
 class RunView(anywidget.AnyWidget):
@@ -72,9 +69,8 @@ class RunView(anywidget.AnyWidget):
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
         from .plots import plot
 
-        run = cast("LensRun", self._shown[0][0])
         given = {"site": self.selected.get("site"), **options}
-        figure = plot(run, "heatmap", dark, **given)
+        figure = plot(self._shown[0][0], "heatmap", dark, **given)
         with written_whole(path) as partial:
             figure.savefig(partial, format=kind, dpi=dpi)
         return Path(path).expanduser()

@@ -14,7 +14,7 @@ from .figure import Look, label, panels, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..lens.run import LensRun
+    from .data import Run
 
 _MOST_CELLS = 4000
 _TITLES = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream", "resid_pre": "block input"}
@@ -43,7 +43,7 @@ SHADES = {
 }
 
 
-def plot(run: LensRun, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
+def plot(run: Run, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
     """See :meth:`lens_magic.lens.run.LensRun.plot`."""
     kinds: dict[str, Callable[..., Figure]] = {
         "heatmap": heatmap,
@@ -58,7 +58,7 @@ def plot(run: LensRun, kind: str = "heatmap", dark: bool = False, **options: Any
 
 
 def heatmap(
-    run: LensRun,
+    run: Run,
     look: Look,
     site: str | None = None,
     shade: str = "prob",
@@ -86,7 +86,7 @@ def heatmap(
     return figure
 
 
-def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
+def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
     """All sites of one position side by side, layers down, the k candidates of each cell (Figure 2 of the paper)."""
     row = _row(run, run.positions[-1] if position is None else position)
     k = run.variables["token_id"].shape[-1]
@@ -105,7 +105,7 @@ def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
 
 
 def trajectories(
-    run: LensRun, look: Look, position: int | None = None, tokens: Sequence[int] | None = None, site: str | None = None
+    run: Run, look: Look, position: int | None = None, tokens: Sequence[int] | None = None, site: str | None = None
 ) -> Figure:
     """Probability and rank of tokens across layers at one position: tracked tokens, else those that lead in any layer.
 
@@ -136,7 +136,7 @@ def trajectories(
     return figure
 
 
-def by_layer(run: LensRun, look: Look) -> Figure:
+def by_layer(run: Run, look: Look) -> Figure:
     """Entropy by layer: the mean over positions, with the middle half of them."""
     figure, (axes,) = panels([4.6], 3.0)
     for number, site in enumerate(run.sites):
@@ -158,7 +158,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
     return np.array([(np.quantile(r, 0.25), r.mean(), np.quantile(r, 0.75)) if r.size else none for r in rows]).T
 
 
-def _cells(run: LensRun, shade: Shade) -> np.ndarray:
+def _cells(run: Run, shade: Shade) -> np.ndarray:
     """The shading value of every cell, ``[site, layer, position]``."""
     values = run.variables[shade.variable]
     return shade.scaled(values[..., 0] if values.ndim == 4 else values)
@@ -168,7 +168,7 @@ def _limits(shade: str, values: np.ndarray) -> dict[str, float]:
     return {"vmin": 0, "vmax": 1} if "prob" in shade else {"vmin": 0, "vmax": float(np.nanmax(values, initial=1e-9))}
 
 
-def _write(axes: Any, image: Any, ids: np.ndarray, run: LensRun) -> None:
+def _write(axes: Any, image: Any, ids: np.ndarray, run: Run) -> None:
     """A cell's token in the middle of it, black or white, whichever is the better to read: 4.5:1 at least (WCAG 2)."""
     shaded = image.cmap(image.norm(image.get_array()))
     # Nothing is drawn where there is no number: the paper is seen.
@@ -180,13 +180,13 @@ def _write(axes: Any, image: Any, ids: np.ndarray, run: LensRun) -> None:
         axes.text(column, row, label(_text(run, int(token)), 9), ha="center", va="center", fontsize=7, color=ink)
 
 
-def _tracked(run: LensRun, row: int) -> list[int]:
+def _tracked(run: Run, row: int) -> list[int]:
     """The tokens that were tracked at a position."""
     ids = run.variables.get("tracked_id")
     return [] if ids is None else [index for index in ids[row].tolist() if index >= 0]
 
 
-def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, np.ndarray]:
+def _followed(run: Run, s: int, row: int, token: int) -> tuple[np.ndarray, np.ndarray]:
     """A token's probability and rank at every layer; NaN where the run does not know them."""
     if token in (track := _tracked(run, row)):
         prob, rank = (run.variables[name][s][:, row, track.index(token)] for name in ("tracked_prob", "tracked_rank"))
@@ -201,34 +201,34 @@ def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, n
     return prob, rank
 
 
-def _layers_across(axes: Any, run: LensRun) -> None:
+def _layers_across(axes: Any, run: Run) -> None:
     step = -(-len(run.layers) // 40)
     axes.set_xticks(range(0, len(run.layers), step), [str(layer) for layer in run.layers[::step]])
     axes.set_xlabel("layer")
 
 
-def _site(run: LensRun, site: str | None) -> int:
+def _site(run: Run, site: str | None) -> int:
     wanted = site or ("resid_post" if "resid_post" in run.sites else run.sites[0])
     if wanted not in run.sites:
         raise LensError(f"site {wanted!r} was not captured in this run; captured: {', '.join(run.sites)}")
     return run.sites.index(wanted)
 
 
-def _row(run: LensRun, position: int) -> int:
+def _row(run: Run, position: int) -> int:
     if position not in run.positions:
         raise LensError(f"position {position} is not in this run; {run.positions[0]} to {run.positions[-1]} are")
     return run.positions.index(position)
 
 
-def _target_id(run: LensRun, row: int) -> int:
+def _target_id(run: Run, row: int) -> int:
     place = run.positions[row]
     ids = [*run.prompt_ids, *run.output_ids]
     return int(ids[len(run.prompt_ids) + place])
 
 
-def _target(run: LensRun, row: int) -> str:
+def _target(run: Run, row: int) -> str:
     return _text(run, _target_id(run, row))
 
 
-def _text(run: LensRun, token: int) -> str:
+def _text(run: Run, token: int) -> str:
     return run.token_texts.get(token, f"#{token}")

@@ -262,11 +262,9 @@ def _inert(data: str) -> str:
 
 def _passage(run: Run) -> str:
     """The prompt and, marked, its continuation, as readable text."""
-    # Not token by token where it can be helped: a character may be of several, and a token no character.
-    prompt = getattr(run, "prompt", "") or "".join(run.token_texts.get(int(i), "") for i in run.prompt_ids)
-    start = "… " if len(prompt) > EXCERPT else ""
+    start = "… " if len(run.prompt) > EXCERPT else ""
     end = " …" if len(run.text) > EXCERPT else ""
-    before, after = _running(prompt[-EXCERPT:]), _running(run.text[:EXCERPT])
+    before, after = _running(run.prompt[-EXCERPT:]), _running(run.text[:EXCERPT])
     return f'<p class="passage" dir="auto">{start}{before}<mark>{after}</mark>{end}</p>'
 
 

@@ -32,10 +32,9 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
     numbers, places = data.layer.values.tolist(), data.position.values.tolist()
     rows = range(len(places))[:positions]
     columns = thinned(len(numbers), layers)
-    texts = getattr(run, "labels", None) or run.token_texts  # a basis has labels
 
     def cell(layer: int, row: int) -> str:
-        text = visible(texts.get(int(ids[layer, row, 0]), ""))
+        text = visible(run.candidate_texts.get(int(ids[layer, row, 0]), ""))
         return f"{fitted(text, _CELL)}{100 * probabilities[layer, row, 0]:{_NUMBER - 1}.0f}%"
 
     header = f"{'token':>{_HEAD}} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + _NUMBER}}" for c in columns)
