@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 PROB_STEP = 1 / 2048
 COARSE_PROB_STEP = 1 / 8
 EXACT_RANKS = 64
-RANKS_PER_OCTAVE = 15
+OCTAVE_STEP = 1 / 15
 
 Coded = tuple[NDArray[Any], dict[str, Any]]
 
@@ -65,9 +65,10 @@ def ranks(rank: NDArray[Any], dtype: str = "") -> Coded:
 def octaves(rank: NDArray[Any]) -> Coded:
     """Ranks in one byte, exact below 64, then within 3 %; missing as with `ranks`."""
     above = np.log2(np.maximum(rank, EXACT_RANKS) / EXACT_RANKS)
-    code = np.minimum(EXACT_RANKS + np.rint(above * RANKS_PER_OCTAVE), 254)
+    code = np.minimum(EXACT_RANKS + np.rint(above / OCTAVE_STEP), 254)
     small = np.where(rank < EXACT_RANKS, rank, code)
-    return np.where(rank < 0, 255, small).astype("u1"), {"dtype": "uint8", "coding": "octaves"}
+    encoding = {"dtype": "uint8", "coding": "octaves", "exact": EXACT_RANKS, "step": OCTAVE_STEP}
+    return np.where(rank < 0, 255, small).astype("u1"), encoding
 
 
 def decoded(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[Any]:
@@ -89,7 +90,8 @@ def decoded_ranks(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[np.i
     """Ranks again; −1 where missing."""
     wide = codes.astype(np.int64)
     if encoding["coding"] == "octaves":
-        above = np.rint(EXACT_RANKS * 2.0 ** ((wide - EXACT_RANKS) / RANKS_PER_OCTAVE)).astype(np.int64)
-        wide = np.where(wide < EXACT_RANKS, wide, above)
+        exact = encoding["exact"]
+        above = np.rint(exact * 2.0 ** ((wide - exact) * encoding["step"])).astype(np.int64)
+        wide = np.where(wide < exact, wide, above)
     found: NDArray[np.int64] = np.where(codes == np.iinfo(codes.dtype).max, -1, wide)
     return found

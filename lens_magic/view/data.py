@@ -32,7 +32,7 @@ from .text import SPACE, visible
 if TYPE_CHECKING:
     import xarray as xr
 
-SCHEMA = 3
+SCHEMA = 4
 LARGE_BYTES = 8_000_000
 
 

@@ -2,7 +2,8 @@
  * The packed run, read. `lens_magic/view/data.py` writes it and describes the codings; nothing here draws.
  *
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
- *   missing?: boolean}} Encoding `missing`: the highest code is that of a cell without numbers; with neglog and square it always is
+ *   exact?: number, missing?: boolean}} Encoding `missing`: the highest code is that of a cell without numbers; with neglog,
+ *   square and ranks it always is
  * @typedef {{schema: number, model: string, name: string, interrupted: boolean, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
@@ -16,8 +17,6 @@
  */
 
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
-const EXACT_RANKS = 64;
-const RANKS_PER_OCTAVE = 15;
 
 /**
  * Bytes as an array of `dtype`, copied only where they do not start on an element's boundary.
@@ -32,11 +31,12 @@ function typed(bytes, dtype) {
 }
 
 /** What each code of an array stands for, where a table of all codes is small. @param {Encoding} encoding */
-function decoder({ dtype, coding, step = 1, offset = 0, missing = false }) {
+function decoder({ dtype, coding, step = 1, offset = 0, exact = 0, missing = false }) {
   const decode = {
     neglog: (/** @type {number} */ code) => Math.exp(-code * step),
     linear: (/** @type {number} */ code) => code * step + offset,
     square: (/** @type {number} */ code) => code * code * step,
+    octaves: (/** @type {number} */ code) => (code < exact ? code : Math.round(exact * 2 ** ((code - exact) * step))),
     plain: (/** @type {number} */ code) => code,
   }[coding];
   if (!decode) throw new Error(`this view does not know the coding ${coding}`);
@@ -51,7 +51,7 @@ function decoder({ dtype, coding, step = 1, offset = 0, missing = false }) {
 export class LensData {
   /** @param {Packed} packed */
   constructor({ header, buffers }) {
-    if (header.schema !== 3) throw new Error(`this view reads schema 3, the run was packed as ${header.schema}`);
+    if (header.schema !== 4) throw new Error(`this view reads schema 4, the run was packed as ${header.schema}`);
     // A growing run adds to these, and another view may be of the same header.
     const { positions, inputs, targets, tokens, raw } = header;
     const own = { positions: [...positions], inputs: [...inputs], targets: [...targets], tokens: [...tokens], raw: { ...raw } };
@@ -65,7 +65,7 @@ export class LensData {
     this.decode = {};
     for (const [name, encoding] of Object.entries(header.encoding)) {
       this.arrays[name] = typed(buffers[name], encoding.dtype);
-      if (!name.endsWith("rank")) this.decode[name] = decoder(encoding);
+      this.decode[name] = decoder(encoding);
     }
     const highest = (/** @type {string} */ name) => 2 ** (8 * (this.arrays[name]?.BYTES_PER_ELEMENT ?? 1)) - 1;
     this.missing = { target_rank: highest("target_rank"), tracked_rank: highest("tracked_rank") };
@@ -117,9 +117,7 @@ export class LensData {
   /** How many tokens are likelier than the target; −1 where the position has no target. @param {number} cell */
   targetRank(cell) {
     const code = this.arrays.target_rank[cell];
-    if (code === this.missing.target_rank) return -1;
-    if (code < EXACT_RANKS || this.exactRanks) return code;
-    return Math.round(EXACT_RANKS * 2 ** ((code - EXACT_RANKS) / RANKS_PER_OCTAVE));
+    return code === this.missing.target_rank ? -1 : this.decode.target_rank(code);
   }
 
   get exactRanks() {
