@@ -170,7 +170,7 @@ def _require_plain_codecs(path: Path) -> None:
 
 
 def require_zarr() -> None:
-    """Raises: LensError: the package is missing."""
+    """Raise LensError where zarr is not installed."""
     try:
         import zarr  # noqa: F401
     except ImportError:

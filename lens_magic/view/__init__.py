@@ -1,7 +1,8 @@
-"""What a run looks like: an interactive explorer, a static table, a stand-alone page.
+"""What a run looks like: an interactive explorer, a static table, a stand-alone page, a table of text, figures.
 
-Data in, view out: everything drawn comes from one `Packed` value (`lens_magic.view.data.pack`), so the notebook
-widget, the page on disk and the tests all read the same bytes. Nothing here computes a number.
+Data in, view out: the notebook's widget, the page on disk and the static table are drawn from one `Packed` value
+(`lens_magic.view.data.pack`); what is drawn as text (`terminal`, `steered`) or by matplotlib (`plots`, `steerability`) reads
+its subject itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A run packed for drawing: a small JSON header and a few flat arrays.
 
-This is the seam between results and views. `pack` is the only place that reads a run; whatever draws reads the
-`Packed` value and nothing else. The header says how each array is coded, so a reader follows it instead of knowing
-sizes by heart (the browser's reader is `static/data.js`, Python's is `unpack`, the codings are in `codes.py`).
+This is the seam between results and what the browser draws; the static table is drawn from a `Packed` value too. (A table
+of text and figures read the run itself.) The header says how each array is coded, so a reader follows it instead of
+knowing sizes by heart (the browser's reader is `static/data.js`, Python's is `unpack`, the codings are in `codes.py`).
 
 Codings, the aim being 1,500 positions × 80 layers × 3 sites × 5 candidates in less than 10 MB:
 
