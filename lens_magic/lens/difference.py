@@ -54,14 +54,14 @@ class LensDiff:
 
         float64; NaN where a cell of either run has no numbers, and no rank.
         """
-        base, steered = self._of_base("target_rank"), self._of_steered("target_rank")
+        base, steered = self.base.variables["target_rank"], self.steered.variables["target_rank"]
         change: np.ndarray = np.where((base < 0) | (steered < 0), np.nan, steered.astype(np.float64) - base)
         return change
 
     @property
     def target_prob_change(self) -> np.ndarray:
         """The next token's probability in the steered run less that in the base."""
-        change: np.ndarray = self._of_steered("target_prob") - self._of_base("target_prob")
+        change: np.ndarray = self.steered.variables["target_prob"] - self.base.variables["target_prob"]
         return change
 
     @property
@@ -83,12 +83,6 @@ class LensDiff:
         layers = np.array(self.base.layers, dtype=np.int64)
         found: np.ndarray = np.where(beyond.any(0), layers[beyond.argmax(0)], -1)
         return found
-
-    def _of_base(self, name: str) -> np.ndarray:
-        return self.base.variables[name]
-
-    def _of_steered(self, name: str) -> np.ndarray:
-        return self.steered.variables[name]
 
     def to_xarray(self) -> xr.Dataset:
         """``kl``, ``target_rank_change``, ``target_prob_change`` of every cell, and both runs' variables along ``run``.

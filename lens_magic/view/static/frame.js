@@ -5,7 +5,7 @@ import { settled } from "./query.js";
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {{site: string, layer: number, position: number}} Cell labels
- * @typedef {import("./measures.js").Choice & {mode: "table" | "token", shown: number, sites: string[], layers: number[],
+ * @typedef {import("./measures.js").Choice & {mode: "table" | "token", sites: string[], layers: number[],
  *   zoom: number, transposed: boolean, pairing: "beside" | "difference"}} View
  * @typedef {{positions: number[], layers: number[], sites: string[]}} Labels
  */

@@ -38,7 +38,7 @@ export class Stage {
     const { sites, layers, positions } = this.labels;
     const site = sites.includes("resid_post") ? "resid_post" : sites[sites.length - 1];
     /** @type {View} */
-    this.view = { mode: "table", shown: 0, sites: [site], layers, zoom: 1, transposed: false, shade: "prob", over: "all", token: -1, pairing: "beside" };
+    this.view = { mode: "table", sites: [site], layers, zoom: 1, transposed: false, shade: "prob", over: "all", token: -1, pairing: "beside" };
     /** @type {Cell & {j: number}} */
     this.cell = { site, layer: layers[layers.length - 1], position: positions.find((p) => p >= 0) ?? positions[0], j: 0 };
     this.root = make("div", "lens-root");
@@ -283,6 +283,7 @@ export class Stage {
     const { site, layer, position } = this.cell;
     return { site, layer, position };
   }
+
   /** A run has grown: its axes are read again, and a reader at its end stays there. */
   grown() {
     const { el } = this.grids[0];

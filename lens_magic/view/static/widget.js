@@ -12,7 +12,7 @@ import { LiveStrip } from "./live.js";
  * @typedef {{select: (cell: Partial<Cell>) => void, state: () => import("./stage.js").State | undefined, destroy: () => void}} Mounted
  * @typedef {{get: (name: string) => any, set: (name: string, value: unknown) => void, save_changes: () => void,
  *   send: (content: unknown) => void, on: (event: string, callback: Function) => void, off: (event: string, callback: Function) => void}} Model
- * @typedef {{type: "rows", seq: number, at: number, text: string, names: string[], over: boolean} & import("./data.js").Rows} RowsMessage
+ * @typedef {{type: "rows", seq: number, text: string, names: string[], over: boolean} & import("./data.js").Rows} RowsMessage
  */
 
 /** @param {HTMLElement} el @param {Header} header @returns {Mounted} */
