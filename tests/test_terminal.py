@@ -8,7 +8,7 @@ import shutil
 import sys
 
 import pytest
-from fake_run import fake_run
+from fake_run import fake_run, without_numbers
 
 from lens_magic.view.terminal import table_text
 from lens_magic.view.text import fitted
@@ -34,6 +34,12 @@ def test_a_terminal_is_not_overrun(monkeypatch: pytest.MonkeyPatch, width: int, 
     assert [int(word) for word in header.split() if word.isdigit()] == layers
     assert len(rule) <= max(width, 50)
     assert all(len(row) <= len(rule) for row in rows)
+
+
+def test_a_cell_without_numbers_has_a_dash() -> None:
+    *_, above, row = table_text(without_numbers(fake_run(4, 3), layer=1, position=3)).splitlines()
+    first, middle, last = (place for place, char in enumerate(above) if char == "%")
+    assert [row[place] for place in (first, middle, last)] == ["%", "–", "%"]
 
 
 def test_a_log_has_all_columns() -> None:

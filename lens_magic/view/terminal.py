@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from math import isnan
 from typing import TYPE_CHECKING
 
 from .text import fitted, visible
@@ -35,7 +36,9 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
 
     def cell(layer: int, row: int) -> str:
         text = visible(run.candidate_texts.get(int(ids[layer, row, 0]), ""))
-        return f"{fitted(text, _CELL)}{100 * probabilities[layer, row, 0]:{_NUMBER - 1}.0f}%"
+        probability = float(probabilities[layer, row, 0])
+        number = "–" if isnan(probability) else f"{100 * probability:.0f}%"
+        return f"{fitted(text, _CELL)}{number:>{_NUMBER}}"
 
     header = f"{'token':>{_HEAD}} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + _NUMBER}}" for c in columns)
     lines = [f"{_target(run, places[row])} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
