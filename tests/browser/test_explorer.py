@@ -102,6 +102,28 @@ def test_a_cell_without_numbers_has_no_shade_and_no_number(visit: Visit, tmp_pat
     assert "NaN" not in Path(download.value.path()).read_text(encoding="utf-8")
 
 
+def test_a_cell_without_numbers_has_no_mark(visit: Visit, tmp_path: Path) -> None:
+    """Neither that of the token that came next nor that of the one looked for, which are first in the cell and the next."""
+    run = fake_run(POSITIONS, LAYERS, seed=3)
+    target = run.output_ids[5]
+    run.dataset["token_id"].values[:, 2:4, 5] = [target, *(token for token in range(6) if token != target)][:5]
+    page = visit.open(page_html(without_numbers(run, layer=2, position=5)), tmp_path / "run.html")
+    page.get_by_label("Find a token").fill(f"#{target}")
+    page.keyboard.press("Enter")
+    page.locator("[role=row][aria-rowindex='7'] [role=gridcell][aria-colindex='4']").click()
+    assert place(page) == "resid_post · layer 2 · position 5"
+    assert page.locator(".lens-candidates .lens-hit").count() == 0
+    marks = {"lens-hit", "lens-found"}
+    found = cells(page)
+    assert marks.isdisjoint(found[5, 2]["classes"])
+    assert marks <= set(found[5, 3]["classes"])
+    page.get_by_role("radio", name="one token").check(force=True)
+    settle(page)
+    found = cells(page)
+    assert marks.isdisjoint(found[2, 0]["classes"])
+    assert marks <= set(found[3, 0]["classes"])
+
+
 def test_shading_by_a_tracked_token(page: Page, run: FakeRun) -> None:
     option = page.get_by_label("Shade by").locator("option", has_text=f"probability of {shown(run, 4)}")
     shade_by(page, option.get_attribute("value") or "")

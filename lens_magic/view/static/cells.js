@@ -102,7 +102,7 @@ function runPainter(frame, view, marks, places) {
       const settles = s === stream && frame.settles(position) === labels.layers[l];
       const found = marks.found >= 0 && data.candidateOf(offset, marks.found) >= 0;
       const pinned = marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)));
-      const hit = top === targets[position];
+      const hit = data.holds(offset * data.k, targets[position]);
       el.className = `lens-cell${hit ? " lens-hit" : ""}${settles ? " lens-settles" : ""}${found ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
       el.style.backgroundColor = shade(measure.ramp, measure.strength(value));
     },
@@ -139,19 +139,19 @@ function candidatePainter(frame, view, marks, places) {
     const where = places.at(a, b);
     const [s, l, p, j] = where;
     const offset = frame.cell(s, l, p);
-    if (offset < 0) return { where, j, token: -1, prob: 0, target: -1 };
+    if (offset < 0) return { where, i: -1, j, token: -1, prob: 0, target: -1 };
     const i = offset * data.k + j;
     const prob = view.over === "k" ? data.prob(i) / data.among(offset) : data.prob(i);
-    return { where, j, token: data.arrays.token[i], prob, target: targets[frame.position[p]] };
+    return { where, i, j, token: data.arrays.token[i], prob, target: targets[frame.position[p]] };
   };
   const scale = measureOf(data, { ...view, shade: "prob" });
   return {
     scale: { ...scale, label: scale.label.replace("of the top token", "of each candidate") },
     paint(el, a, b) {
-      const { where, j, token, prob, target } = at(a, b);
+      const { where, i, j, token, prob, target } = at(a, b);
       write(el, shows, token < 0 ? "" : tokens[token], token < 0 ? "" : shows === "number" ? percent(prob) : brief(prob));
       const pinned = j === 0 && marks.pinned.has(keyOf(named(labels, where)));
-      el.className = `lens-cell${token >= 0 && token === target ? " lens-hit" : ""}${j === 0 ? " lens-group" : ""}${token >= 0 && token === marks.found ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
+      el.className = `lens-cell${data.holds(i, target) ? " lens-hit" : ""}${j === 0 ? " lens-group" : ""}${data.holds(i, marks.found) ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
       el.style.backgroundColor = shade("sure", prob);
     },
     describe(a, b) {

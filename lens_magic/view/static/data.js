@@ -217,7 +217,7 @@ export class LensData {
         prob: this.prob(i),
         share: this.prob(i) / total,
         logit: Number.isNaN(this.prob(i)) ? NaN : first - (this.arrays.prob[i] - this.arrays.prob[cell * this.k]) * (this.header.encoding.prob.step ?? 1),
-        hit: token === targets[position],
+        hit: this.holds(i, targets[position]),
       };
     });
   }
