@@ -72,6 +72,15 @@ def test_a_page_is_searched_at_once(page: Page) -> None:
     assert page.get_by_label("Find a token").input_value() == "/"
 
 
+def test_a_choice_of_sites_leads_to_finding_too(page: Page) -> None:
+    page.get_by_role("radio", name="mlp_out").focus()
+    page.keyboard.press("/")
+    assert focused(page) == "Find a token"
+    page.get_by_label("Layers", exact=True).focus()
+    page.keyboard.press("/")
+    assert page.get_by_label("Layers", exact=True).input_value() == "/"
+
+
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(5, 4), fake_run(5, 4, seed=1), ("before", "after")), tmp_path / "two.html")
     names = [name or "" for name in page.locator("[role=grid]").evaluate_all("(all) => all.map((el) => el.ariaLabel)")]

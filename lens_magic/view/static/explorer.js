@@ -30,7 +30,7 @@ export class Explorer extends Stage {
       event.preventDefault();
     });
     this.root.addEventListener("keydown", (event) => {
-      if (event.key !== "/" || event.target instanceof HTMLInputElement || event.ctrlKey || event.metaKey) return;
+      if (event.key !== "/" || event.ctrlKey || event.metaKey) return; // fields that are typed in keep their keys to themselves
       event.preventDefault();
       event.stopPropagation();
       this.find.focus();
