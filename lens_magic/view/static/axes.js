@@ -33,7 +33,7 @@ export function positionAxis(frame, tall) {
     width: 140,
     height: 44,
     name: "next token",
-    text: (i) => `${labels.positions[i]} ${text(targets[position[i]])}`,
+    text: (i) => `${integer(labels.positions[i])} ${text(targets[position[i]])}`,
     paint(el, i) {
       if (el.children.length !== (tall ? 3 : 2)) {
         el.replaceChildren(make("span", "lens-number", ""), make("span", "lens-target", ""));

@@ -11,8 +11,15 @@ import { palette } from "./theme.js";
 /** One field of a line: no character in it that could end it, nor the marks around an arrow. @param {string} text */
 const field = (text) => text.replaceAll(/[\t\r\n]/g, " ").replaceAll("\u200e", "");
 
-/** The same for a spreadsheet, to which a quotation mark at a field's start is the beginning of a longer one. @param {string} text */
-const quotedField = (text) => (text.startsWith('"') ? `"${field(text).replaceAll('"', '""')}"` : field(text));
+/**
+ * The same for a spreadsheet, to which a quotation mark at a field's start is the beginning of a longer one, and which would
+ * compute `=1+1`: an apostrophe, its own sign for text, keeps it from that.
+ * @param {string} text
+ */
+function quotedField(text) {
+  if (text.startsWith('"')) return `"${field(text).replaceAll('"', '""')}"`;
+  return (/^[=+\-@]./.test(text) ? "'" : "") + field(text);
+}
 
 /** A number for a spreadsheet; nothing where it is not known. @param {number} value */
 const figure = (value) => (Number.isNaN(value) ? "" : String(Number(value.toPrecision(6))));

@@ -15,7 +15,7 @@ import { chosenLayers } from "./query.js";
 const ALL = "all";
 const EXPORTS = {
   text: ["Copy as text", "The selected cells' tokens (Ctrl+C)"],
-  tsv: ["Copy as table", "The selected cells with their numbers, tab-separated; of one cell its candidates"],
+  tsv: ["Copy as table", "The selected cells with their numbers, tab-separated; of one cell its candidates. An apostrophe keeps spreadsheets from computing a token"],
   svg: ["Save as SVG", "The selected cells, or all in view, as a vector graphic"],
   png: ["Save as PNG", "The same as an image"],
 };
