@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from fake_run import FakeRun, fake_run
 from reading import cells, expected, place, scroll, settle
-from test_live import grown_while_read_at
+from test_live import Kernel, encoded, grown_while_read_at, open_widget
 
 from lens_magic.view import page_html
 
@@ -114,6 +114,37 @@ def test_a_reader_of_the_last_layers_of_a_growing_run_stays_there(visit: Visit, 
     page = grown_while_read_at(900, 100_000, 60, visit, tmp_path)  # at the newest row
     assert page.locator("[role=grid]").evaluate("(el) => el.scrollLeft") == 900
     assert max(row for row, _ in cells(page)) == 62, "the newest row is in view"
+
+
+def test_the_layers_field_says_which_are_on_show(page: Page) -> None:
+    field = page.get_by_label("Layers", exact=True)
+    field.fill("::2, 5")
+    field.press("Enter")
+    assert field.input_value() == "::2, 5", "as it was typed"
+    page.locator("[role=gridcell]").first.click()
+    page.keyboard.press("p")
+    for typed in ("3-4", "nonsense"):
+        field.fill(typed)
+        field.press("Enter")
+    assert field.get_attribute("aria-invalid") == "true"
+    page.locator(".lens-chip-go").click()  # to layer 0, which was not on show
+    settle(page)
+    assert (field.input_value(), field.get_attribute("aria-invalid")) == ("", "false")
+
+
+def test_the_layers_field_of_a_finished_run_says_which_are_on_show(visit: Visit, tmp_path: Path) -> None:
+    kernel = Kernel(fake_run(3, LAYERS))
+    page = open_widget(visit, tmp_path, kernel.state())
+    kernel.grow()
+    kernel.tell(page)
+    field = page.get_by_label("Layers", exact=True)
+    field.fill("::2, -1")
+    field.press("Enter")
+    kernel.view.finish(kernel.run)
+    state = {"header": kernel.view.header, "buffers": encoded(kernel.view.buffers), "live": kernel.view.live}
+    page.evaluate("(changes) => become(changes)", state)
+    settle(page)
+    assert field.input_value() == "0,2,4-5"
 
 
 def test_a_very_long_token_stays_within_the_legend(visit: Visit, tmp_path: Path) -> None:

@@ -130,3 +130,11 @@ export function chosenLayers(spec, layers) {
   const found = layers.filter((layer) => wanted.has(layer));
   return found.length ? found : null;
 }
+
+/** Layers in that notation; nothing where they are all. @param {number[]} chosen ascending @param {number[]} layers the run's */
+export function writtenLayers(chosen, layers) {
+  if (chosen.length === layers.length) return "";
+  const firsts = chosen.filter((layer) => !chosen.includes(layer - 1));
+  const lasts = chosen.filter((layer) => !chosen.includes(layer + 1));
+  return firsts.map((first, i) => (first === lasts[i] ? first : `${first}-${lasts[i]}`)).join(",");
+}

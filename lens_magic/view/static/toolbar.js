@@ -1,7 +1,7 @@
 import { button, labelled, make, segments } from "./dom.js";
 import { integer, plural } from "./format.js";
 import { SHADINGS } from "./measures.js";
-import { chosenLayers } from "./query.js";
+import { chosenLayers, writtenLayers } from "./query.js";
 
 /**
  * The controls above the grid.
@@ -40,6 +40,7 @@ export class Toolbar {
    */
   constructor(datas, labels, id, on) {
     this.labels = labels;
+    this.shown = labels.layers;
     this.on = on;
     const { header } = datas[0];
     this.el = make("div", "lens-bar");
@@ -119,7 +120,7 @@ export class Toolbar {
       this.on.onView({ shade: /** @type {View["shade"]} */ (shade), ...(token ? { token: Number(token) } : {}) });
     });
     this.over = choice("Probability over", [["all", "whole vocabulary"], ["k", `top ${k} only`]], (value) => this.on.onView({ over: value === "k" ? "k" : "all" }));
-    const filter = make("input", "lens-input lens-layers");
+    const filter = (this.layers = make("input", "lens-input lens-layers"));
     Object.assign(filter, { type: "text", placeholder: `${labels.layers[0]}–${labels.layers[labels.layers.length - 1]}`, spellcheck: false });
     filter.title = "Layers on show: 0-4, 5-, -1, 0,8,-1, ::4";
     filter.addEventListener("change", () => this.filter(filter));
@@ -184,7 +185,7 @@ export class Toolbar {
       if (view.zoom === last && document.activeElement === size) other.focus();
       size.disabled = view.zoom === last;
     }
-    if (!this.shade || !this.over || !this.token || !this.position) return;
+    if (!this.shade || !this.over || !this.layers || !this.token || !this.position) return;
     this.token.hidden = view.mode !== "token";
     this.position.textContent = `${integer(cell.position)} ${next}`;
     if (focus) this.offer(view.token, focus);
@@ -192,6 +193,16 @@ export class Toolbar {
     this.shade.value = value;
     this.shade.disabled = view.mode === "token";
     this.over.value = view.over;
+    if (view.layers !== this.shown) this.named(this.layers, view.layers);
+  }
+
+  /** Says which layers are on show, in the reader's own words where they are his. @param {HTMLInputElement} input @param {number[]} layers */
+  named(input, layers) {
+    this.shown = layers;
+    if (String(chosenLayers(input.value, this.labels.layers)) === String(layers)) return;
+    input.value = writtenLayers(layers, this.labels.layers);
+    input.setAttribute("aria-invalid", "false");
+    input.setCustomValidity("");
   }
 
   /** Makes the token looked for one that cells can be shaded by. @param {number} token @param {string} name */
