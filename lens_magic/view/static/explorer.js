@@ -3,27 +3,21 @@ import { grouped } from "./format.js";
 import { Stage } from "./stage.js";
 
 /**
- * The explorer: what the reader does with what is on the stage.
+ * The explorer: a stage, and what the reader does with what is on it.
  *
  * @typedef {import("./data.js").LensData} LensData
  * @typedef {import("./frame.js").Cell} Cell
  * @typedef {import("./stage.js").Options} Options
+ * @typedef {import("./stage.js").Acts} Acts
  */
 
 const MOST_DRAWN = 3000; // cells in a saved picture
 
+/** @implements {Acts} */
 export class Explorer extends Stage {
   /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} [options] */
   constructor(el, datas, options = {}) {
-    super(el, datas, options, {
-      step: (by) => this.step(by),
-      take: (what) => void this.take(what),
-      go: (cell) => this.go(cell),
-      found: (token, place) => this.foundToken(token, place),
-      pin: (i, token, cell) => this.pin(i, token, cell, null),
-      pinCell: (i, cell) => this.pinCell(i, cell),
-      key: (event) => this.key(event),
-    });
+    super(el, datas, options);
     this.root.addEventListener("copy", (event) => {
       if (!(event.target instanceof Element) || !event.target.closest(".lens-scroll") || String(document.getSelection())) return;
       event.clipboardData?.setData("text/plain", this.copied("text"));
@@ -98,8 +92,8 @@ export class Explorer extends Stage {
     if (place) this.options.onSelect?.(this.selected());
   }
 
-  /** @param {number} i which run @param {number} token @param {Cell} cell @param {number | null} layer of a pinned cell */
-  pin(i, token, { site, position }, layer) {
+  /** @param {number} i which run @param {number} token @param {Cell} cell @param {number | null} [layer] of a pinned cell */
+  pin(i, token, { site, position }, layer = null) {
     const { data } = this.frames[i];
     this.pins.toggle({ id: data.arrays.ids[token], name: data.header.tokens[token], site, position, layer });
   }

@@ -14,7 +14,7 @@ import { trajectory } from "./query.js";
 
 /**
  * The parts of the explorer and what they show together: one run, or two, in; a table in `el` out. What the reader does
- * with it is in `explorer.js`.
+ * with it is added by `explorer.js`: a stage is made as an `Explorer` alone.
  *
  * @typedef {import("./data.js").LensData} LensData
  * @typedef {import("./frame.js").Cell} Cell
@@ -24,13 +24,15 @@ import { trajectory } from "./query.js";
  * @typedef {{onSelect?: (cell: Cell) => void, strip?: HTMLElement, compare?: Packed, state?: State}} Options
  * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[], scroll: [number, number], focused: boolean}} State
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
- *   found: (token: number, place: import("./query.js").Place | null) => void, pin: (i: number, token: number, cell: Cell) => void,
- *   pinCell: (i: number, cell: Cell) => void, key: (event: KeyboardEvent) => boolean}} Acts what the reader can do
+ *   foundToken: (token: number, place: import("./query.js").Place | null) => void,
+ *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
+ *   key: (event: KeyboardEvent) => boolean}} Acts what the reader can do, which the parts ask the explorer for
  */
 
 export class Stage {
-  /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} options @param {Acts} acts */
-  constructor(el, datas, options, acts) {
+  /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} options */
+  constructor(el, datas, options) {
+    const acts = /** @type {Acts} */ (/** @type {unknown} */ (this));
     this.datas = datas;
     this.options = options;
     this.labels = labelsOf(datas);
@@ -48,20 +50,21 @@ export class Stage {
     this.id = this.grids[0].id;
     this.toolbar = new Toolbar(datas, this.labels, this.id, {
       onView: (change) => this.set(change),
-      onToken: acts.step,
-      onExport: acts.take,
+      onToken: (by) => acts.step(by),
+      onExport: (what) => acts.take(what),
     });
     this.find = new Find(datas[0], {
       id: this.id,
       site: () => datas[0].siteAt.get(this.cell.site) ?? 0,
       layers: () => this.view.layers.flatMap((layer) => datas[0].layerAt.get(layer) ?? []),
-      onFound: acts.found,
+      onFound: (token, place) => acts.foundToken(token, place),
       onLeave: () => this.grids[0].el.focus(),
     });
     this.toolbar.controls.append(this.find.el);
     this.overview = new Overview((down, across) => this.grids.forEach((grid) => grid.centre(down, across)));
     this.details = this.frames.map((frame, i) => {
-      const on = { onGo: acts.go, onPin: acts.pin.bind(null, i), onPinCell: (/** @type {Cell} */ cell) => acts.pinCell(i, cell) };
+      /** @type {import("./detail.js").DetailCallbacks} */
+      const on = { onGo: (cell) => acts.go(cell), onPin: (token, cell) => acts.pin(i, token, cell), onPinCell: (cell) => acts.pinCell(i, cell) };
       return new Detail(frame, on, datas.length > 1 ? this.nameOf(i) : undefined);
     });
     this.legend = new Legend();
@@ -110,7 +113,7 @@ export class Stage {
       onMove: () => this.moved(i),
       onOpen: () => this.turn(),
       onScroll: () => this.scrolled(i),
-      onKey: acts.key,
+      onKey: (event) => acts.key(event),
     });
   }
 
