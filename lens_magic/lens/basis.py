@@ -1,4 +1,4 @@
-"""A basis of one's own: any directions of the residual stream in place of the vocabulary."""
+"""A user-defined basis: directions of the residual stream that take the place of the vocabulary."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .digest import digest_of
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """Directions to look along: ``lens.run(prompt, lens=lens.Basis(matrix, labels))``.
+    """Directions to project states onto: ``lens.run(prompt, lens=lens.Basis(matrix, labels))``.
 
-    A cell's candidates are then directions j = 0 … n − 1, its logits ``matrix @ norm(h)``, and every probability is a softmax
-    over the n of them. There is no next direction to be right about: ``target_rank`` is −1 and ``target_prob`` NaN.
-    ``kl_final`` compares with the model's final state seen along the same directions.
+    A cell's candidates are then directions j = 0 … n − 1, its logits ``matrix @ norm(h)``, and its probabilities a softmax
+    over these n logits. No direction is the target, so ``target_rank`` is −1 and ``target_prob`` NaN. ``kl_final`` compares
+    with the model's final state projected onto the same directions.
 
     Args:
         matrix: ``[n, d]``, anything torch or numpy can read; kept in float32.
         labels: n texts; by default ``direction 0``, ….
-        name: what results call it.
+        name: its name in results.
 
     Raises:
-        LensError: no matrix of finite numbers, or another number of labels than rows.
+        LensError: not a matrix of finite numbers, or not one label per row.
     """
 
     matrix: torch.Tensor
@@ -70,10 +70,10 @@ class Basis:
         return digest_of(self, [self.matrix])
 
     def check_fits(self, name: str, width: int) -> None:
-        """Whether these are directions of a model's residual stream.
+        """Check that the directions have the width of a model's residual stream.
 
         Raises:
-            LensError: the model is of another width.
+            LensError: they have another width.
         """
         if self.width != width:
             raise LensError(f"the directions of {self.name!r} have width {self.width}; {name} has width {width}")
@@ -82,7 +82,7 @@ class Basis:
         """Write ``matrix``, with labels and name, as one safetensors file; :func:`load_basis` reads it.
 
         Raises:
-            LensError: the path ends otherwise, or there is no folder to write in.
+            LensError: the path does not end in ``.safetensors``, or its folder does not exist.
         """
         from safetensors.torch import save
 

@@ -1,7 +1,7 @@
-"""Trajectories: the states at chosen sites and layers for every position, a share on each rank.
+"""Captured states: those at chosen sites and layers for every position, divided over the ranks.
 
-Under tensor parallelism the states at a site are the same on every rank, so each (site, layer) is kept by one rank alone:
-n ranks hold 1/n of the bytes each, and a rank's forward pass is slowed by its own share of the copies only.
+Under tensor parallelism the states at a site are the same on every rank, so each (site, layer) is kept by one rank only.
+Each of n ranks holds 1/n of the bytes, and its forward pass is slowed by its own share of the copies only.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..ranks.rank import Rank
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be captured: the same on every rank.
+    """What to capture; the same on every rank.
 
     Attributes:
-        sites, layers: the cells asked for; every combination is captured.
+        sites, layers: every combination of these is captured.
         first: the first captured column.
-        rows: how many columns there is room for.
-        batch: how many sequences there are.
-        dtype: of the kept states; the model's where None.
-        offload: keep the states in the host's memory.
+        rows: number of columns to make room for.
+        batch: number of sequences.
+        dtype: dtype of the kept states; None for the model's.
+        offload: keep the states in host memory.
     """
 
     sites: tuple[str, ...]
@@ -40,14 +40,14 @@ class Plan:
 
     @property
     def keys(self) -> list[Key]:
-        """All (site, layer) asked for."""
+        """All requested (site, layer) pairs."""
         return [(site, layer) for layer in self.layers for site in self.sites]
 
 
 class Trajectories(Visitor):
     """This rank's share of the captured states, in one preallocated buffer.
 
-    Besides what was asked for, the last layer's output is always kept: the model's own distribution is made from it.
+    The last layer's output is always kept, requested or not: the model's own distribution is computed from it.
     """
 
     def __init__(self, rank: Rank, loaded: Loaded, plan: Plan) -> None:
@@ -62,9 +62,9 @@ class Trajectories(Visitor):
         on_host = plan.offload and loaded.device.type != "cpu"
         place = {"device": torch.device("cpu"), "pin_memory": True} if on_host else {"device": loaded.device}
         if on_host:
-            give_back_pinned()  # of the run before, which may have been of another size
+            give_back_pinned()  # left by the previous run, whose size may differ
         self.buffer = torch.empty((plan.rows, *step), dtype=dtype, **place)  # [rows, owned, batch, d]
-        self._step = torch.empty(step, dtype=loaded.dtype, device=loaded.device)  # one step's states, until it has ended
+        self._step = torch.empty(step, dtype=loaded.dtype, device=loaded.device)  # one step's states, until the step has ended
         self._place = {key: place for place, key in enumerate(owned)}
         self._seen: dict[int, torch.Tensor] = {}  # this step's states by place, until all are there
 
@@ -74,22 +74,22 @@ class Trajectories(Visitor):
         return self.buffer.nbytes
 
     def owner(self, key: Key) -> int:
-        """The rank that keeps a (site, layer)."""
+        """Return the rank that keeps a (site, layer)."""
         return self.keys.index(key) % self.ranks
 
     def visits(self) -> Mapping[Key, Visit]:
-        """What is to be attached to the model on this rank."""
+        """Return the visits to attach to the model on this rank, by (site, layer)."""
         return {key: self._writer(place) for key, place in self._place.items()}
 
     def prepare(self, window: Window) -> None:
-        """Nothing is left of a step that was given up."""
+        """Discard what an abandoned step has left."""
         self._seen.clear()
 
     def finish(self, window: Window) -> None:
-        """Take in what a step has left."""
+        """Store the states of a single-token step."""
         row = window.start - self.plan.first
         if window.length == 1 and self._place and 0 <= row < self.plan.rows:
-            self.buffer[row].copy_(self._step, non_blocking=True)  # to the host, where it goes there, without waiting for it
+            self.buffer[row].copy_(self._step, non_blocking=True)  # if to the host, without waiting for the copy
 
     def _writer(self, place: int) -> Visit:
         first, last = self.plan.first, self.plan.first + self.plan.rows
@@ -98,31 +98,31 @@ class Trajectories(Visitor):
 
         def write(states: torch.Tensor, window: Window) -> None:
             # states: [batch, length, d]
-            if window.length == 1:  # all together, once they are there: one operation a token, not one a site and layer
+            if window.length == 1:  # once all are there, one operation for the token instead of one per site and layer
                 seen[place] = states
                 if len(seen) == owned:
                     torch.cat([seen[at] for at in range(owned)], out=step)
                     seen.clear()
                 return
             begin, end = max(window.start, first), min(window.start + window.length, last)
-            if begin < end:  # copied at once: held until the forward ends, it would keep the whole prefill alive
+            if begin < end:  # copied immediately: a view held until the forward ends would keep the whole prefill alive
                 kept = states[:, begin - window.start : end - window.start]
                 self.buffer[begin - first : end - first, place].copy_(kept.transpose(0, 1))
 
         return write
 
     def mine(self, key: Key, begin: int, end: int, sequence: int = 0) -> torch.Tensor | None:
-        """Rows ``begin`` … ``end − 1`` of a (site, layer), ``[end − begin, d]``, or None where another rank keeps it."""
+        """Return rows ``begin`` … ``end − 1`` of a (site, layer), ``[end − begin, d]``; None if another rank keeps it."""
         place = self._place.get(key)
         if place is None:
             return None
         rows = self.buffer[begin:end, place, sequence]
         if rows.device != self.device:
-            torch.cuda.synchronize(self.device)  # the copies to the host have ended
+            torch.cuda.synchronize(self.device)  # wait for the copies to the host
         return rows.to(self.device)
 
     def share(self, rank: Rank, key: Key, begin: int, end: int, sequence: int = 0) -> torch.Tensor:
-        """The same rows on every rank, ``[end − begin, d]``; collective."""
+        """Return the same rows on every rank, ``[end − begin, d]``. Collective."""
         rows = self.mine(key, begin, end, sequence)
         if rank.size == 1 and rows is not None:
             return rows
@@ -131,15 +131,15 @@ class Trajectories(Visitor):
         return rank.all_gather(rows)[self.owner(key)]
 
     def empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Zeros of the kept states' type, where the model is."""
+        """Return zeros of the kept states' dtype, on the model's device."""
         return torch.zeros(shape, dtype=self.buffer.dtype, device=self.device)
 
 
 def gather(rank: Rank, run_id: str, site: str, layers: Sequence[int], rows: Sequence[int]) -> torch.Tensor | None:
-    """The captured states of a run on rank 0: ``[layers, rows, d]``; None where that run's states are gone; collective.
+    """Return a run's captured states on rank 0, ``[layers, rows, d]``; None elsewhere, or if they are gone. Collective.
 
     Args:
-        run_id: the run's; of a batch, that of the batch, a colon and the sequence's number.
+        run_id: the run's id; in a batch, the batch's id, a colon and the sequence's number.
         rows: counted from the first captured column.
     """
     kept: tuple[str, Trajectories] | None = rank.store.get("trajectories")

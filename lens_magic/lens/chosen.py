@@ -1,4 +1,4 @@
-"""What a user asks of the lens (``lens=``, ``norm=``, ``track=``), checked and made small enough to be sent to the ranks."""
+"""The lens options (``lens=``, ``norm=``, ``track=``): checks, and the compact form that is sent to the ranks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .translators import TunedLens, load_tuned_lens
 
 Track = bool | str | int | Iterable[str | int]
 MOST_FIRST = 8
-"""At most so many tokens a position are followed because they are ranked first in some layer."""
+"""Most tokens per position that ``track=True`` follows, of those ranked first in some layer."""
 MOST_TRACKED = 64
 
 
 def as_lens(given: Any) -> TunedLens | Basis | None:
-    """A tuned lens or a basis, or a file or folder that holds one; None is the logit lens.
+    """Return a tuned lens or a basis, reading it if a path is given; None stands for the logit lens.
 
     Raises:
         LensError: it is neither, or cannot be read.
@@ -42,15 +42,15 @@ def _holds_a_matrix(file: Path) -> bool:
         with safe_open(file, framework="pt") as opened:
             return list(opened.keys()) == ["matrix"]
     except (OSError, SafetensorError):
-        return False  # the reader of tuned lenses says what is wrong with it
+        return False  # load_tuned_lens then says what is wrong with it
 
 
 def look(lens: TunedLens | Basis | None, norm: str, track: Track, model: Any, sites: Sequence[str]) -> Look:
-    """What the ranks are told.
+    """Check the lens options and return them as the ranks take them.
 
     Args:
         model: name, width, layers, vocabulary, fingerprint and tokenizer of the model (:class:`lens_magic.session.Model`).
-        sites: what is captured.
+        sites: the captured sites.
 
     Raises:
         LensError: the lens does not fit the model, the norm does not fit lens or sites, or a text is not one token.
@@ -76,13 +76,13 @@ def look(lens: TunedLens | Basis | None, norm: str, track: Track, model: Any, si
 
 
 def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tuple[int, ...], int]:
-    """The ids to follow, or how many of those ranked first."""
+    """Return the ids to follow, and how many of those ranked first to follow instead (0 if ids are given)."""
     if track is True:
         return (), MOST_FIRST
     given: Iterable[Any]
     if isinstance(track, str):
         given = track.split(",")
-    elif isinstance(track, Iterable) and not isinstance(track, bytes | bytearray):  # which are numbers to Python
+    elif isinstance(track, Iterable) and not isinstance(track, bytes | bytearray):  # iterating over bytes gives numbers
         given = track
     elif hasattr(track, "__index__"):
         given = [track] if track is not False else []
@@ -109,13 +109,13 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
 
 
 def _token(tokenizer: Any, text: str) -> int:
-    """The one token of a text."""
+    """Return the id of the one token that a text is."""
     if not text:
         raise LensError("there is an empty text among the tokens to track; ' Paris, Rome' or id:42 would do")
     ids = encode_rest(tokenizer, text)
     if len(ids) == 1:
         return ids[0]
-    # SentencePiece puts a space before every text, so that " Paris" comes as two tokens of which the second is it.
+    # SentencePiece puts a space before every text, so " Paris" becomes two tokens, of which the second is the one meant.
     piece = text.replace(" ", "▁")
     vocabulary = tokenizer.get_vocab()
     if piece != text and piece in vocabulary:

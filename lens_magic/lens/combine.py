@@ -1,7 +1,7 @@
-"""From what each rank knows of a cell to exact figures over the whole vocabulary.
+"""Combine each rank's figures for a cell into exact figures over the whole vocabulary.
 
-With m_r the largest logit on rank r and M the largest of all, a sum over the vocabulary is Σ_r exp(m_r − M) · s_r: the
-ranks' log-sum-exps combine without any rank having seen another's logits.
+With m_r the largest logit on rank r, s_r its sum relative to m_r, and M the largest logit of all, a sum over the vocabulary
+is Σ_r exp(m_r − M) · s_r: the ranks' log-sum-exps combine without any rank seeing another's logits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch
 
 @dataclass(frozen=True)
 class Block:
-    """What one rank knows of a block of cells, from its own rows of the vocabulary; all float64, where the model is.
+    """One rank's figures for a block of cells, from its own rows of the vocabulary; all float64, on the model's device.
 
     Attributes:
-        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``, ties by lower index; fewer than k where
+        values, ids: the k largest logits and their vocabulary indices, ``[cells, k]``, ties by lower index; fewer than k if
             the rank has fewer rows.
         sums: ``[cells, 7]``: largest logit m; Σ exp(z − m); Σ exp(z − m)(z − m); the output's largest logit f; Σ exp(F − f);
             Σ exp(F − f)(F − z); how many logits exceed the target's.
@@ -31,13 +31,14 @@ class Block:
 
 
 def combine(blocks: Sequence[Block], k: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The lens's variables for a block of cells, float64 ``[cells(, k)]``, from the ranks' :class:`Block` of them, in order.
+    """Combine the ranks' figures for a block of cells, given in the order of the ranks.
 
-    And each cell's log-sum-exp over the whole vocabulary, ``[cells]``.
+    Returns:
+        The lens's variables, float64 ``[cells(, k)]``; each cell's log-sum-exp over the whole vocabulary, ``[cells]``.
     """
     sums = torch.stack([block.sums for block in blocks])  # [ranks, cells, 7]
     values, ids = blocks[0].values, blocks[0].ids
-    if len(blocks) > 1:  # a rank's candidates are in order and its ids below the next rank's: of equals the first is the lowest
+    if len(blocks) > 1:  # candidates are ordered and ids rise from rank to rank, so a stable sort puts the lower of ties first
         values, order = torch.cat([block.values for block in blocks], -1).sort(dim=-1, descending=True, stable=True)
         values, ids = values[:, :k], torch.cat([block.ids for block in blocks], -1).gather(-1, order[:, :k])
     largest, total, weighted, output_largest, output_total, crossed, above = sums.unbind(-1)  # each [ranks, cells]
@@ -56,7 +57,7 @@ def combine(blocks: Sequence[Block], k: int) -> tuple[dict[str, torch.Tensor], t
         "prob": (values - log_sum_exp[:, None]).exp(),
         "prob_topk": among_k / among_k.sum(-1, keepdim=True),
         "entropy": (normaliser.log() - mean_below_top).clamp(min=0),
-        # Nothing exceeds what is no number: not first, but nowhere.
+        # Nothing exceeds NaN; the count of 0 would mean rank 0, but the cell has no rank.
         "target_rank": torch.where(log_sum_exp.isfinite(), above.sum(0), -1.0),
         "target_prob": (target - log_sum_exp).exp(),
         "kl_final": (mean_difference - output_log_sum_exp + log_sum_exp).clamp(min=0),
@@ -65,7 +66,7 @@ def combine(blocks: Sequence[Block], k: int) -> tuple[dict[str, torch.Tensor], t
 
 
 def _log_sum(largest: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Over the ranks, from each one's largest logit m and Σ exp(z − m), ``[ranks, cells]``.
+    """Combine sums over the ranks from each rank's largest logit m and Σ exp(z − m), ``[ranks, cells]``.
 
     Returns:
         exp(m − M) of each rank, M + log Σ exp(z − M), M, and Σ exp(z − M).

@@ -1,4 +1,4 @@
-"""What every rank does to compare: one generation unsteered and steered, side by side, then what each thinks of either text."""
+"""A comparison on every rank: generate unsteered and steered as one batch, then score both texts under both models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .capture import Plan, Trajectories
 from .projector import PLAIN, Projector
 
 LIVE = "live_strengths"
-"""Where rank 0 keeps the function that says the strength of every term, while somebody may be moving it."""
+"""Key in rank 0's store of the function that returns every term's current strength, while these can be moved."""
 _POSITIONS_AT_ONCE = 64
 
 
@@ -32,14 +32,14 @@ def run_compared(
     terms: tuple[SteeringTerm, ...],
     live: bool = False,
 ) -> dict[str, Any]:
-    """Generate after a prompt, unsteered and steered, as a batch of two. Collective.
+    """Generate from a prompt unsteered and steered, as a batch of two. Collective.
 
     Args:
-        live: the strength of every term may change while it runs: rank 0's store says under :data:`LIVE` what they are. No
-            probabilities are compared then, as there is no one steered model.
+        live: the strength of every term can change during the generation; the function under :data:`LIVE` in rank 0's store
+            returns it. No probabilities are compared then, because there is no single steered model.
 
     Returns:
-        ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths``, of each token, where live.
+        ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths`` of each token, if live.
     """
     loaded = loaded_on(rank)
     steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2, movable=live)
@@ -71,7 +71,7 @@ def run_compared(
         rank.acknowledge_stop()
     try:
         log_probs = [] if live else _log_probs(rank, loaded, prompt, made.outputs, terms)
-    except KeyboardInterrupt:  # on all ranks alike; the texts are there
+    except KeyboardInterrupt:  # on all ranks alike; the texts are kept
         log_probs, made.interrupted = [], True
     return {"generation": made, "log_probs": log_probs, "strengths": strengths}
 
@@ -79,7 +79,7 @@ def run_compared(
 def _log_probs(
     rank: Rank, loaded: Loaded, prompt: Sequence[int], texts: Sequence[Sequence[int]], terms: Sequence[SteeringTerm]
 ) -> list[list[list[float]]]:
-    """log p of each token of both texts under both models: one forward along four sequences. Collective."""
+    """Return log p of each token of both texts under both models, from one forward over four sequences. Collective."""
     last = loaded.layers - 1
     longest = max(len(text) for text in texts)
     plan = Plan(("resid_post",), (last,), len(prompt) - 1, longest, batch=4)
@@ -102,6 +102,6 @@ def _log_probs(
 
 
 def token_log_probs(rank: Rank, head: HeadShard, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log p of tokens ``[positions]`` from this rank's logits ``[positions, rows]``: float64 ``[positions]``. Collective."""
+    """Return log p of tokens ``[positions]``, float64, from this rank's logits ``[positions, rows]``. Collective."""
     log_sum_exp = rank.all_gather(logits.double().logsumexp(-1)).logsumexp(0)
     return head.logits_at(rank, logits, targets[:, None])[:, 0].double() - log_sum_exp

@@ -1,7 +1,7 @@
 """Deferred projection: captured states → final norm → head, and what is kept of every cell's distribution.
 
 The vocabulary is split over the ranks. A block of cells is shared with all ranks, each multiplies it with its own rows of
-the head, and sends k candidates and a few sums a cell; rank 0 combines them into exact figures over the whole
+the head, and sends k candidates and a few sums per cell; rank 0 combines them into exact figures over the whole
 vocabulary. Logits exist only for one block at a time, so memory does not grow with the number of tokens or layers.
 """
 
@@ -26,14 +26,14 @@ from .projector import Projector
 from .tracking import Tracked, trimmed
 from .variables import TRACKED, VARIABLES
 
-# Room for one block's logits on one rank, where memory allows. A matrix product wants some hundred cells to be efficient,
-# the more where 16-bit weights are converted for each block. On a CPU 512 cells in place of 256 save an eighth of the time
-# that projecting takes, for twice the workspace, which with a small vocabulary is what a run needs most memory for.
+# Bytes and cells of one block's logits on one rank, if memory allows. A matrix product needs a few hundred cells to be
+# efficient, more if 16-bit weights are converted for each block. On a CPU, 512 cells instead of 256 save an eighth of the
+# projection time but take twice the workspace, which with a small vocabulary is the largest part of a run's memory.
 _BLOCK_BYTES = {"cpu": 128 << 20, "cuda": 512 << 20}
 _BLOCK_CELLS = {"cpu": 256, "cuda": 4096}
-# Of what is free: besides a block's logits there may be the output's, twice as large, a tile's scratch and the states.
+# Share of free memory for a block's logits; there may also be the output's, twice as large, a tile's scratch and the states.
 _SHARE_OF_FREE = 1 / 8
-# Progress is told between blocks of positions; few at a time would make many small exchanges.
+# Positions in a block. Progress is reported between blocks; smaller ones would mean many small exchanges.
 _MOST_POSITIONS, _FEWEST_POSITIONS = 256, 64
 
 
@@ -52,11 +52,11 @@ def project(
 
     Args:
         projector: the lens.
-        first: the first captured row to be projected.
-        targets: the token that follows each position from there on, for as many positions as are to be projected.
-        k: candidates a cell.
-        sequence: which one of a batch.
-        aside: during a generation, which reports progress and heeds interrupts itself.
+        first: the first captured row to project.
+        targets: the token that follows each position from there on; as many positions are projected.
+        k: candidates per cell.
+        sequence: index of the sequence in the batch.
+        aside: called during a generation, which itself reports progress and checks for interrupts.
 
     Returns:
         On rank 0 the variables, ``[site, layer, position(, k)]`` for the positions done, else None; and whether it was
@@ -65,7 +65,7 @@ def project(
     plan, look = trajectories.plan, projector.look
     total, cells_at_once = len(targets), most_cells(rank, loaded, -(-projector.size // rank.size))
     positions_at_once = _positions_at_once(total, len(plan.keys), cells_at_once)
-    if look.track_first:  # which tokens lead in any layer is known when all layers are: their logits are kept till then
+    if look.track_first:  # the logits of all layers are kept until the tokens that lead in any of them are known
         positions_at_once = max(1, min(positions_at_once, cells_at_once // (len(plan.keys) + 1)))
     candidates, followed = min(k, projector.size), len(look.track) or look.track_first
     whole = _room(len(plan.keys), total if rank.rank == 0 else 0, candidates, followed)
@@ -92,20 +92,20 @@ def project(
 
 
 def block_bytes(device: str, free: int) -> int:
-    """Room for one block's logits on a rank that has so many bytes free; device is "cpu" or "cuda"."""
+    """Return the bytes for one block's logits on a rank with ``free`` bytes free; device is "cpu" or "cuda"."""
     return min(_BLOCK_BYTES[device], int(free * _SHARE_OF_FREE))
 
 
 def workspace_bytes(
     device: str, free: int, rows: int, width: int, itemsize: int, keys: int, total: int, softcapped: bool
 ) -> int:
-    """What projecting needs at a time on one rank, however many positions and layers there are in all.
+    """Return the bytes that projecting needs at a time on one rank, however many positions and layers there are in all.
 
     Args:
-        free: the least any rank has free.
-        rows: of the vocabulary on this rank.
-        itemsize: bytes of a number of the model.
-        keys, total: (site, layer) pairs and positions of the run.
+        free: bytes free on the rank with the least.
+        rows: vocabulary rows on this rank.
+        itemsize: bytes per number of the model's dtype.
+        keys, total: numbers of (site, layer) pairs and of positions in the run.
     """
     room = _cells_in(device, block_bytes(device, free), rows)
     positions = _positions_at_once(total, keys, room)
@@ -117,19 +117,19 @@ def workspace_bytes(
 
 
 def most_cells(rank: Rank, loaded: Loaded, widest: int) -> int:
-    """How many cells' logits, of so many rows, fit one block on every rank; collective, as all ranks have to cut alike."""
+    """Return how many cells with ``widest`` rows fit one block on every rank. Collective, so that all ranks cut alike."""
     room = block_bytes(loaded.device.type, free_memory(rank, loaded.device))
     agreed = rank.all_reduce(torch.tensor([room], device=loaded.device), "min")
     return _cells_in(loaded.device.type, int(agreed), widest)
 
 
 def _cells_in(device: str, room: int, rows: int) -> int:
-    """How many cells' logits make a block in so many bytes."""
+    """Return how many cells with ``rows`` rows make a block of at most ``room`` bytes."""
     return max(1, min(room // (4 * rows), _BLOCK_CELLS[device]))
 
 
 def _positions_at_once(total: int, keys: int, cells_at_once: int) -> int:
-    """How many positions a block of positions has: all keys at once if they fit, within what is sensible."""
+    """Return how many positions to project at a time: as many as let all keys fit one block, within the limits above."""
     wished = min(max(cells_at_once // keys, _FEWEST_POSITIONS), _MOST_POSITIONS)
     return max(1, min(total, cells_at_once, wished))
 
@@ -158,13 +158,13 @@ def _positions(
     stop: Callable[[], bool],
     into: Mapping[str, np.ndarray],
 ) -> bool:
-    """All sites and layers of some positions; ranks above 0 do not combine the figures.
+    """Project all sites and layers of some positions; only rank 0 combines the figures.
 
     Args:
-        into: where rank 0 writes them, ``[keys, positions(, k)]``: blocks joined later would need twice the memory.
+        into: arrays that rank 0 writes to, ``[keys, positions(, k)]``; joining blocks afterwards would take twice the memory.
 
     Returns:
-        Whether it was done, and not interrupted.
+        Whether it finished without being interrupted.
     """
     places = {key: place for place, key in enumerate(rows.trajectories.plan.keys)}
     target_ids = torch.tensor(targets, device=loaded.device) if projector.has_targets else None
@@ -172,7 +172,7 @@ def _positions(
     batches = list(_batches(rows.trajectories, output is None, max(1, cells_at_once // len(rows))))
     tracked = Tracked.chosen(projector.look.track, len(rows), loaded.device)
     kept: dict[int, torch.Tensor] = {}
-    before: tuple[list[int], OnTheWay] | None = None  # the block before, whose figures may not be here yet
+    before: tuple[list[int], OnTheWay] | None = None  # the previous block, whose figures may still be on their way
     if projector.look.track_first:
         kept = {number: logits_of(keys) for number, keys in enumerate(batches)}
         every, flat = [key for keys in batches for key in keys], [logits.flatten(0, 1) for logits in kept.values()]
@@ -207,7 +207,7 @@ def _positions(
 
 
 class OnTheWay:
-    """Tensors on their way to the host: a GPU is given its next work before anybody waits for them."""
+    """Tensors being copied to the host. A GPU gets its next work before anything waits for the copies."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._there = {name: tensor.to("cpu", non_blocking=True) for name, tensor in tensors.items()}
@@ -215,14 +215,14 @@ class OnTheWay:
         self._gone = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
     def arrived(self) -> dict[str, np.ndarray]:
-        """Waits for them."""
+        """Wait for the copies and return them as arrays."""
         if self._gone is not None:
             self._gone.synchronize()
         return {name: tensor.numpy() for name, tensor in self._there.items()}
 
 
 def _write(at: Sequence[int], figures: OnTheWay, into: Mapping[str, np.ndarray]) -> None:
-    """A block's figures ``[keys · positions(, k)]`` to where their keys belong."""
+    """Write a block's figures, ``[keys · positions(, k)]``, to the places of its keys."""
     for name, values in figures.arrived().items():
         into[name][at] = values.reshape(len(at), -1, *values.shape[1:])
 
@@ -234,10 +234,10 @@ def _never() -> bool:
 def looking(
     rank: Rank, loaded: Loaded, projector: Projector, rows: Rows
 ) -> tuple[Callable[[Sequence[Key]], torch.Tensor], Output | None]:
-    """How keys become logits ``[keys, positions, rows]``, and the model's own output.
+    """Return a function from keys to logits ``[keys, positions, rows]``, and the model's own output.
 
-    The output is None where it is itself a cell, which has to come first then: a pass over the head's weights for it alone
-    would cost as much as for many cells.
+    The output is None if it is itself one of the cells, which then has to come first: a pass over the head's weights for it
+    alone would cost as much as one for many cells.
     """
     trajectories = rows.trajectories
     final: torch.Tensor | None = None
@@ -252,10 +252,10 @@ def looking(
 
 
 def _batches(trajectories: Trajectories, output_first: bool, most: int) -> Iterator[list[Key]]:
-    """The keys asked for, at most ``most`` at a time; neighbours have different owners, so that every rank shares some.
+    """Yield the requested keys, at most ``most`` at a time. Neighbours have different owners, so every rank shares some.
 
     Args:
-        output_first: the model's output comes before them, asked for or not: it is compared with all.
+        output_first: put the model's output first, requested or not, because every cell is compared with it.
     """
     keys = list(dict.fromkeys([*([trajectories.output] if output_first else []), *trajectories.plan.keys]))
     for first in range(0, len(keys), most):
@@ -263,9 +263,9 @@ def _batches(trajectories: Trajectories, output_first: bool, most: int) -> Itera
 
 
 def _share(rank: Rank, projector: Projector, rows: Rows, keys: Sequence[Key]) -> torch.Tensor:
-    """The states of several keys on every rank, ``[keys, positions, d]``: one exchange for all of them.
+    """Return the states of several keys on every rank, ``[keys, positions, d]``, in one exchange.
 
-    The rank that keeps a state translates it, so that this work is divided as the states are.
+    The rank that keeps a state also translates it, so this work is divided as the states are.
     """
     trajectories = rows.trajectories
     kept = [(key, trajectories.mine(key, rows.begin, rows.end, rows.sequence)) for key in keys]
@@ -279,18 +279,18 @@ def _share(rank: Rank, projector: Projector, rows: Rows, keys: Sequence[Key]) ->
         mine[slot].copy_(states)
     shared = rank.all_gather(mine)  # [ranks, slots, positions, d]
     places = [owners[:index].count(number) for index, number in enumerate(owners)]
-    return torch.stack([shared[owner, place] for owner, place in zip(owners, places, strict=True)])  # waits for no GPU
+    return torch.stack([shared[owner, place] for owner, place in zip(owners, places, strict=True)])  # does not wait for the GPU
 
 
 def _block(
     rank: Rank, projector: Projector, logits: torch.Tensor, output: Output, target_ids: torch.Tensor | None, k: int
 ) -> Block:
-    """What this rank's rows say of a block of cells.
+    """Return this rank's figures for a block of cells.
 
     Args:
-        logits: ``[keys, positions, rows]``, written over.
+        logits: ``[keys, positions, rows]``, overwritten.
         output: the model's own distribution at the positions.
-        target_ids: ``[positions]``, where the rows are tokens.
+        target_ids: ``[positions]``; None if the rows are not tokens.
     """
     keys, positions, rows = logits.shape
     head, shape = projector.head, (keys, positions)
@@ -300,7 +300,7 @@ def _block(
         target = head.logits_at(rank, logits.view(-1, rows), target_ids.repeat(keys)[:, None])[:, 0]
     values, ids, found = read(logits, target.view(shape), output, min(k, head.rows))
     largest, total = values[..., 0].double(), output.total.double()
-    # Σ exp(F − f)(F − z), from what both sums left out of F and z
+    # Σ exp(F − f)(F − z): both sums are relative to the largest logits f and m, so the difference of these is added back
     difference = output.own.double() - found.crossed.double() + (output.largest.double() - largest) * total
     columns = [largest, found.total, found.weighted, output.largest.expand(shape), total.expand(shape), difference, found.above]
     sums = torch.stack([column.double().reshape(-1) for column in columns], -1)
@@ -309,7 +309,7 @@ def _block(
 
 
 def _share_block(rank: Rank, projector: Projector, block: Block, k: int) -> list[Block]:
-    """Every rank's figures for a block."""
+    """Return every rank's figures for a block. Collective."""
     if rank.size == 1:
         return [block]
     counts = [min(k, rows) for rows in projector.rows_of_ranks(rank.size)]
@@ -324,7 +324,7 @@ def _share_block(rank: Rank, projector: Projector, block: Block, k: int) -> list
 
 
 def _room(keys: int, positions: int, k: int, tracked: int) -> dict[str, np.ndarray]:
-    """Empty variables, ``[keys, positions(, k)]``."""
+    """Allocate the variables, ``[keys, positions(, k)]``."""
     room = {
         name: np.empty((keys, positions, k) if per_candidate else (keys, positions), dtype)
         for name, (per_candidate, dtype) in VARIABLES.items()

@@ -1,11 +1,11 @@
-"""A run and its steered self on the same tokens: both walked along side by side, and compared cell by cell.
+"""A run compared with itself under steering, cell by cell, on the same tokens in one batch.
 
-KL(base ‖ steered) of a cell needs both whole distributions, of which a rank has its rows of the vocabulary alone. With z
-the base's logits, z' the steered one's and S = Σ exp(z − m):
+KL(base ‖ steered) of a cell needs both whole distributions, but each rank has only its own rows of the vocabulary. With z
+the base's logits, z' the steered ones and p = softmax(z):
 
     KL = Σ p (z − z') − log Σ exp z + log Σ exp z'
 
-and all three sums are sums over the ranks, once each rank's are brought to a common largest logit.
+Each of the three sums is a sum over the ranks, once all ranks' terms are relative to a common largest logit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .pipeline import Request
 
 PARTED = 0.1
-"""Nats of KL from which on the two are said to have parted."""
+"""KL in nats above which the two runs are said to have parted."""
 FORMAT = 1
 
 
@@ -40,7 +40,7 @@ class LensDiff:
     """What steering changes in every cell, on the same tokens.
 
     Attributes:
-        base, steered: the two runs, along the same tokens.
+        base, steered: the two runs, over the same tokens.
         kl: KL(base ‖ steered) of each cell's whole distribution, nats, ``[site, layer, position]``.
     """
 
@@ -50,9 +50,9 @@ class LensDiff:
 
     @property
     def target_rank_change(self) -> np.ndarray:
-        """The next token's rank in the steered run less that in the base: below 0 where steering moved it up.
+        """The next token's rank in the steered run minus that in the base: negative where steering moved it up.
 
-        float64; NaN where a cell of either run has no numbers, and no rank.
+        float64; NaN where the cell has no rank in one of the runs, because its numbers are not finite.
         """
         base, steered = self.base.variables["target_rank"], self.steered.variables["target_rank"]
         change: np.ndarray = np.where((base < 0) | (steered < 0), np.nan, steered.astype(np.float64) - base)
@@ -60,7 +60,7 @@ class LensDiff:
 
     @property
     def target_prob_change(self) -> np.ndarray:
-        """The next token's probability in the steered run less that in the base."""
+        """The next token's probability in the steered run minus that in the base."""
         change: np.ndarray = self.steered.variables["target_prob"] - self.base.variables["target_prob"]
         return change
 
@@ -70,9 +70,9 @@ class LensDiff:
         return self.parting()
 
     def parting(self, threshold: float = PARTED) -> np.ndarray:
-        """For each position, the first layer whose KL at ``resid_post`` exceeds so many nats; −1 where none does.
+        """For each position, the first layer whose KL at ``resid_post`` exceeds ``threshold`` nats; −1 where none does.
 
-        A cell without numbers (NaN) does not exceed them.
+        A KL of NaN does not exceed it.
 
         Raises:
             LensError: ``resid_post`` was not captured.
@@ -85,9 +85,10 @@ class LensDiff:
         return found
 
     def to_xarray(self) -> xr.Dataset:
-        """``kl``, ``target_rank_change``, ``target_prob_change`` of every cell, and both runs' variables along ``run``.
+        """Return ``kl``, ``target_rank_change`` and ``target_prob_change`` of every cell, with both runs' variables.
 
-        ``run`` is "base" or "steered"; ``parts_at`` goes along with the positions where ``resid_post`` was captured.
+        The runs' variables have a dimension ``run``: "base", "steered". If ``resid_post`` was captured, ``parts_at`` is a
+        coordinate of the positions.
         """
         import xarray as xr
 
@@ -103,7 +104,7 @@ class LensDiff:
         return data
 
     def view(self) -> Any:
-        """The interactive table: both runs beside each other, or what changes from one to the other."""
+        """Return the interactive table: both runs side by side, or what changes from one to the other."""
         return self.base.view(compare=self.steered, names=("unsteered", "steered"))
 
     def save(self, path: str | Path) -> Path:
@@ -168,13 +169,13 @@ def _netcdf(path: str | Path) -> Path:
 
 
 def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
-    """Walk along the same tokens twice side by side, project both, and compare them. Collective.
+    """Read the same tokens unsteered and steered in one batch, project both, and compare them. Collective.
 
     Args:
-        request: of two sequences that are the same, of which the second is steered.
+        request: has two identical sequences, of which the second is steered.
 
     Returns:
-        What ``run_lens`` returns; and on rank 0 ``kl [site, layer, position]``, None where it was interrupted.
+        What ``run_lens`` returns, and on every rank ``kl``, ``[site, layer, position]`` or None if it was interrupted.
     """
     import torch
 
@@ -199,7 +200,7 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
 
 
 def divergences(rank: Rank, loaded: Loaded, projector: Any, trajectories: Any, first: int, positions: int) -> np.ndarray | None:
-    """KL(sequence 0 ‖ sequence 1) of every cell, ``[site, layer, position]`` float32; None where interrupted. Collective."""
+    """Return KL(sequence 0 ‖ sequence 1), ``[site, layer, position]`` float32; None if interrupted. Collective."""
     from .decode import Rows, looking, most_cells
 
     plan = trajectories.plan
@@ -224,12 +225,12 @@ def divergences(rank: Rank, loaded: Loaded, projector: Any, trajectories: Any, f
 
 
 def divergence(rank: Rank, base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL(base ‖ other) of logits whose rows are spread over the ranks, ``[…, rows]`` → ``[…]``, float64, nats. Collective."""
+    """Return KL(base ‖ other) in nats of logits split over the ranks, ``[…, rows]`` → ``[…]`` float64. Collective."""
     import torch
 
     largest, largest_other = base.amax(-1), other.amax(-1)
     weights = (base - largest[..., None]).exp()
-    # Each against its own largest, so that what is summed is small and float32 keeps it; that between them is added below.
+    # Each relative to its own largest, so that the terms are small and float32 keeps them; the offset is added below.
     apart = (base - largest[..., None]) - (other - largest_other[..., None])
     share = [
         largest.double(),

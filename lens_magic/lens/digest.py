@@ -1,4 +1,4 @@
-"""What a lens is known by: to the ranks that hold it, and in a run's record."""
+"""The digest that identifies a lens, to the ranks that hold it and in a run's record."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 _TAKEN: WeakKeyDictionary[Any, tuple[list[int | None], str]] = WeakKeyDictionary()
-"""By lens the digest, and at which versions of its tensors it was taken: to read gigabytes takes seconds."""
+"""Each lens's digest with the versions of its tensors when it was taken; hashing gigabytes takes seconds."""
 
 
 def digest_of(lens: Any, tensors: Sequence[torch.Tensor]) -> str:
-    """SHA-256 of a lens's tensors, taken anew where one was changed in place."""
-    # A tensor made in inference mode does not count its changes.
+    """Return the SHA-256 of a lens's tensors, recomputed if one was changed in place."""
+    # Tensors made in inference mode have no version counter.
     versions = [None if tensor.is_inference() else tensor._version for tensor in tensors]
     known, digest = _TAKEN.get(lens, (None, ""))
     if versions != known or None in versions:

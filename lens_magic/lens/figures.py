@@ -1,8 +1,8 @@
-"""What one rank's rows of the vocabulary say of a block of cells.
+"""Figures of a block of cells, from one rank's rows of the vocabulary.
 
-These passes are bound by memory, and next to a matrix product of modest width they count. On a GPU a kernel of its own makes
-one of them (:mod:`..gpu.onepass`). Elsewhere they go over tiles small enough to stay in the caches from the first pass to the
-last, and write over the logits, which nothing needs afterwards.
+These passes are bound by memory, and take noticeable time beside a matrix product of modest width. On a GPU a kernel merges
+them into one (:mod:`..gpu.onepass`). Elsewhere they go over tiles small enough to stay in the caches from the first pass to
+the last, and overwrite the logits, which nothing needs afterwards.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch
 
 from ..gpu import onepass
 
-# A tile's logits: on a CPU, for each thread, as much as fits its second-level cache with the scratch and the output's weights
-# beside it; on a GPU what its cache holds while every kernel still has more to do than its launch takes.
+# Bytes of a tile's logits. On a CPU, per thread: as much as fits its second-level cache beside the scratch and the output's
+# weights. On a GPU: as much as fits its cache, while every kernel still takes longer than its launch.
 _TILE_BYTES = {"cpu": 640 << 10, "cuda": 64 << 20}
 _FEWEST_CELLS = 64  # fewer would be more calls than work
 
 
 @dataclass(frozen=True)
 class Output:
-    """The model's own distribution at some positions, as far as this rank's rows go.
+    """The model's own distribution at some positions, over this rank's rows.
 
     Attributes:
         largest: f, the largest logit F of these rows, ``[positions]``.
@@ -38,7 +38,7 @@ class Output:
 
     @classmethod
     def of(cls, logits: torch.Tensor) -> Output:
-        """From the model's own logits F, ``[positions, rows]``, which are written over."""
+        """Make it from the model's own logits F, ``[positions, rows]``, which are overwritten."""
         largest = logits.amax(-1)
         shifted = logits.sub_(largest[:, None])
         weights = shifted.exp()
@@ -63,10 +63,10 @@ class Figures:
 
 
 def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> tuple[torch.Tensor, torch.Tensor, Figures]:
-    """Candidates and sums of every cell.
+    """Find the candidates and compute the sums of every cell.
 
     Args:
-        logits: ``[keys, positions, rows]``, written over.
+        logits: ``[keys, positions, rows]``, overwritten.
         target: the target's logit, ``[keys, positions]``, whichever rank has its row.
 
     Returns:
@@ -93,9 +93,9 @@ def read(logits: torch.Tensor, target: torch.Tensor, output: Output, k: int) -> 
 
 
 def cells_in_tile(device: str, rows: int, cells: int) -> int:
-    """How many cells of so many rows make a tile of a block; device is "cpu" or "cuda".
+    """Return how many cells with ``rows`` rows make a tile of a block of ``cells``; device is "cpu" or "cuda".
 
-    Where all of a block would fit, a quarter: the scratch is as large as a tile.
+    At most a quarter of the block, but at least 64 of its cells if they fit: the scratch is as large as a tile.
     """
     room = _TILE_BYTES[device] * (torch.get_num_threads() if device == "cpu" else 1)
     return max(1, min(room // (4 * rows), max(_FEWEST_CELLS, cells // 4), cells))
@@ -110,10 +110,10 @@ def measure(
     tile: tuple[slice, slice],
     into: Figures,
 ) -> None:
-    """The sums of one tile: each pass reads what the last one left in the cache, none makes an array of its own.
+    """Compute the sums of one tile. Each pass reads what the last one left in the cache; none allocates another tile.
 
     Args:
-        logits: ``[keys, positions, rows]``, written over.
+        logits: ``[keys, positions, rows]``, overwritten.
         largest, target: ``[keys, positions]``.
         weights: the output's, ``[positions, rows]``.
         scratch: ``[keys · positions, rows]``.
@@ -130,7 +130,7 @@ def measure(
 
 
 def _crossed(logits: torch.Tensor, weights: torch.Tensor, scratch: torch.Tensor) -> torch.Tensor:
-    """Σ weights · logits over the rows, ``[keys, positions]``. A batched product would add up in sequence, and lose digits."""
+    """Return Σ weights · logits over the rows, ``[keys, positions]``. A batched product sums in sequence and loses digits."""
     if logits.shape[1] == 1:
         return torch.mv(logits[:, 0], weights[0])[:, None]
     return torch.mul(logits, weights, out=scratch.view(logits.shape)).sum(-1)
@@ -148,7 +148,7 @@ def tiles(keys: int, positions: int, most: int) -> Iterator[tuple[slice, slice]]
 
 
 def top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row with their indices, in order, ties by lower index (which ``topk`` does not promise).
+    """Return the k largest of each row and their indices, in order, ties by lower index (which ``topk`` does not promise).
 
     Args:
         logits: ``[cells, rows]``.
@@ -156,21 +156,21 @@ def top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     more = min(k + 1, logits.shape[1])
     values, ids = _largest(logits, more)
     tied = (values[:, 1:] == values[:, :-1]).any(-1)
-    if bool(tied.any()):  # seldom: a stable sort of those rows alone
+    if bool(tied.any()):  # rare: a stable sort of those rows only
         again = logits[tied].sort(dim=-1, descending=True, stable=True)
         values[tied], ids[tied] = again.values[:, :more], again.indices[:, :more]
     return values[:, :k], ids[:, :k]
 
 
 def group_maxima(logits: torch.Tensor) -> torch.Tensor:
-    """The largest logit of every group of a row's, ``[cells, rows]`` → ``[cells, groups]``; the last group may be shorter."""
+    """Return each group's largest logit, ``[cells, rows]`` → ``[cells, groups]``; a row's last group may be shorter."""
     groups, rest = divmod(logits.shape[1], onepass.GROUP)
     maxima = logits[:, : groups * onepass.GROUP].unflatten(-1, (groups, onepass.GROUP)).amax(-1)
     return torch.cat([maxima, logits[:, -rest:].amax(-1, keepdim=True)], -1) if rest else maxima
 
 
 def _largest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As ``topk``, in little more than one pass: the k largest are in the k groups whose maxima are largest."""
+    """Like ``topk``, but in little more than one pass: the k largest are in the k groups whose maxima are largest."""
     rows = logits.shape[1]
     if rows // onepass.GROUP < 4 * k:
         return logits.topk(k)

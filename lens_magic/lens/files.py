@@ -32,7 +32,7 @@ _UNITS = {"entropy": "nats", "kl_final": "nats"}
 
 
 def to_dataset(run: LensRun) -> xr.Dataset:
-    """The run's variables with their coordinates."""
+    """Return the run's variables with their coordinates."""
     import xarray as xr
 
     cells = ("site", "layer", "position")
@@ -54,7 +54,7 @@ def to_dataset(run: LensRun) -> xr.Dataset:
         variables |= {name: ((*cells, "tracked"), run.variables[name]) for name in TRACKED}
         coordinates["tracked_id"] = (("position", "tracked"), ids)
         chosen = run.options.get("track")
-        if isinstance(chosen, list):  # the same at every position, so that they are what the dimension is of
+        if isinstance(chosen, list):  # the same at every position, so they label the dimension
             coordinates["tracked"] = np.array(chosen, dtype=np.int64)
     return xr.Dataset(variables, coordinates, attrs={"model": run.model, "text": run.text})
 
@@ -81,10 +81,10 @@ def save(run: LensRun, path: Path) -> Path:
 
 @contextlib.contextmanager
 def _folder_written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write a run to in a ``with`` block; when it ends well, that takes the place of a run that was there.
+    """Yield a temporary folder to write a run to in a ``with`` block; if the block succeeds, it replaces ``target``.
 
     Raises:
-        LensError: it cannot be written there, or what is there is no saved run.
+        LensError: it cannot be written there, or ``target`` exists and is not a saved run.
     """
     if not target.parent.is_dir():
         raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
@@ -95,7 +95,7 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
     try:
         yield partial
         if target.exists():
-            target.replace(old)  # a folder takes the place of no other that has something in it
+            target.replace(old)  # a folder cannot replace one that is not empty
         partial.replace(target)
     except (OSError, ValueError) as error:
         raise LensError(f"{target} cannot be written: {reason_of(error)}") from error
@@ -107,12 +107,12 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
 
 
 def packed(run: LensRun) -> xr.Dataset:
-    """A run whole, as a Dataset that can be written."""
+    """Return the whole run as a Dataset that can be written."""
     dataset = to_dataset(run)
     dataset["prompt_ids"] = ("prompt_token", np.array(run.prompt_ids, dtype=np.int64))
     dataset["output_ids"] = ("output_token", np.array(run.output_ids, dtype=np.int64))
     record = {name: getattr(run, name) for name in _IN_ATTRIBUTES}
-    # One JSON text: NetCDF attributes know neither nesting nor every character a token can hold.
+    # One JSON text: NetCDF attributes allow neither nesting nor every character a token can hold.
     for texts in ("token_texts", "labels"):
         record[texts] = {str(index): text for index, text in getattr(run, texts).items()}
     dataset.attrs = {"lens_magic_format": FORMAT, "run": json.dumps(record)}
@@ -120,7 +120,7 @@ def packed(run: LensRun) -> xr.Dataset:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The fields of a saved run."""
+    """Return the fields of a saved run."""
     import xarray as xr
 
     kind = _suffix(path)
@@ -142,7 +142,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
-    """The fields of a run that was :func:`packed`."""
+    """Return the fields of a run from what :func:`packed` made of it."""
     record = json.loads(dataset.attrs["run"])
     return {
         **{name: record[name] for name in _IN_ATTRIBUTES},
@@ -158,9 +158,9 @@ def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def _require_plain_codecs(path: Path) -> None:
-    """Refuse arrays whose bytes would be read by anything but decompression: there is a codec that unpickles."""
+    """Refuse arrays with codecs that do more than decompress: there is one that unpickles."""
     for link in path.rglob("*"):
-        if link.is_symlink():  # what it leads to would be read without having been looked at
+        if link.is_symlink():  # its target would be read without having been checked
             raise LensError(f"{link} is a link, which no saved run has")
     for file in path.rglob(".zarray"):
         array = json.loads(file.read_text(encoding="utf-8"))
@@ -178,14 +178,14 @@ def require_zarr() -> None:
 
 
 def write_paper_json(run: LensRun, path: Path) -> Path:
-    """Write the schema of the paper's system."""
+    """Write a run as JSON in the schema of the paper's system."""
     with written_whole(path) as partial:
         partial.write_text(json.dumps(paper_record(run), ensure_ascii=False, indent=1), encoding="utf-8")
     return path
 
 
 def paper_record(run: LensRun) -> Mapping[str, Any]:
-    """``{"step_0": {…}}`` as the paper's code writes it, percentages as numbers, with the token id added."""
+    """Return ``{"step_0": {…}}`` as the paper's code writes it, but with percentages as numbers, and the token ids added."""
     ids = run.variables["token_id"].tolist()
     shares = (100 * run.variables["prob_topk"].astype(np.float64)).tolist()
 

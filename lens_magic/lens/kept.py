@@ -15,13 +15,13 @@ from ..errors import LensError
 from .run import LensRun
 
 MOST = 100
-"""How many runs are kept; the oldest go first."""
+"""How many runs are kept; the oldest are deleted first."""
 
-_NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is somebody's own
+_NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is the user's own
 
 
 def folder() -> Path:
-    """``LENS_RUNS_DIR``, else ``lens-magic/runs`` where the user's data goes (``XDG_DATA_HOME``, ``~/.local/share``)."""
+    """Return ``LENS_RUNS_DIR`` if set, else ``lens-magic/runs`` in ``XDG_DATA_HOME``, by default ``~/.local/share``."""
     if stated := os.environ.get("LENS_RUNS_DIR"):
         return Path(stated).expanduser()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
@@ -29,23 +29,23 @@ def folder() -> Path:
 
 
 def keep(run: LensRun) -> Path | None:
-    """Save a run among the kept; a full or read-only disk is no reason to fail a cell: that is a warning, and None."""
+    """Save a run among the kept and return its file. A full or read-only disk must not fail a cell: warn, return None."""
     try:
         place = folder()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seconds, rest = divmod(time.time_ns(), 10**9)  # read once: a name is never earlier than that of the run before
+        seconds, rest = divmod(time.time_ns(), 10**9)  # one reading: from two, a name could sort before the previous run's
         path = run.save(place / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{rest:09d}.nc")
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
-    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: a user without a home
+    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"this run was not kept on disk: {reason}", stacklevel=2)
     return None
 
 
 def clear() -> int:
-    """Remove all kept runs; returns how many there were."""
+    """Remove all kept runs and return how many there were."""
     files = _files()
     for file in files:
         file.unlink(missing_ok=True)
@@ -53,7 +53,7 @@ def clear() -> int:
 
 
 def _files() -> list[Path]:
-    """Newest first."""
+    """Return the files of the kept runs, newest first."""
     return sorted((file for file in folder().glob("*.nc") if _NAME.fullmatch(file.name)), reverse=True)
 
 
@@ -74,9 +74,9 @@ class Kept:
 
 
 def listing() -> Kept:
-    """What is kept."""
+    """List the kept runs."""
     sizes = []
     for path in _files():
-        with contextlib.suppress(FileNotFoundError):  # another kernel's newest has just taken its place
+        with contextlib.suppress(FileNotFoundError):  # another kernel has just deleted it for a newer run
             sizes.append((path, path.stat().st_size / 1e6))
     return Kept(sizes)

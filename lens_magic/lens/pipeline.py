@@ -1,4 +1,4 @@
-"""What every rank does for one run: generate with capture, then project."""
+"""One run on every rank: generate with capture, then project."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .stream import Stream, joined
 
 @dataclass(frozen=True)
 class Request:
-    """One run, as sent to the ranks; validated before.
+    """A run as sent to the ranks, already validated.
 
     Attributes:
-        prompts: one, or several that are generated from side by side.
-        forced: for each prompt, tokens to walk along instead of generating.
-        prompt_tokens: the prompt's earlier positions are captured too.
-        steering: what is changed on the way; captured states are as it left them.
-        capture_dtype: name of the type the states are kept in; the model's where None.
-        offload: keep them in the host's memory.
-        run_id: names the run whose states the ranks keep.
-        look: through which lens, and which tokens are followed.
+        prompts: token ids of one prompt, or of several that run as one batch.
+        forced: for each prompt, tokens to read instead of generating (teacher forcing).
+        prompt_tokens: capture the prompt's earlier positions too.
+        steering: the steering terms; states are captured after steering.
+        capture_dtype: name of the dtype the states are kept in; None for the model's.
+        offload: keep the states in host memory.
+        run_id: identifies the run whose states the ranks keep.
+        look: the lens, and the tokens to follow.
         stream: project while generating, as far as it slows generation little.
     """
 
@@ -56,17 +56,17 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """How many tokens there will be at most after each prompt."""
+        """The most tokens that can follow a prompt."""
         return max(len(ids) for ids in self.forced) if self.forced is not None else self.max_new_tokens
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt."""
+        """Number of tokens of the longest prompt."""
         return max(len(ids) for ids in self.prompts)
 
     @property
     def plan(self) -> Plan:
-        """What is captured: columns from the prompts' last token on, or from their first."""
+        """What to capture: columns from the prompts' last token on, or from the longest prompt's first."""
         before = self.longest - 1 if self.prompt_tokens else 0
         dtype = getattr(torch, self.capture_dtype) if self.capture_dtype else None
         first, rows = self.longest - 1 - before, before + self.tokens
@@ -77,11 +77,11 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
     """Generate, then project what was captured. Collective.
 
     Returns:
-        On every rank its memory; on rank 0 the generation, and for each prompt the variables and positions they cover too.
+        On every rank its ``memory``, in bytes; on rank 0 also ``generation``, ``variables`` of each prompt and ``project_s``.
     """
     loaded = loaded_on(rank)
     reset_peak_memory(loaded.device)
-    rank.store.pop("trajectories", None)  # the last run's states make room
+    rank.store.pop("trajectories", None)  # free the last run's states first
     trajectories = Trajectories(rank, loaded, request.plan)
     projector = projector_for(rank, loaded, request.look, trajectories)
     made = Generation()
@@ -128,7 +128,7 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
 
 
 def covered(request: Request, output: Sequence[int], number: int) -> tuple[int, list[int]]:
-    """The first captured row of a sequence, and the tokens that follow its positions."""
+    """Return the first captured row of a sequence, and the token that follows each of its positions."""
     prompt = request.prompts[number]
     before = len(prompt) - 1 if request.prompt_tokens else 0
     return request.longest - 1 - before - request.plan.first, [*prompt[len(prompt) - before :], *output]
@@ -146,7 +146,7 @@ def run_plain(
     stop_ids: tuple[int, ...],
     steering: Sequence[SteeringTerm] = (),
 ) -> Generation:
-    """Generate without looking. Collective."""
+    """Generate without capturing. Collective."""
     loaded = loaded_on(rank)
     visitors = _steering(loaded, steering, len(prompts))
     made = generate(rank, loaded, prompts, max_new_tokens, sampling, stop_ids, visitors)

@@ -1,8 +1,8 @@
-"""From captured states to scores: through which lens, under which norm, onto which rows.
+"""From captured states to scores: the lens, the norm, and the rows that states are projected onto.
 
-Every lens is the same three steps: a state may be translated, is normalised, and is multiplied with rows that the ranks share
-between them. The logit lens translates nothing and its rows are the vocabulary's; a tuned lens translates; a basis has
-rows of its own. What follows (candidates, sums, their combination) knows nothing of the difference.
+Every lens has the same three steps: a state may be translated, is normalised, and is multiplied with rows that are split over
+the ranks. The logit lens translates nothing and its rows are the vocabulary's; a tuned lens translates; a basis has its own
+rows. What follows (candidates, sums, their combination) is the same for all.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .translators import TunedLens, translator_of
 
 NORMS = ("own", "frozen", "none")
 COMPONENTS = ("attn_out", "mlp_out")
-"""What is added to the residual stream, as opposed to the stream itself."""
+"""Sites of what is added to the residual stream, as opposed to the stream itself."""
 
-# A rank that no direction fell to holds one row in its place, whose logit is so low that it counts for nothing. (Not
-# −∞: differences of infinities are no numbers.)
+# A rank without any of a basis's directions holds one row instead, whose logit is so low that it never counts. (Not −∞:
+# differences of infinities are NaN.)
 _NOTHING = -1e30
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a run is looked at: the same on every rank, and small.
+    """The lens options of a run; small, and the same on every rank.
 
     Attributes:
-        lens: digest of the tuned lens or basis, which travels on its own; "" for the logit lens.
+        lens: digest of the tuned lens or basis, which is sent separately; "" for the logit lens.
         kind: "logit", "tuned" or "basis".
-        name: what results call it.
-        directions: how many a basis has.
-        norm: "own": each state by its own scale, as the model does with its last. "frozen": by the scale of the final
-            residual stream at the same position. "none": not at all.
-        track: tokens (or directions) followed through all cells.
-        track_first: at most so many tokens a position that are ranked first in any layer are followed; 0 for none.
+        name: the lens's name in results.
+        directions: number of a basis's directions.
+        norm: "own": divide each state by its own scale, as the model does with its last. "frozen": by the scale of the final
+            residual stream at the same position. "none": do not normalise.
+        track: tokens (or directions) to follow through all cells.
+        track_first: the most tokens per position to follow of those ranked first in any layer; 0 for none.
     """
 
     lens: str = ""
@@ -65,9 +65,9 @@ class Projector:
     """The lens of one run on one rank.
 
     Attributes:
-        look: what was asked for.
-        head: this rank's rows: of the vocabulary, or of the basis.
-        size: rows of all ranks.
+        look: the lens options of the run.
+        head: this rank's rows, of the vocabulary or of the basis.
+        size: number of rows on all ranks.
         has_targets: whether the rows are tokens, so that a next token has a rank among them.
     """
 
@@ -87,15 +87,15 @@ class Projector:
 
     @property
     def output_is_a_cell(self) -> bool:
-        """Whether the last layer's output is looked at as the model itself does, so that this cell is its own output."""
+        """Whether the lens reads the last layer's output as the model itself does, so that this cell is the model's output."""
         return self.look.kind != "tuned" and self.look.norm != "frozen"
 
     def rows_of_ranks(self, ranks: int) -> list[int]:
-        """How many rows each rank holds."""
+        """Return how many rows each rank holds."""
         return [max(1, end - begin) for begin, end in itertools.pairwise(shard_bounds(self.size, ranks))]
 
     def translated(self, key: Key, states: torch.Tensor) -> torch.Tensor:
-        """A tuned lens's map of a (site, layer) that this rank keeps: ``[rows, d]`` → ``[rows, d]``, in their dtype."""
+        """Apply a tuned lens's map to states of a (site, layer) this rank keeps: ``[rows, d]`` → ``[rows, d]``, same dtype."""
         index = translator_of(*key, self._layers)
         if self.look.kind != "tuned" or index is None:
             return states
@@ -104,14 +104,14 @@ class Projector:
         return (stream + F.linear(stream, weight, bias)).to(states.dtype)
 
     def output(self, final: torch.Tensor) -> torch.Tensor:
-        """The model's own scores, from the last layer's output ``[positions, d]``: ``[positions, rows]``."""
+        """Return the model's own scores, ``[positions, rows]``, from the last layer's output ``[positions, d]``."""
         return self.head.logits(final if self.look.norm == "none" else self._norm(final))
 
     def logits(self, keys: Sequence[Key], states: torch.Tensor, final: torch.Tensor | None) -> torch.Tensor:
-        """This rank's scores of ``[keys, positions, d]`` states: ``[keys · positions, rows]``, float32.
+        """Return this rank's scores of states ``[keys, positions, d]``: ``[keys · positions, rows]``, float32.
 
         Args:
-            final: the last layer's output at the same positions, ``[positions, d]``: the scale of a frozen norm.
+            final: the last layer's output at the same positions, ``[positions, d]``, which gives a frozen norm its scale.
         """
         width = states.shape[-1]
         if self.look.norm == "none":
@@ -121,7 +121,7 @@ class Projector:
         divided = self._frozen.divided(states, self._frozen.scale(final))  # [keys, positions, d]
         component = torch.tensor([site in COMPONENTS for site, _ in keys], device=states.device)
         stream = self._frozen.add_bias(divided)
-        if self._output in keys:  # the module itself rounds to the model's type
+        if self._output in keys:  # by the module itself, which rounds to the model's dtype
             stream[keys.index(self._output)] = self._norm(final)
         scores = divided.new_empty((len(keys), states.shape[1], self.head.rows))
         scores[component] = self._bare.logits(divided[component].reshape(-1, width)).view(-1, *scores.shape[1:])
@@ -130,18 +130,18 @@ class Projector:
 
 
 def projector_for(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajectories) -> Projector:
-    """The run's projector on this rank; a lens that the ranks do not hold yet is handed out. Collective.
+    """Return the run's projector on this rank; distribute the lens first if the ranks do not hold it yet. Collective.
 
-    Rank 0 has the lens itself in its store as ``given_lens``. Of a tuned lens a rank takes the translators of the states it
-    keeps, of a basis its share of the rows: either is spread over the ranks as captured states and vocabulary are.
+    Rank 0 has the lens itself in its store as ``given_lens``. A rank takes those translators of a tuned lens that its states
+    need, or its share of a basis's rows, so lenses are split over the ranks as captured states and the vocabulary are.
     """
     if look.kind == "logit":
-        rank.store.pop("lens", None)  # what a run before was seen through would take up memory for nothing
+        rank.store.pop("lens", None)  # free the lens of an earlier run
         return Projector(loaded, look, None)
     signature = (look.lens, tuple(trajectories.keys) if look.kind == "tuned" else ())
     kept = rank.store.get("lens")
     here = torch.tensor(int(kept is not None and kept[0] == signature), device=loaded.device)
-    if not int(rank.all_reduce(here, "min")):  # a rank that failed while lenses were handed out may lack what others have
+    if not int(rank.all_reduce(here, "min")):  # after a failed distribution a rank may lack what others have
         rank.store.pop("lens", None)
         given = rank.store.get("given_lens")
         held = (
@@ -152,14 +152,14 @@ def projector_for(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajecto
 
 
 def bytes_held(held: Any) -> int:
-    """Of what a rank holds of a lens: translators by index, or rows of a basis."""
+    """Return the bytes of what a rank holds of a lens: translators by index, or rows of a basis."""
     if isinstance(held, HeadShard):
         return int(held.weight.nbytes)
     return sum(int(tensor.nbytes) for translator in held.values() for tensor in translator)
 
 
 def _hand_out(rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories: Trajectories) -> dict[int, Any]:
-    """The translators of this rank's states, by index."""
+    """Return the translators of this rank's states, by index. Collective."""
     wanted: dict[int, set[int]] = {}
     for key in trajectories.plan.keys:
         index = translator_of(*key, loaded.layers)
@@ -175,7 +175,7 @@ def _hand_out(rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories:
 
 
 def _hand_out_rows(rank: Rank, loaded: Loaded, look: Look, given: Basis | None) -> HeadShard:
-    """This rank's rows of the basis."""
+    """Return this rank's rows of the basis. Collective."""
     bounds = shard_bounds(look.directions, rank.size)
     mine, bias = None, None
     for number, (first, end) in enumerate(itertools.pairwise(bounds)):
@@ -189,6 +189,6 @@ def _hand_out_rows(rank: Rank, loaded: Loaded, look: Look, given: Basis | None) 
 
 
 def _from_rank_0(rank: Rank, loaded: Loaded, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-    """Rank 0's values on every rank, float32 on the model's device. Collective."""
+    """Return rank 0's values on every rank, float32 on the model's device. Collective."""
     sent = torch.zeros(shape, device=loaded.device) if values is None else values.to(loaded.device, torch.float32, copy=True)
     return rank.all_reduce(sent)

@@ -1,4 +1,4 @@
-"""``LensRun``: what a run gave, on rank 0, and the forms a user takes it away in."""
+"""``LensRun``: the result of a run, on rank 0, and the forms it can be converted to and saved in."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class LensRun:
     p < 0 the prompt's token P + p.
 
     Attributes:
-        prompt, prompt_ids: what was given, as text and as the tokens the model read.
-        output_ids: the generated tokens, an end token included; ``text`` is their text without it.
+        prompt, prompt_ids: the prompt, as text and as the tokens the model read.
+        output_ids: the generated tokens, including an end token; ``text`` is their text without it.
         sites, layers, positions: the axes of ``variables``.
         variables: arrays ``[site, layer, position]`` or ``[site, layer, position, k]`` (see :meth:`to_xarray`).
         token_texts: readable text of every token that occurs in the run.
         timings: seconds: ``prefill_s``, ``decode_s``, ``project_s``; and ``tokens_per_s`` = (T − 1) / ``decode_s``.
-        memory: bytes a rank (the largest): ``captures``, ``peak`` (resident; of a GPU allocated); and ``captures_by_rank``.
+        memory: bytes on the rank with the most: ``captures``, ``peak`` (resident; of a GPU allocated); ``captures_by_rank``.
         options, provenance: how it was made: options; versions, model and fingerprint, ranks, dtype, time.
-        interrupted: it was stopped by the user and holds what there was by then.
-        labels: where the run was looked at through a :class:`Basis`, the labels of the directions that occur; candidates are
-            directions then, not tokens.
+        interrupted: whether the user stopped it; it then holds what was computed by then.
+        labels: for a run through a :class:`Basis`, the labels of the directions that occur; candidates are then directions,
+            not tokens.
     """
 
     prompt: str
@@ -63,7 +63,7 @@ class LensRun:
     _gather: Gather | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle or a copy takes along: everything but the way to the ranks, and so to the states."""
+        """Return what pickles and copies keep: everything but access to the ranks, and so to the states."""
         return {**self.__dict__, "_gather": None}
 
     @property
@@ -73,12 +73,12 @@ class LensRun:
 
     @property
     def candidate_texts(self) -> Mapping[int, str]:
-        """What ``token_id`` names: tokens' texts, or the labels of a basis."""
+        """Texts by ``token_id``: those of tokens, or the labels of a basis."""
         return self.labels or self.token_texts
 
     @property
     def drawn(self) -> LensRun:
-        """This run as views read it: with one numbering for tokens and directions."""
+        """This run as views read it, with one numbering for tokens and directions."""
         variables, options, texts = dict(self.variables), dict(self.options), dict(self.token_texts)
         if self.labels:
             after = max(texts, default=-1) + 1
@@ -91,9 +91,9 @@ class LensRun:
 
     @property
     def settled(self) -> np.ndarray:
-        """For each position, the first layer from which the next token stays first to the last layer; −1 where it never does.
+        """For each position, the first layer from which the next token stays ranked first to the last layer; −1 for none.
 
-        Read from ``resid_post`` over the layers of the run: the layer after which the model has made up its mind.
+        Read from ``resid_post`` over the layers of the run: from this layer on, the model's choice does not change.
 
         Raises:
             LensError: ``resid_post`` was not captured.
@@ -104,7 +104,7 @@ class LensRun:
 
     @property
     def first_layer(self) -> np.ndarray:
-        """For each position, the first layer at which the next token is first at all; −1 where it never is.
+        """For each position, the first layer at which the next token is ranked first; −1 where it never is.
 
         Raises:
             LensError: ``resid_post`` was not captured.
@@ -123,26 +123,25 @@ class LensRun:
         return found
 
     def to_xarray(self) -> xr.Dataset:
-        """The run as a Dataset with dimensions ``site``, ``layer``, ``position``, ``k``.
+        """Return the run as a Dataset with dimensions ``site``, ``layer``, ``position``, ``k``.
 
-        Variables: ``token_id``, ``logit``, ``prob`` (softmax over the whole vocabulary), ``prob_topk`` (over the k alone) for
-        each candidate; ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats) for each cell. A state too
-        large for the type it was kept in has none of them: NaN, and rank −1. Where tokens were tracked, ``tracked_logit``,
-        ``tracked_prob``, ``tracked_rank`` for each of them in each cell, along a dimension ``tracked``, and ``tracked_id
-        [position, tracked]``, which says whose they are (−1: nobody's). Where ``resid_post`` was captured, ``settled_layer
-        [position]`` goes along with the positions (:attr:`settled`). The numbers are copies: what is done to them leaves the
-        run as it is.
+        Variables of each candidate: ``token_id``, ``logit``, ``prob`` (softmax over the whole vocabulary), ``prob_topk`` (over
+        the k only). Of each cell: ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats). For a state too
+        large for the dtype it was kept in, they are NaN, and the rank −1. If tokens were tracked, there are ``tracked_logit``,
+        ``tracked_prob`` and ``tracked_rank`` in each cell, along a dimension ``tracked``, and ``tracked_id [position,
+        tracked]``, which identifies them (−1: none). If ``resid_post`` was captured, ``settled_layer [position]`` is a
+        coordinate (:attr:`settled`). The arrays are copies: changing them does not change the run.
         """
         return files.to_dataset(self).copy(deep=True)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a candidate: the Dataset as a table, with the tokens' texts in column ``token``."""
+        """Return the Dataset as a table, one row per candidate, with the tokens' texts in column ``token``."""
         table = self.to_xarray()[list(VARIABLES)].to_dataframe().reset_index()
         table["token"] = table["token_id"].map(lambda index: self.candidate_texts.get(int(index), ""))
         return table
 
     def tracked_to_pandas(self) -> pd.DataFrame:
-        """A row a tracked token and cell: ``site, layer, position, token_id, token, logit, prob, rank``.
+        """Return a table, one row per tracked token and cell: ``site, layer, position, token_id, token, logit, prob, rank``.
 
         Raises:
             LensError: nothing was tracked.
@@ -157,9 +156,9 @@ class LensRun:
         return table.sort_values(["position", "token_id", "site", "layer"], ignore_index=True)[columns]
 
     def to_json(self, path: str | Path) -> Path:
-        """Write the paper's JSON (arXiv 2604.06483): by position, layer and site the k tokens with their percent among the k.
+        """Write the paper's JSON (arXiv 2604.06483): k tokens by position, layer and site, with percentages among the k.
 
-        Ours keeps percent as a float and adds the token's id as third element.
+        Unlike the paper's, percentages are floats, and the token's id is added as third element.
 
         Raises:
             LensError: it cannot be written there.
@@ -167,7 +166,7 @@ class LensRun:
         return files.write_paper_json(self, Path(path).expanduser())
 
     def to_html(self, path: str | Path) -> Path:
-        """Write a page that stands alone: the interactive table with all data, without any network access.
+        """Write a self-contained page: the interactive table with all data, which needs no network access.
 
         Raises:
             LensError: it cannot be written there.
@@ -180,29 +179,29 @@ class LensRun:
         return target
 
     def plot(self, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
-        """A matplotlib figure for a paper or slides: ``figure.savefig("run.pdf")``.
+        """Return a matplotlib figure for a paper or slides: ``figure.savefig("run.pdf")``.
 
         Args:
-            kind: "heatmap", tokens × layers of one ``site``, shaded by ``shade`` ("prob", "entropy", "target_rank",
+            kind: "heatmap": tokens × layers of one ``site``, shaded by ``shade`` ("prob", "entropy", "target_rank",
                 "kl_final", "target_prob"), of some ``positions``, with tokens written into the cells or not (``annotate``);
-                "token", all sites of one ``position`` side by side with their candidates (the paper's Figure 2);
-                "trajectories", probability and rank of ``tokens`` across layers at a ``position`` and ``site``;
-                "entropy", by layer, the mean and the middle half of the positions.
-            dark: for a dark page.
+                "token": all sites of one ``position`` side by side with their candidates (the paper's Figure 2);
+                "trajectories": probability and rank of ``tokens`` across layers at a ``position`` and ``site``;
+                "entropy": mean and middle half of the positions, by layer.
+            dark: use colours for a dark page.
 
         Raises:
-            LensError: no such figure, or what it names is not in this run.
+            LensError: no such figure, or an option names what is not in this run.
         """
         from ..view.plots import plot
 
         return plot(self, kind, dark, **options)
 
     def view(self, compare: LensRun | None = None, names: tuple[str, str] | None = None) -> Any:
-        """The interactive table; with a second run, both beside each other, or what changes from this one to it.
+        """Return the interactive table; with a second run, both side by side, or what changes from this one to it.
 
         Args:
             compare: the second run.
-            names: what the two are called in the view.
+            names: names of the two in the view.
         """
         from ..view import show
 
@@ -212,17 +211,17 @@ class LensRun:
         """Write everything, losslessly: NetCDF, or Zarr for a path that ends in ``.zarr``. :func:`open_run` reads it.
 
         Raises:
-            LensError: the path's ending names neither, a package for it is missing, or it cannot be written there.
+            LensError: the path has another ending, a package for it is missing, or it cannot be written there.
         """
         return files.save(self, Path(path).expanduser())
 
     def activations(
         self, site: str, layers: Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
     ) -> torch.Tensor:
-        """The captured states themselves, gathered from the ranks: ``[layer, position, d]`` in the model's dtype, on the CPU.
+        """Return captured states, gathered from the ranks: ``[layer, position, d]`` on the CPU, in the dtype they were kept in.
 
         Args:
-            layers, positions: which of the run's own; all by default. Layer −1 is the last of them, −2 the one before.
+            layers, positions: some of the run's; all by default. Layer −1 is the last of them, −2 the one before.
 
         Raises:
             LensError: not captured in this run, or freed: the ranks keep the states of the newest run only.
@@ -248,10 +247,10 @@ class LensRun:
 
 
 def _chosen(name: str, given: Sequence[int] | int | None, known: Sequence[int], from_the_end: bool = False) -> list[int]:
-    """Some of what is known; all where nothing is given.
+    """Check and return some of the ``known`` numbers; all if nothing is given.
 
     Args:
-        from_the_end: negative numbers count from there.
+        from_the_end: count negative numbers from the end.
     """
     if given is None:
         return list(known)

@@ -1,7 +1,7 @@
-"""Projecting while generation goes on, as far as the time given to it reaches.
+"""Projecting during generation, within a share of its time.
 
-Rank 0 decides with every token how many rows are to be projected before the next, from what projection has cost so far, and
-tells all ranks with the token itself. What is not projected when the last token has come is projected then.
+With every token, rank 0 decides from the cost of projecting so far how many rows to project before the next one, and sends
+that number to all ranks together with the token. Rows that remain after the last token are projected then.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from ..ranks.rank import Rank
 
 SHARE = 0.06
-"""Of the time since the first token, how much may have gone into projecting."""
+"""Largest share of the time since the first token that may go into projecting."""
 
-_PAUSE_S = 0.2  # rows are looked at by a person: no need to show each by itself
+_PAUSE_S = 0.2  # a person watches the rows: no need to show each one separately
 
 Project = Callable[[int, int], "dict[str, np.ndarray] | None"]
-"""Projects rows first … end − 1 of the run on all ranks; on rank 0 their variables."""
+"""Projects rows first … end − 1 of the run on all ranks; gives their variables on rank 0, None on others."""
 
 
 class Stream:
@@ -27,12 +27,12 @@ class Stream:
 
     Args:
         project: collective.
-        before: rows that are there before the first token is chosen (the prompt's).
+        before: number of rows captured before the first token is chosen (the prompt's).
 
     Attributes:
-        parts: variables of the rows projected so far, in order; on rank 0.
+        parts: variables of the rows projected so far, in order; on rank 0 only.
         done: how many rows those are.
-        spent_s: seconds it took.
+        spent_s: seconds spent on projecting.
     """
 
     def __init__(self, rank: Rank, project: Project, before: int) -> None:
@@ -45,23 +45,23 @@ class Stream:
         self._there = before
         self._begun: float | None = None
         self._last = 0.0
-        self._a_row: float | None = None  # what a row cost last time
+        self._a_row: float | None = None  # seconds per row, last time
 
     def tell(self) -> Sequence[float]:
-        """How many rows all ranks are to project once the coming token is chosen; rank 0's word counts."""
+        """Return how many rows all ranks are to project once the coming token is chosen; only rank 0's answer counts."""
         now = time.perf_counter()
         if self._begun is None or self.rank.rank != 0:
             return (0.0,)
         pending = self._there - self.done
         if pending <= 0 or now - self._last < _PAUSE_S:
             return (0.0,)
-        if self._a_row is None:  # a first one shows what a row costs
+        if self._a_row is None:  # the first row shows what one costs
             return (1.0,)
         affordable = int((SHARE * (now - self._begun) - self.spent_s) / self._a_row)
         return (float(min(pending, affordable)) if affordable > 0 else 0.0,)
 
     def after_step(self, tokens: int, told: Sequence[float]) -> None:
-        """Project as many rows as rank 0 has told."""
+        """Project as many rows as rank 0 has decided."""
         started = time.perf_counter()
         if self._begun is None:
             self._begun = started
@@ -81,9 +81,9 @@ class Stream:
 
 
 def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Variables of consecutive rows as those of all of them.
+    """Join the variables of consecutive rows.
 
-    Tokens that are followed can be more at some rows than at others; missing ones are filled up as they are elsewhere.
+    Parts can differ in the number of followed tokens; missing ones are filled with NaN and −1, as elsewhere.
     """
     return {name: _joined(name, [part[name] for part in parts]) for name in parts[0]}
 

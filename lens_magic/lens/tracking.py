@@ -1,4 +1,4 @@
-"""Following tokens through all cells: their logit, probability and rank, wherever they are ranked."""
+"""Following tokens through all cells: their logit, probability and rank, whatever the rank is."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..model.sites import Key
 from ..ranks.rank import Rank
 
 NOBODY = -1
-"""Stands where a position has fewer tokens to follow than others."""
+"""Fills up positions that have fewer tokens to follow than others."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """What is followed at some positions, the same on every rank.
+    """The tokens followed at some positions; the same on every rank.
 
     Attributes:
         ids: ``[positions, m]``, vocabulary indices or :data:`NOBODY`.
@@ -29,7 +29,7 @@ class Tracked:
 
     @classmethod
     def chosen(cls, ids: Sequence[int], positions: int, device: torch.device) -> Tracked:
-        """The same tokens (or none) at every position."""
+        """Follow the same tokens (or none) at every position."""
         return cls(torch.tensor(ids, device=device, dtype=torch.long).expand(positions, len(ids)))
 
     def __bool__(self) -> bool:
@@ -46,19 +46,19 @@ class Tracked:
         most: int,
         captured: Container[Key],
     ) -> Tracked:
-        """At each position, the tokens that are ranked first in any layer. Collective.
+        """Follow, at each position, the tokens that are ranked first in any layer. Collective.
 
-        Where the residual stream after the blocks was captured, its layers count; else all cells. The last layer's token is
-        always among them, then those that lead in the most layers, ties to the lower index. A cell without numbers has none.
+        Only cells of ``resid_post`` count, if it was captured; otherwise all cells. The last layer's token comes first, then
+        those that lead in the most layers, ties by lower index. A cell whose numbers are not finite has no leader.
 
         Args:
             keys: the (site, layer) of all logits, in order; the model's output may be among them without being captured.
             logits: ``[keys · positions, rows]`` in batches of keys, this rank's rows.
-            most: follow at most so many a position.
-            captured: those that are cells of the run.
+            most: the most tokens to follow per position.
+            captured: the keys that are cells of the run.
         """
         largest = torch.cat([batch.amax(-1) for batch in logits])
-        # The first of equals, which argmax does not promise.
+        # The first of equal maxima, which argmax does not promise.
         places = torch.arange(head.rows, device=largest.device)
         first = torch.cat([torch.where(batch == batch.amax(-1, keepdim=True), places, head.rows).amin(-1) for batch in logits])
         ranks = rank.all_gather(torch.stack([largest.double(), (first + head.offset).double()], -1))  # [ranks, cells, 2]
@@ -73,22 +73,22 @@ class Tracked:
         return cls(torch.tensor(rows, device=largest.device))
 
     def logits(self, rank: Rank, head: HeadShard, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each followed token's logit, and how many are strictly larger, over all ranks' rows. Collective.
+        """Return each followed token's logit, and how many logits are strictly larger, over all ranks' rows. Collective.
 
         Args:
             scores: ``[keys · positions, rows]``, this rank's rows.
 
         Returns:
-            Both ``[keys · positions, m]``; −∞ and anything for :data:`NOBODY`.
+            Both ``[keys · positions, m]``; −∞ and an arbitrary number for :data:`NOBODY`.
         """
         ids = self.ids.repeat(scores.shape[0] // self.ids.shape[0], 1)  # [cells, m]
         found = head.logits_at(rank, scores, ids)
-        # A token at a time: all at once would need room for so many blocks of logits.
+        # One token at a time: all at once would take the memory of m blocks of logits.
         above = torch.stack([(scores > found[:, m : m + 1]).sum(-1) for m in range(ids.shape[1])], -1)
         return found, rank.all_reduce(above)
 
     def figures(self, logits: torch.Tensor, above: torch.Tensor, log_sum_exp: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The variables, ``[keys · positions, m]`` each, from what :meth:`logits` found."""
+        """Return the variables, ``[keys · positions, m]`` each, from what :meth:`logits` found."""
         ids = self.ids.repeat(logits.shape[0] // self.ids.shape[0], 1)
         missing = (ids == NOBODY) | ~log_sum_exp.isfinite()[:, None]
         values = logits.double().masked_fill(missing, torch.nan)
@@ -101,21 +101,21 @@ class Tracked:
 
 
 def _leaders(ids: Sequence[int], final: int, most: int) -> list[int]:
-    """The distinct tokens that lead, at most so many, filled up with :data:`NOBODY`."""
+    """Return the distinct tokens that lead, at most ``most``, padded with :data:`NOBODY`."""
     layers = Counter(index for index in ids if index != NOBODY)
     order = sorted(layers, key=lambda index: (index != final, -layers[index], index))[:most]
     return order + [NOBODY] * (most - len(order))
 
 
 def trimmed(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``tracked_id`` as ``[position, tracked]``, without columns that are empty at every position.
+    """Reduce ``tracked_id`` to ``[position, tracked]``, and drop tracked columns that are empty at every position.
 
     Args:
-        variables: among them the above as ``[site, layer, position, tracked]``.
+        variables: with tracked tokens, ``tracked_id`` is among them as ``[site, layer, position, tracked]``.
     """
     if "tracked_id" not in variables:
         return variables
     ids = variables["tracked_id"][0, 0]  # the same in every cell of a position
-    used = int((ids != NOBODY).any(0).sum()) if len(ids) else ids.shape[1]  # tokens stand before the gaps
+    used = int((ids != NOBODY).any(0).sum()) if len(ids) else ids.shape[1]  # gaps come last
     cut = {name: values[..., :used] for name, values in variables.items() if name.startswith("tracked_")}
     return {**variables, **cut, "tracked_id": ids[:, :used]}

@@ -1,4 +1,4 @@
-"""The tuned lens: an affine map a layer that takes the residual stream to what the last layers will make of it.
+"""The tuned lens: one affine map per layer, from the residual stream to what the remaining layers will make of it.
 
 Belrose et al. 2023, "Eliciting Latent Predictions from Transformers with the Tuned Lens" (arXiv 2303.08112). The maps have
 the form of the tuned-lens project, h ← h + h Wᵀ + b before the final norm and the head, and its numbering: translator i is
@@ -20,11 +20,11 @@ from ..writing import written_whole
 from .digest import digest_of
 
 PARAMS, CONFIG = "params.safetensors", "config.json"
-"""File names of the tuned-lens project, but for the ending: its ``params.pt`` is a pickle."""
+"""File names of the tuned-lens project, except for the ending: its ``params.pt`` is a pickle."""
 
 
 def translator_of(site: str, layer: int, layers: int) -> int | None:
-    """Which translator a state goes through; None where it has none (the last output, and what is not the stream)."""
+    """Return the index of a state's translator; None if it has none (the last output, and sites outside the stream)."""
     index = {"resid_pre": layer, "resid_post": layer + 1}.get(site)
     return index if index is not None and index < layers else None
 
@@ -34,16 +34,16 @@ class TunedLens:
     """Translators of the residual stream of one model.
 
     Attributes:
-        weights: translator i's matrix, ``[d, d]``, float32, by i: for the input of block i.
+        weights: the matrix ``[d, d]``, float32, of each translator; number i is for the input of block i.
         biases: ``[d]`` each, or all zero.
         model: name of the model they are for.
-        fingerprint: of its weights; empty where the file does not say.
+        fingerprint: fingerprint of its weights; empty if the file has none.
         divergences: KL(output ‖ lens) in nats on held-out text, by translator, ``{"logit_lens": […], "tuned_lens": […]}``;
-            empty where nothing was held out.
+            empty if nothing was held out.
         provenance: how they were made.
 
     Raises:
-        LensError: no square matrices of one width with as many biases, or numbers that are not finite.
+        LensError: not square matrices of one width with as many biases, or numbers that are not finite.
     """
 
     weights: Sequence[torch.Tensor]
@@ -59,7 +59,7 @@ class TunedLens:
 
     @property
     def layers(self) -> int:
-        """How many translators, one for the input of every block."""
+        """Number of translators, one for the input of every block."""
         return len(self.weights)
 
     @property
@@ -73,10 +73,10 @@ class TunedLens:
         return digest_of(self, [*self.weights, *self.biases])
 
     def check_fits(self, name: str, width: int, layers: int, fingerprint: str) -> None:
-        """Whether this lens is for a model.
+        """Check that this lens is for a model.
 
         Raises:
-            LensError: it is of another width or depth, or for other weights.
+            LensError: it has another width or depth, or is for other weights.
         """
         if (self.width, self.layers) != (width, layers):
             raise LensError(
@@ -95,7 +95,7 @@ class TunedLens:
         Both carry model, fingerprint, width, layers and how the lens was made. :func:`load_tuned_lens` reads either.
 
         Raises:
-            LensError: there is no folder to write in, or it is a model's.
+            LensError: there is no folder to write in, or it holds a model.
         """
         from safetensors.torch import save
 
@@ -108,7 +108,7 @@ class TunedLens:
         tensors = {}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             tensors[f"{index}.weight"] = weight.contiguous()
-            # Copies: one bias may serve all translators, and a file holds no tensor twice.
+            # Copies: all translators may share one bias, and safetensors refuses to save a tensor twice.
             tensors[f"{index}.bias"] = bias.clone(memory_format=torch.contiguous_format)
         with written_whole(target if single else target / PARAMS) as partial:
             partial.write_bytes(save(tensors, metadata={"config": json.dumps(self._config())}))
@@ -140,10 +140,10 @@ class TunedLens:
 
 
 def _checked(weights: Any, biases: Any) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Matrices ``[d, d]`` and biases ``[d]``, float32 on the CPU.
+    """Return matrices ``[d, d]`` and biases ``[d]``, float32 on the CPU.
 
     Raises:
-        LensError: they are not, or hold numbers that are not finite.
+        LensError: they have other shapes, or hold numbers that are not finite.
     """
     try:
         pairs = [(_float32(weight), _float32(bias)) for weight, bias in zip(weights, biases, strict=True)]
@@ -162,7 +162,7 @@ def _checked(weights: Any, biases: Any) -> tuple[tuple[torch.Tensor, ...], tuple
 
 
 def _float32(values: Any) -> torch.Tensor:
-    """A tensor on the CPU, of no numbers where these are none; a copy of NumPy's, whose changes are not noticed."""
+    """Return a tensor on the CPU, empty if these are not numbers; NumPy arrays are copied, as their changes go unnoticed."""
     try:
         tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
         return tensor.detach().to("cpu", torch.float32)
@@ -171,10 +171,10 @@ def _float32(values: Any) -> torch.Tensor:
 
 
 def _make_folder(target: Path) -> None:
-    """Make a lens's folder, where it is not there already.
+    """Make a lens's folder if it does not exist.
 
     Raises:
-        LensError: it cannot be made, or holds another config.json than a lens's.
+        LensError: it cannot be made, or holds a config.json that is not a lens's.
     """
     config = target / CONFIG
     try:
@@ -232,7 +232,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
 
 
 def _are_divergences(told: Any) -> bool:
-    """Whether these are none, or numbers for both lenses."""
+    """Whether this is an empty dict, or one with numbers for both lenses."""
     if not isinstance(told, dict) or told.keys() not in (set(), {"logit_lens", "tuned_lens"}):
         return False
     return all(isinstance(values, list) and all(isinstance(value, int | float) for value in values) for values in told.values())
@@ -252,7 +252,7 @@ def _params_file(path: Path) -> Path:
 
 
 def _translators(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[list[Any], list[torch.Tensor]]:
-    """The matrices (None where one is missing) and biases in order; biases that are missing are zero."""
+    """Return the matrices (None for a missing one) and biases in order; missing biases are zero."""
     tensors = {name.removeprefix("layer_translators."): tensor for name, tensor in tensors.items()}
     layers = sum(name.endswith(".weight") for name in tensors)
     weights = [tensors.get(f"{index}.weight") for index in range(layers)]

@@ -1,10 +1,10 @@
-"""Training a tuned lens, on every rank at once.
+"""Training a tuned lens on all ranks.
 
 Each rank trains the translators of its own layers (i = rank, rank + n, …) and multiplies with its own rows of the head, as it
 does for everything else. In a round the ranks translate one layer each, share the normalised states, score all of them
 with their rows, and exchange log-sum-exps; the gradient with respect to a state is a sum over the rows, so it is a sum over
-the ranks. What is computed does not depend on how many ranks there are; memory for translators and their moments, and the
-work, are divided by them.
+the ranks. What is computed does not depend on the number of ranks; the work, and the memory for translators and their
+moments, are divided over them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8  # of Adam
 
 @dataclass(frozen=True)
 class Training:
-    """What is to be trained on, the same on every rank.
+    """What to train on; the same on every rank.
 
     Attributes:
         batches: for each step, the pieces of text it learns from, as tokens.
-        held_out: pieces that are only measured on.
-        learning_rate: of Adam, falling linearly to zero over the steps.
+        held_out: batches of pieces that are used only for measuring.
+        learning_rate: Adam's, at the first step; it falls linearly to zero over the steps.
     """
 
     batches: Sequence[Sequence[Sequence[int]]]
@@ -47,7 +47,7 @@ class _Reader(Visitor):
     """Reads the input of this rank's blocks, and the last block's output, for all tokens of a forward.
 
     Attributes:
-        tokens: which places of the running forward hold a token, ``[batch, length]``.
+        tokens: mask of the places in the running forward that hold a token, ``[batch, length]``.
     """
 
     tokens: torch.Tensor
@@ -66,7 +66,7 @@ class _Reader(Visitor):
         return read
 
     def states(self) -> dict[int, torch.Tensor]:
-        """``[tokens, d]`` by block; under the number of blocks, what follows the last."""
+        """Return ``[tokens, d]`` by block; the last block's output is under the number of blocks."""
         return {index: torch.cat(parts) for index, parts in self._found.items()}
 
 
@@ -87,7 +87,7 @@ class _Trainer:
         self.optimiser = torch.optim.Adam(values, lr=learning_rate, betas=_BETAS, eps=_EPS) if values else None
 
     def step(self, pieces: Sequence[Sequence[int]], share: float) -> None:
-        """Learn from some pieces; ``share`` of the learning rate."""
+        """Take one step on some pieces, with ``share`` of the learning rate."""
         self._pass(pieces, learn=True)
         if self.optimiser is not None:
             self.optimiser.param_groups[0]["lr"] = self.rate * share
@@ -95,21 +95,21 @@ class _Trainer:
             self.optimiser.zero_grad()
 
     def divergences(self, batches: Sequence[Sequence[Sequence[int]]]) -> dict[int, float]:
-        """Mean KL(output ‖ lens) over the tokens, in nats, by translator of this rank; of none where interrupted. Collective.
+        """Return the mean KL(output ‖ lens) over tokens in nats, by translator of this rank. Empty if interrupted. Collective.
 
         Emits ("measuring", batch, batches).
         """
         total = sum(len(piece) for pieces in batches for piece in pieces)
         sums = []
         for pieces in batches:
-            if self.rank.agree_to_stop():  # acknowledged where training ends
+            if self.rank.agree_to_stop():  # not acknowledged here: callers still ask
                 return {}
             sums.append(self._pass(pieces, learn=False))
             self.rank.emit(("measuring", len(sums), len(batches)))
         return {index: sum(one[index] for one in sums) / total for index in self.own} if batches else {}
 
     def _pass(self, pieces: Sequence[Sequence[int]], learn: bool) -> dict[int, float]:
-        """Run the model over pieces; adds to the gradients of the mean KL. Returns the summed KL by translator. Collective."""
+        """Run the model over pieces and return the summed KL by translator; to learn, add gradients of the mean. Collective."""
         states = self._states(pieces)
         final = states[self.loaded.layers]
         tokens = len(final)
@@ -132,12 +132,12 @@ class _Trainer:
         return sums
 
     def _states(self, pieces: Sequence[Sequence[int]]) -> dict[int, torch.Tensor]:
-        """The tokens' states by block: ``[tokens, d]``, float32."""
+        """Return the tokens' states by block: ``[tokens, d]``, float32."""
         reader = _Reader(self.loaded.layers, self.own)
         with torch.no_grad(), attached(self.loaded.model, self.loaded.anatomy, [reader], Window()):
             for batch in packed([len(piece) for piece in pieces], _FORWARD_TOKENS):
                 rows = [pieces[number] for number in batch]
-                # Padded on the right, where nothing that comes before can see it: no mask is needed.
+                # Padded on the right, which no token of the text can see, so no mask is needed.
                 longest = max(map(len, rows))
                 ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=self.loaded.device)
                 lengths = torch.tensor([len(row) for row in rows], device=ids.device)
@@ -150,7 +150,7 @@ class _Trainer:
         return self.norm(states + F.linear(states, self.weights[index], self.biases[index]))
 
     def _compare(self, normed: torch.Tensor, log_output: torch.Tensor, learn: bool) -> tuple[list[float], torch.Tensor]:
-        """KL(output ‖ lens) of every rank's states ``[ranks, tokens, d]``, and its slopes with respect to them. Collective.
+        """Return KL(output ‖ lens) of every rank's states ``[ranks, tokens, d]``, and its gradient. Collective.
 
         Args:
             log_output: this rank's rows of the model's own log-probabilities, ``[tokens, rows]``.
@@ -169,13 +169,13 @@ class _Trainer:
             return divergence, self.rank.all_reduce(_times(slopes, self.head.weight)).view(ranks, tokens, width)
 
     def _log_sum_exp(self, scores: torch.Tensor) -> torch.Tensor:
-        """Over all ranks' rows: ``[cells, rows]`` → ``[cells, 1]``. Collective."""
+        """Return the log-sum-exp over all ranks' rows: ``[cells, rows]`` → ``[cells, 1]``. Collective."""
         largest = self.rank.all_reduce(scores.amax(-1, keepdim=True), "max")
         return largest + self.rank.all_reduce((scores - largest).exp().sum(-1, keepdim=True)).log()
 
 
 def _times(slopes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``slopes @ weight`` in float32, ``[cells, rows]`` × ``[rows, d]``, without a float32 copy of the whole weight."""
+    """Return ``slopes @ weight`` in float32, ``[cells, rows]`` × ``[rows, d]``, without a float32 copy of all the weight."""
     if weight.dtype == torch.float32:
         return slopes @ weight
     out = slopes.new_zeros((slopes.shape[0], weight.shape[1]))
@@ -191,8 +191,8 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
     Emits ("training", step, steps), and ("measuring", batch, batches) before and after.
 
     Returns:
-        On every rank its ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after`` (none
-        where it was interrupted first); how many steps were ``done``.
+        This rank's ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after`` (empty if
+        it was interrupted first); the number of steps ``done``.
     """
     trainer = _Trainer(rank, loaded_on(rank), training.learning_rate)
     before, after = trainer.divergences(training.held_out), {}

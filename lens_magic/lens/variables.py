@@ -1,4 +1,4 @@
-"""The names and types of what the lens says of every cell."""
+"""Names and types of the lens's variables."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ VARIABLES = {
     "target_prob": (False, np.float32),
     "kl_final": (False, np.float32),
 }
-"""Each variable: whether it has a value a candidate, and its type. :meth:`LensRun.to_xarray` says what they mean."""
+"""For each variable, whether it has one value per candidate, and its type. :meth:`LensRun.to_xarray` says what they mean."""
 
 TRACKED = {"tracked_logit": np.float32, "tracked_prob": np.float32, "tracked_rank": np.int32}
-"""What is said of each followed token in every cell, ``[site, layer, position, tracked]``.
+"""Variables of each followed token in every cell, ``[site, layer, position, tracked]``, and their types.
 
-``tracked_id [position, tracked]`` says which token that is.
+``tracked_id [position, tracked]`` identifies the token.
 """
