@@ -24,18 +24,18 @@ _BETWEEN = " at "
 
 @dataclass(frozen=True)
 class SiteAblation:
-    """Reports of one set of pairs, read and added at several sites and training positions.
+    """Steerability reports of directions from one set of pairs, at several sites and training positions.
 
     Attributes:
         reports: by (site, position).
-        without: layers that have no direction there: both sides of the pairs are the same, or cancel.
+        without: by (site, position), layers without a direction: both sides of the pairs are the same, or cancel.
     """
 
     reports: Mapping[Choice, SteerabilityReport]
     without: Mapping[Choice, tuple[int, ...]] = field(default_factory=dict)
 
     def summary(self) -> pd.DataFrame:
-        """A row a (site, position, layer), with the columns of :meth:`SteerabilityReport.summary`.
+        """Return a table, one row per (site, position, layer), with the columns of :meth:`SteerabilityReport.summary`.
 
         p-values are corrected for the number of rows, all of which are tests of the same data.
         """
@@ -50,16 +50,16 @@ class SiteAblation:
         return table
 
     def plot(self, dark: bool = False) -> Figure:
-        """Mean slope by layer with 95 % intervals, a line a site, a panel a training position; ``dark`` for a dark page."""
+        """Plot mean slopes by layer with 95 % intervals: a line per site, a panel per position; ``dark`` for a dark page."""
         from ..view.steerability import plot_sites
 
         return plot_sites(self, dark)
 
     def save(self, path: str | Path) -> Path:
-        """Write everything as NetCDF (``.nc``), losslessly, a group a site and position. :func:`open_ablation` reads it.
+        """Write everything as NetCDF (``.nc``), losslessly, one group per site and position. :func:`open_ablation` reads it.
 
         Raises:
-            LensError: the path does not end in ``.nc``, or its folder is not there.
+            LensError: the path does not end in ``.nc``, or its folder does not exist.
         """
         named = {_BETWEEN.join(choice): report for choice, report in self.reports.items()}
         return report_files.save(
@@ -68,7 +68,7 @@ class SiteAblation:
 
     @property
     def title(self) -> str:
-        """What was compared, in a line."""
+        """What was compared, on one line."""
         report = next(iter(self.reports.values()))
         without = [
             f"{site} at {position} of layer {','.join(map(str, layers))}" for (site, position), layers in self.without.items()

@@ -1,4 +1,4 @@
-"""A prompt's continuation unsteered and steered, and what either model thinks of both texts."""
+"""A prompt's continuation unsteered and steered, and the log-probabilities of both texts under both models."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Side:
     """One of the two texts.
 
     Attributes:
-        text, output_ids: as of a run: an end token is among the ids and not in the text.
-        log_probs_unsteered, log_probs_steered: log p of each of its tokens in nats, under either model.
+        text, output_ids: as in a run; an end token is among the ids but not in the text.
+        log_probs_unsteered, log_probs_steered: log p of each of its tokens in nats, under each model.
     """
 
     text: str
@@ -32,7 +32,7 @@ class Side:
 
     @property
     def log_prob_change(self) -> tuple[float, ...]:
-        """log p under the steered model less log p under the unsteered one, of each token, in nats."""
+        """log p under the steered model minus log p under the unsteered one, of each token, in nats."""
         return tuple(s - u for u, s in zip(self.log_probs_unsteered, self.log_probs_steered, strict=True))
 
 
@@ -41,13 +41,13 @@ class SteeredText:
     """A prompt's continuation without and with steering.
 
     Attributes:
-        prompt: what was given.
+        prompt: text of the prompt.
         unsteered, steered: the two continuations.
         token_texts: readable text of their tokens.
         steering: the terms, in words.
-        timings, options, provenance: as of a run.
-        alphas, clips: where they could be moved meanwhile: for each generated token, those of every term as it was chosen.
-        interrupted: it was stopped by the user.
+        timings, options, provenance: as in a run.
+        alphas, clips: if they could be moved during generation: for each token, those of every term when it was chosen.
+        interrupted: whether the user stopped it.
     """
 
     prompt: str
@@ -64,7 +64,7 @@ class SteeredText:
 
     @property
     def first_difference(self) -> int | None:
-        """Number of the first token in which the two differ (0 is the first generated); None where they are the same."""
+        """Index of the first token in which the two differ (0 is the first generated); None if they are the same."""
         return first_difference(self.unsteered.output_ids, self.steered.output_ids)
 
     @property

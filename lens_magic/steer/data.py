@@ -54,7 +54,7 @@ class Question:
     _spans: tuple[tuple[int, int], tuple[int, int]] = field(repr=False)
 
     def swapped(self) -> Question:
-        """The same question with the texts of (A) and (B) exchanged, and with them which letter matches."""
+        """Return the question with the texts of (A) and (B) exchanged, so that the other letter matches."""
         (first, first_end), (second, second_end) = self._spans
         one, two = self.options
         text = self.text[:first] + two + self.text[first_end:second] + one + self.text[second_end:]
@@ -64,7 +64,7 @@ class Question:
 
     @property
     def orders(self) -> tuple[Question, Question]:
-        """As it stands, and swapped: used together, a bias to a letter cancels."""
+        """The question as it is, and swapped. Used together, they cancel a bias towards one letter."""
         return self, self.swapped()
 
 
@@ -79,7 +79,7 @@ class TextPair:
 
 @dataclass(frozen=True)
 class Items:
-    """What was read, each item once, and what was left out.
+    """The items read, each once, and how many were left out.
 
     Attributes:
         questions, texts: the items.
@@ -99,7 +99,7 @@ class Items:
         return (*(item.digest for item in self.questions), *(item.digest for item in self.texts))
 
     def without(self, digests: Iterable[str]) -> Items:
-        """What is left when the items with these digests (a vector's training items, say) are taken out."""
+        """Return the items without those with the given digests, for example a vector's training items."""
         gone = frozenset(digests)
         return Items(
             tuple(item for item in self.questions if item.digest not in gone),
@@ -114,12 +114,12 @@ class Items:
 
 
 def left_out(rejected: Mapping[str, int]) -> str:
-    """Counts and reasons, on one line."""
+    """Format counts and reasons on one line."""
     return ", ".join(f"{count} ({reason})" for reason, count in rejected.items())
 
 
 def read(source: Any, kind: Literal["any", "questions"] = "any") -> Items:
-    """Read items and reject, with a count, what cannot be used.
+    """Read items; reject and count those that cannot be used.
 
     Args:
         source: a JSON Lines file (or one JSON list), the name of a set of Perez et al., or an iterable of
@@ -142,10 +142,10 @@ def read(source: Any, kind: Literal["any", "questions"] = "any") -> Items:
 
 
 def records(source: Any) -> list[Any]:
-    """The raw items of a file, a named set or an iterable.
+    """Return the raw items of a file, a named set or an iterable.
 
     Raises:
-        LensError: as :func:`read`.
+        LensError: as for :func:`read`.
     """
     if isinstance(source, str | Path):
         path = Path(source).expanduser()
@@ -162,11 +162,11 @@ def records(source: Any) -> list[Any]:
 
 
 def perez(name: str) -> list[dict[str, str]]:
-    """A set of Perez et al. from the hub, with ``Answer:`` put at the end of its questions, where the answer belongs.
+    """Fetch a set of Perez et al. from the hub, and end its questions with ``Answer:``, where the answer belongs.
 
     Args:
         name: such as "corrigible-neutral-HHH", "power-seeking-inclination" or "self-awareness-general-ai" (the sets written
-            by a model); "human/…" for those written by people. "power-seeking" and "self-awareness" are short for these.
+            by a model); "human/…" for those written by people. "power-seeking" and "self-awareness" are short for the last two.
 
     Raises:
         LensError: no such set, or it cannot be fetched.
@@ -190,7 +190,7 @@ def perez(name: str) -> list[dict[str, str]]:
 
 
 def _with_cue(record: Any) -> Any:
-    """A published item as a prompt: its answers begin with a space, its question ends with the cue."""
+    """Return a published item as a prompt: its answers begin with a space, its question ends with the cue."""
     if not (isinstance(record, dict) and all(isinstance(record.get(name), str) for name in _FIELDS)):
         return record
     question, *answers = (record[name].strip() for name in _FIELDS)
@@ -200,10 +200,10 @@ def _with_cue(record: Any) -> Any:
 
 def _parse(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")  # with the mark that some programs begin a file with, or without
+        text = path.read_text(encoding="utf-8-sig")  # with or without a byte-order mark
     except (OSError, UnicodeDecodeError) as error:
         raise LensError(f"{path} cannot be read: {error}") from error
-    if text.lstrip().startswith("["):  # the sets' own repository keeps lists under the same name
+    if text.lstrip().startswith("["):  # the sets' own repository has JSON lists under the same file names
         try:
             return list(json.loads(text))
         except ValueError as error:
@@ -276,7 +276,7 @@ def _question(text: Any, matching: Any, other: Any) -> Question:
 
 
 def _options(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Where the texts of options (A) and (B) begin and end; the marks begin lines, or else stand within one."""
+    """Find where the texts of options (A) and (B) begin and end. Their marks begin lines, or else stand within one."""
     for pattern in (_MARK_OF_A_LINE, _MARK):
         marks = list(pattern.finditer(text))
         letters = [mark[1] for mark in marks]
@@ -293,7 +293,7 @@ def _options(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
         raise _Rejected("options of several paragraphs")  # where the second ends could only be guessed
     ends = [found.start() for found in (_BLANK_LINE.search(two), _CUE_LINE.search(two)) if found]
     two = two[: min(ends, default=len(two))].rstrip()
-    # What follows an option without a break, such as a cue for the answer, would go to (A) with it when they are exchanged.
+    # Text after option (B) without a break, such as a cue for the answer, would move to (A) with it when they are exchanged.
     if not ends and ("\n" in two or two.endswith((":", "("))):
         raise _Rejected("no telling where option (B) ends; a line of its own for what follows it would do")
     if not one.strip(_PUNCTUATION) or not two.strip(_PUNCTUATION):

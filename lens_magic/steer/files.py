@@ -1,6 +1,6 @@
 """Steering vectors as files: safetensors with their provenance, and the files of two other programs.
 
-Nothing is unpickled. What a file says is checked before it is believed.
+Nothing is unpickled. What a file says is checked before it is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 _NUMBERED = re.compile(r"(?:.*\D)?(\d{1,5})$", re.DOTALL)
 _FROM_THE_END = re.compile(r"(?:.*\W)?-\d+$", re.DOTALL)  # -1, not layer-1
 
-# What steering-vectors calls the layer types it reads; the norm before the MLP gives the MLP's input.
+# Our sites for the layer types of steering-vectors; the norm before the MLP gives the MLP's input.
 _LAYER_TYPES = {
     "decoder_block": "resid_post",
     "self_attn": "attn_out",
@@ -50,7 +50,7 @@ def save(vector: SteeringVector, path: str | Path) -> Path:
 
 
 def load(source: Any) -> SteeringVector:
-    """A vector from a file, or from another program's object in memory.
+    """Read a vector from a file, or make one from another program's object in memory.
 
     Args:
         source: ``.safetensors`` (ours, or tensors by layer), ``.gguf`` (repeng, llama.cpp), ``.npz`` (arrays by layer), or an
@@ -88,7 +88,7 @@ def load(source: Any) -> SteeringVector:
 
 
 def _record(vector: SteeringVector) -> dict[str, Any]:
-    """Everything but the directions, as JSON knows it."""
+    """Return everything but the directions, as values JSON can hold."""
     return {
         "format": FORMAT,
         "name": vector.name,
@@ -105,7 +105,7 @@ def _record(vector: SteeringVector) -> dict[str, Any]:
 
 
 def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVector:
-    """The vector of a record, every part of it checked.
+    """Make the vector of a record, checking every part of it.
 
     Raises:
         LensError: another version of the format, or a record that is not one.
@@ -143,7 +143,7 @@ def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVect
 
 
 def _text(value: Any) -> str | None:
-    """Text of a file's, to be shown in a terminal: without control characters."""
+    """Return a file's text with control characters escaped, so that it can be shown in a terminal."""
     return None if value is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
 
 
@@ -229,7 +229,7 @@ def _read_gguf(path: Path) -> SteeringVector:
         reader = package.GGUFReader(str(path))
         fields = {name: str(field.contents()) for name, field in reader.fields.items() if name in _gguf_fields()}
         found = [(tensor.name, tensor.data.copy()) for tensor in reader.tensors if tensor.name.startswith("direction.")]
-    except Exception as error:  # it looks wherever the file's numbers send it
+    except Exception as error:  # it looks wherever a damaged file's numbers point
         raise LensError(f"it is damaged or not gguf ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
     if fields.get("general.architecture") != _GGUF:
         raise LensError(f"it holds a {_words(fields.get('general.architecture', 'model'))}, not a {_GGUF}")
@@ -248,7 +248,7 @@ def _gguf_fields() -> tuple[str, ...]:
     return ("general.architecture", f"{_GGUF}.model_hint", f"{_OWN}.vector")
 
 
-# -- steering-vectors, and whatever has a tensor a layer -----------------------------------------------------------------
+# -- steering-vectors, and whatever has one tensor per layer ------------------------------------------------------------
 
 
 def _read_npz(path: Path) -> SteeringVector:
@@ -257,7 +257,7 @@ def _read_npz(path: Path) -> SteeringVector:
     try:
         with np.load(path, allow_pickle=False) as opened:
             tensors = {name: torch.from_numpy(np.asarray(opened[name], dtype=np.float32)) for name in opened.files}
-    except Exception as error:  # a zip file of the user's can be broken in many ways
+    except Exception as error:  # a zip file can be broken in many ways
         raise LensError(f"it is damaged or holds no plain arrays ({type(error).__name__})") from error
     return _foreign(tensors, "decoder_block", path.stem)
 
@@ -284,7 +284,7 @@ def _foreign(tensors: Mapping[Any, Any], kind: str, name: str) -> SteeringVector
 
 
 def _by_layer(tensors: Mapping[Any, Any]) -> dict[int, torch.Tensor]:
-    """Tensors by the number their names end in, each checked to be one direction.
+    """Return tensors by the layer number their names end in, each checked to be one direction.
 
     Raises:
         LensError: a name without a number, or one that counts from the end; a layer twice; something that is not one row of

@@ -1,7 +1,7 @@
 """Applying steering terms while a model runs.
 
-Which positions are steered how strongly is worked out on the host before each forward. For a decode step it lies in tensors
-that stay where they are, so that a recorded step needs no new recording when it changes.
+Which positions are steered, and how strongly, is computed on the host before each forward. For a decode step the values are
+in tensors that stay at their addresses, so that a recorded step need not be recorded again when they change.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .operators import UNCLIPPED, Operation, Values, apply, by_term
 from .term import MadeFor, SteeringTerm, Strength
 
 _AHEAD = 64
-"""Decode steps whose values are worked out together: one at a time they would be a hundredth of a small model's time."""
+"""Decode steps whose values are computed together; one at a time, that would be a hundredth of a small model's time."""
 
 
 class Steering(Visitor):
-    """Terms applied to a batch; to be put before the visitors that capture.
+    """Applies terms to a batch. Put it before the visitors that capture.
 
     Args:
-        terms: in the order in which they are applied where they meet.
-        batch: how many sequences.
-        movable: α and clip of each term may be moved while the model generates, with :meth:`move`.
+        terms: in the order in which they are applied at the same site and layer.
+        batch: number of sequences.
+        movable: allow α and clip of each term to be changed during generation, with :meth:`move`.
     """
 
     def __init__(self, loaded: Loaded, terms: Sequence[SteeringTerm], batch: int = 1, movable: bool = False) -> None:
@@ -46,21 +46,21 @@ class Steering(Visitor):
         shape = (len(self.terms), 3, batch, 1, 1)  # term, (m, m a, c), sequence, column
         self._now: list[Values] = []
         self._one = OnePosition(self._operations, torch.zeros(shape, device=loaded.device))
-        self._ahead = range(0)  # positions whose values have been worked out
+        self._ahead = range(0)  # positions whose values have been computed
 
     def move(self, strengths: Sequence[Strength]) -> None:
-        """Another α and clip for each term, from the next forward on. Every rank gives the same."""
+        """Set α and clip of each term from the next forward on. Every rank has to give the same."""
         alphas, clips = [[strength.alpha] * self.batch for strength in strengths], [strength.clip for strength in strengths]
         if (alphas, clips) != (self._alphas, self._clips):
             self._alphas, self._clips = alphas, clips
             self._ahead = range(0)
 
     def visits(self) -> Mapping[Key, Visit]:
-        """The changes, by (site, layer)."""
+        """Return the changes, by (site, layer)."""
         return {key: self._visit(key, operations) for key, operations in self._operations.items()}
 
     def prepare(self, window: Window) -> None:
-        """Work out which positions are steered how strongly in the coming forward."""
+        """Compute which positions are steered in the coming forward, and how strongly."""
         if window.length > 1:
             self._now = by_term(self._values(window.positions).to(self._device))
             return
@@ -71,7 +71,7 @@ class Steering(Visitor):
         self._one.write(position - self._ahead.start)
 
     def _values(self, positions: range) -> torch.Tensor:
-        """m, m a and c for every term, sequence and position: ``[terms, 3, batch, positions, 1]``."""
+        """Return m, m a and c for every term, sequence and position: ``[terms, 3, batch, positions, 1]``."""
         values = torch.zeros((len(self.terms), 3, self.batch, len(positions), 1))
         for number, term in enumerate(self.terms):
             mask = torch.tensor([float(term.covers(p)) for p in positions])
@@ -88,7 +88,7 @@ class Steering(Visitor):
         at_step = self._one.changes[key]
 
         def visit(states: torch.Tensor, window: Window) -> torch.Tensor:
-            # In float32: small changes would be lost to a 16-bit sum of several.
+            # In float32: a 16-bit sum of several changes would lose small ones.
             h = states.float()  # [batch, length, d]
             if window.length == 1:
                 for change in at_step:

@@ -1,7 +1,7 @@
-"""Which token is the label of a two-way answer, for the tokenizer at hand.
+"""Finding the token that is the label of a two-way answer, for a given tokenizer.
 
 ``"Answer:"`` and ``" (A)"`` can become ``Answer|:| (|A|)``, ``Answer|:| |(A|)`` or ``Answer|: (A)``. The label is looked for
-in the tokens themselves; counting characters, or tokens of the pieces, lands beside it in some tokenizers.
+in the tokens themselves; counting characters, or tokens of the separate pieces, misses it with some tokenizers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..model.tokens import common_prefix, encode, token_texts
 
 @dataclass(frozen=True)
 class LabelPrompt:
-    """A question extended through everything before the label of its answer.
+    """A question, extended by the part of its answer before the label.
 
     Attributes:
         prefix_ids: the tokens before the label, the same for both answers; the label is what the model predicts next.
         label_id, other_id: the label token of the answer, and of the other answer.
-        label, other: their texts, as a reader can see them.
+        label, other: their texts in readable form.
     """
 
     prefix_ids: tuple[int, ...]
@@ -34,7 +34,7 @@ class LabelPrompt:
 
 
 def resolve(tokenizer: Any, question: str, answer: str, other: str) -> LabelPrompt:
-    """The label tokens of two answers that differ in a letter.
+    """Find the label tokens of two answers that differ in one letter.
 
     Args:
         question: the prompt up to the answer.
@@ -60,12 +60,12 @@ def resolve(tokenizer: Any, question: str, answer: str, other: str) -> LabelProm
 
 
 def _letter(answer: str, other: str) -> int:
-    """Where in the answers the letter is that tells them apart."""
+    """Return the index of the letter in which the answers differ."""
     return next((at for at, (a, b) in enumerate(zip(answer, other, strict=False)) if a != b), 0)
 
 
 def _tokens_of_character(tokenizer: Any, text: str, place: int) -> list[int] | None:
-    """Indices of the tokens a character is in; None where the tokenizer does not keep track."""
+    """Return the indices of the tokens that hold a character; None if the tokenizer does not keep track."""
     if not getattr(tokenizer, "is_fast", False):
         return None
     offsets = tokenizer(text, split_special_tokens=True, return_offsets_mapping=True)["offset_mapping"]

@@ -18,23 +18,23 @@ from .intervene import Steering
 from .term import SteeringTerm
 
 _TOKENS = {"cpu": 1024, "cuda": 32768}
-"""Tokens in a forward: more keep no core or multiprocessor busier, and cost memory."""
+"""Tokens in a forward. More would not keep cores or multiprocessors busier, but take more memory."""
 _KEPT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
-"""Of states kept for a batch of prompts, to resume from."""
+"""Bytes of states kept for a batch of prompts, to resume from."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is to be measured, as sent to the ranks.
+    """What to measure, as sent to the ranks.
 
     Attributes:
-        prompts: tokens up to the label, one a (question, order).
+        prompts: tokens up to the label, one prompt per (question, order).
         labels: for each prompt the matching answer's label token and the other's.
         directions: ``{layer: [direction, d]}``, float32 unit vectors; each layer is steered alone.
         alphas: all but 0, which steers nothing and is measured once.
-        positions: as a steering term has them.
-        resume: start where the change is made, where the model allows it.
-        tokens: in a forward, about; by default as many as the device does well with.
+        positions: as in a steering term.
+        resume: start forwards where the change is made, if the model allows it.
+        tokens: approximate number of tokens in a forward; by default what suits the device.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -48,7 +48,7 @@ class Sweep:
 
     @property
     def count(self) -> int:
-        """How many directions a layer."""
+        """Number of directions per layer."""
         return len(next(iter(self.directions.values())))
 
 
@@ -59,8 +59,8 @@ class Propensities:
     Attributes:
         unsteered: ``[prompt]``.
         steered: ``[layer, direction, prompt, alpha]``.
-        resumed: what comes before the change was not run again.
-        complete: ``[prompt]``, which were measured at all layers; all, unless the user stopped it.
+        resumed: whether forwards started where the change is made.
+        complete: ``[prompt]``, whether it was measured at all layers; all are, unless the user stopped it.
     """
 
     unsteered: torch.Tensor
@@ -70,11 +70,11 @@ class Propensities:
 
 
 def measure(rank: Rank, sweep: Sweep) -> Propensities:
-    """Propensity of every prompt, unsteered and under each direction and α at each layer alone. Collective.
+    """Measure the propensity of every prompt, unsteered and under each direction and α at each layer alone. Collective.
 
     For a batch of prompts the model runs once unsteered, keeping the states before each change; then, for each layer, once
-    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers. Stopped by the user it
-    returns what is complete.
+    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers. If the user stops it,
+    ``complete`` says which prompts were finished.
     """
     loaded = loaded_on(rank)
     label_logits = _LabelLogits(rank, loaded, sweep.labels)
@@ -97,7 +97,7 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
         kept = Kept(keys)
         once, often = (Batch.forked(prompts, loaded.device, times) for times in (1, max(1, repeats)))
         measured.unsteered[chosen] = label_logits(_read(loaded, once, kept), chosen)
-        # Which prompt, direction and α is read where.
+        # Prompt, direction and α of each reading.
         cases = [(prompt, *divmod(case, len(sweep.alphas))) for row in rows for case in range(repeats) for prompt in row]
         read, directions, alphas = zip(*cases, strict=True) if cases else ((), (), ())
         for place, layer in enumerate(layers if sweep.alphas else []):
@@ -117,13 +117,13 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
 
 
 def _read(loaded: Loaded, batch: Batch, visitor: Visitor) -> torch.Tensor:
-    """The final states of a batch's prompts, ``[prompts, d]``."""
+    """Return the normalised final states of a batch's prompts, ``[prompts, d]``."""
     with last_tokens_alone(loaded, batch):
         return read_batch(loaded, batch, [visitor])
 
 
 def _terms(sweep: Sweep, layer: int, rows: int) -> list[SteeringTerm]:
-    """A term a direction; in the rows of the others its α is 0."""
+    """Return one term per direction; in the rows of the others its α is 0."""
     terms = []
     for number, direction in enumerate(sweep.directions[layer]):
         block = [sweep.alphas if number == other else (0.0,) * len(sweep.alphas) for other in range(sweep.count)]
@@ -133,9 +133,9 @@ def _terms(sweep: Sweep, layer: int, rows: int) -> list[SteeringTerm]:
 
 
 def _batches(loaded: Loaded, sweep: Sweep, repeats: int, kept: int) -> Iterator[list[list[int]]]:
-    """Rows of prompts that go together.
+    """Yield the rows of prompts of one batch after another.
 
-    Prompts share rows (a question's two orders begin alike) where every position is steered: other positions are counted
+    Prompts share rows (a question's two orders begin alike) only if every position is steered: other positions are counted
     from each prompt's own end.
     """
     tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(repeats, 1)
@@ -162,11 +162,11 @@ class _LabelLogits:
         self.head = replace(head, weight=head.weight[rows], bias=bias)
 
     def __call__(self, normalised: torch.Tensor, prompts: Sequence[int]) -> torch.Tensor:
-        """``[batch, d]`` → ``[batch]``, given which prompt each row is of; float64 on the CPU. Collective."""
+        """Compute ``[batch, d]`` → ``[batch]``, float64 on the CPU, given the prompt of each row. Collective."""
         logits = normalised.new_zeros((len(prompts), len(self.tokens)), dtype=torch.float32)
         if len(self.mine):
             logits[:, self.mine] = self.head.logits(normalised)
-        logits = self.rank.all_reduce(logits).double().cpu()  # every row is one rank's: adding zeros rounds nothing
+        logits = self.rank.all_reduce(logits).double().cpu()  # each logit is one rank's: adding zeros rounds nothing
         pairs = logits.gather(1, self.columns[list(prompts)])  # [batch, 2]
         if not pairs.isfinite().all():  # the same on every rank
             raise LensError("the logits of the labels are not finite; a smaller α or another dtype (--dtype float32) may help")

@@ -1,7 +1,7 @@
-"""Steering a single position, as in a decode step: what that needs is made ready when its values change.
+"""Steering a single position, as in a decode step, with everything prepared that does not depend on h.
 
-For additions only what hangs on h is left to do at a site: one sum, or with a clip h's length, a minimum and a sum. On a
-small model every further operation at every layer is a thousandth of a token's time.
+An addition then takes one sum at its site, or with a clip h's length, a minimum and a sum. On a small model every further
+operation at every layer is a thousandth of a token's time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class OnePosition:
     """The changes at all sites, and the tensors they read.
 
     Args:
-        operations: by (site, layer), in their order.
-        values: m, m a and c ``[terms, 3, batch, 1, 1]``; holds those of the step, where a change reads them.
+        operations: by (site, layer), in the order in which they apply.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``; each step's are written here if a change reads them.
 
     Attributes:
-        changes: by (site, layer), in their order.
+        changes: by (site, layer), in the order in which they apply.
     """
 
     def __init__(self, operations: Mapping[Key, Sequence[Operation]], values: torch.Tensor) -> None:
@@ -48,23 +48,23 @@ class OnePosition:
                     self.changes[key] += [_general(operation, of_term[operation.number]) for operation in run]
         self._device = values.device
         self._made_ready: list[Additions | ClippedAdditions | Ahead] = [each for each in (additions, clipped) if each.changes]
-        if any(kind == "general" for kind, _ in every):  # no other change reads the values as they are
+        if any(kind == "general" for kind, _ in every):  # other changes do not read the values themselves
             self._made_ready.append(Ahead(values))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """The values of the coming steps: ``[terms, 3, batch, steps, 1]``."""
+        """Set the values of the coming steps: ``[terms, 3, batch, steps, 1]``."""
         by_step = coming.to(self._device).movedim(3, 0)[..., None]
         for each in self._made_ready:
             each.fill(by_step)
 
     def write(self, place: int) -> None:
-        """Take over those of one of the steps."""
+        """Put the values of one of these steps into effect."""
         for each in self._made_ready:
             each.write(place)
 
 
 def _kind(operation: Operation) -> str:
-    """``plain``: what is added does not hang on h; ``clipped``: by its length alone; else ``general``."""
+    """Return ``plain`` if what is added does not depend on h, ``clipped`` if only on its length, else ``general``."""
     if operation.term.operator != "add" or operation.term.keep_norm:
         return "general"
     return "clipped" if operation.clipped else "plain"
@@ -75,7 +75,7 @@ def _general(operation: Operation, values: Values) -> Change:
 
 
 class Ahead:
-    """A tensor that stays where it is, and the values it will hold at coming steps.
+    """A tensor that stays at its address, and the values it will hold at coming steps.
 
     Args:
         target: the tensor; a recorded step reads it.
@@ -84,17 +84,17 @@ class Ahead:
     def __init__(self, target: torch.Tensor) -> None:
         self.target = target
         self._coming = target[None]
-        self._since: list[int] = []  # for each step, the first of those before it with the same values
+        self._since: list[int] = []  # for each step, since which step the values are the same
         self._written: int | None = None
 
     def fill(self, coming: torch.Tensor) -> None:
-        """Values of the coming steps, ``[steps, *target.shape]``."""
+        """Set the values of the coming steps, ``[steps, *target.shape]``."""
         self._coming, self._since, self._written = coming, [], None
         for place, same in enumerate([False, *(coming[1:] == coming[:-1]).flatten(1).all(1).tolist()]):
             self._since.append(self._since[-1] if same else place)
 
     def write(self, place: int) -> bool:
-        """Write the values of one of the steps; whether they are others than those of the step before."""
+        """Write the values of one of these steps; return whether they differ from those written before."""
         since = self._since[place]
         if since == self._written:
             return False
@@ -104,10 +104,10 @@ class Ahead:
 
 
 class Additions:
-    """Runs of plain additions, each at one (site, layer), as one vector a run and sequence.
+    """Runs of plain additions, each at one (site, layer), as one vector per run and sequence.
 
     Args:
-        values: m, m a and c ``[terms, 3, batch, 1, 1]``, where the model is.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``, on the model's device.
 
     Attributes:
         changes: what each run does to h.
@@ -128,11 +128,11 @@ class Additions:
             self.changes.append(self._change(vector))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
+        """Set m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
         self._amounts.fill(coming[:, :, 1, :, 0, 0].mT)
 
     def write(self, place: int) -> None:
-        """Take over those of one of the steps."""
+        """Put the values of one of these steps into effect."""
         if self._amounts.write(place):
             torch.matmul(self._amounts.target, self._weights, out=self._vectors)
 
@@ -145,7 +145,7 @@ class ClippedAdditions:
     """Additions of at most c times h's length: sign(a) min(|a|, c ‖h‖) v̂ = min(|a| / c, ‖h‖) · (sign(a) c v̂).
 
     Args:
-        values: m, m a and c ``[terms, 3, batch, 1, 1]``, where the model is.
+        values: m, m a and c ``[terms, 3, batch, 1, 1]``, on the model's device.
 
     Attributes:
         changes: what each operation does to h.
@@ -166,14 +166,14 @@ class ClippedAdditions:
             self.changes.append(self._change(limit, unit))
 
     def fill(self, coming: torch.Tensor) -> None:
-        """m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
+        """Set m, m a and c of the coming steps, ``[steps, terms, 3, batch, 1, 1]``."""
         changes = coming[:, self._numbers, 1] * self._factors  # [steps, operations, batch, 1, 1]
         clips = coming[:, self._numbers, 2]
         self._limits.fill(changes.abs() / clips)
         self._clips.fill(changes.sign() * clips)
 
     def write(self, place: int) -> None:
-        """Take over those of one of the steps."""
+        """Put the values of one of these steps into effect."""
         self._limits.write(place)
         if self._clips.write(place):
             torch.mul(self._clips.target, self._directions, out=self._units)

@@ -1,7 +1,7 @@
 """What a steering term does to hidden states.
 
 All three operators are one formula: h ← h + (m a − m s h·v̂) v̂, where m says whether a position is steered, a is the value
-to add (or to set the projection to) and s is 1 where the projection is taken away.
+to add (or to set the projection to) and s is 1 if the projection is removed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import torch
 from .term import SteeringTerm
 
 Values = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""m, m a and c, ``[batch, length, 1]``; c, how many times as long as h a change may be, is read where it is clipped."""
+"""m, m a and c, ``[batch, length, 1]``; c limits a clipped change to c ‖h‖."""
 
 UNCLIPPED = 2.0**100
-"""A c that limits nothing. A power of two: to divide by it and to multiply with it again rounds nothing."""
+"""A c that limits nothing. It is a power of two, so that dividing and then multiplying by it rounds nothing."""
 
 
 class Operation(NamedTuple):
     """One term at one (site, layer).
 
     Attributes:
-        number: the term's.
-        factor: on a, for this layer.
-        direction: ``[d]``, float32, where the model is.
-        clipped: the change has a limit, which may be moved.
+        number: index of the term.
+        factor: factor on a at this layer.
+        direction: ``[d]``, float32, on the model's device.
+        clipped: whether the change has a limit, which may be moved.
     """
 
     number: int
@@ -37,12 +37,12 @@ class Operation(NamedTuple):
 
 
 def by_term(values: torch.Tensor) -> list[Values]:
-    """m, m a and c of each term, from ``[terms, 3, batch, length, 1]``."""
+    """Return m, m a and c of each term, from ``[terms, 3, batch, length, 1]``."""
     return [(term[0], term[1], term[2]) for term in values]
 
 
 def apply(h: torch.Tensor, operation: Operation, values: Values) -> torch.Tensor:
-    """One term at one (site, layer), on ``[batch, length, d]`` in float32."""
+    """Apply one term at one (site, layer) to h, ``[batch, length, d]`` in float32."""
     masked, change, clip = values
     term, direction = operation.term, operation.direction
     if operation.factor != 1:

@@ -1,4 +1,4 @@
-"""``SteerabilityReport``: how far a direction moves a model, prompt by prompt, beside random directions."""
+"""``SteerabilityReport``: how far a direction moves a model, prompt by prompt, compared with random directions."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TARGET_CHANGE = 0.3
-"""The mean change of propensity that α is looked for (the paper's multiplier, arXiv 2604.06483)."""
+"""The mean change of propensity for which α is sought (the paper's multiplier, arXiv 2604.06483)."""
 
 
 @dataclass(frozen=True)
 class SteerabilityReport:
-    """Propensities of two-way questions over layers and α, and what follows from them.
+    """Propensities of two-way questions over layers and α, and statistics of them.
 
     Propensity is logit(answer matching the behaviour) − logit(the other answer) at the label position. Every question was
     asked with the matching answer as A and as B. A *prompt* of the statistics is a question with its two orders averaged:
-    two looks at one question are no two questions, and what steering does to the letter A cancels.
+    the two are not independent observations, and the effect of steering on the letter A cancels.
 
     Attributes:
         alphas: ascending.
@@ -38,11 +38,11 @@ class SteerabilityReport:
             the same norm; ``matching`` is the label of the matching answer, A or B.
         unsteered: ``[prompt, matching]``.
         questions: text of each prompt.
-        labels: how the label tokens read, by label.
-        vector, site: what steered, and where.
+        labels: readable text of the label tokens, by label.
+        vector, site: name of the vector, and where it was added.
         norms: length of the raw difference the direction was made of, by layer, for multipliers of it.
         counts: ``test`` questions used, ``unmeasured`` ones (the user stopped it), ``train`` items the vector was made of,
-            ``excluded`` questions that are in both and left out, ``rejected`` items that are no two-way questions.
+            ``excluded`` questions left out because they are in both, ``rejected`` items that are not two-way questions.
         provenance: versions, model, seed, time.
     """
 
@@ -75,39 +75,39 @@ class SteerabilityReport:
 
     @property
     def propensity(self) -> np.ndarray:
-        """The vector's, order-balanced: ``[layer, prompt, alpha]``."""
+        """Propensity under the vector, averaged over both orders: ``[layer, prompt, alpha]``."""
         return np.asarray(self._balanced[0])
 
     @property
     def slopes(self) -> np.ndarray:
-        """Change of propensity per α, one least-squares slope a prompt: ``[prompt]``; ``[layer, prompt]`` in a sweep."""
+        """Least-squares slope of propensity against α for each prompt: ``[prompt]``, or ``[layer, prompt]`` in a sweep."""
         slopes: np.ndarray = self._lines[0][0]
         return np.asarray(slopes[0]) if len(self.layers) == 1 else slopes
 
     @property
     def random_slopes(self) -> np.ndarray:
-        """The same for the random directions: ``[random, layer, prompt]``."""
+        """Slopes under the random directions: ``[random, layer, prompt]``."""
         return self._lines[0][1:]
 
     # -- per layer -----------------------------------------------------------------------------------------------------
 
     def summary(self) -> pd.DataFrame:
-        """A row a layer.
+        """Return a table with one row per layer.
 
         Columns:
             mean_slope, slope_std: over prompts; slope_low, slope_high: 95 % bootstrap interval of the mean.
             r2: mean R² of the prompts' lines.
             p_value: paired t-test, lowest against highest α, two-sided, corrected for the number of layers (Holm);
-                p_uncorrected: before; p_wilcoxon: signed ranks instead, corrected too.
-            mean_change: mean propensity at the highest α less that at the lowest.
-            alpha_for_0.3: the α nearest to 0 with a mean change of +0.3 from unsteered, interpolated between the measured;
-                NaN where none of them reaches it. multiplier_for_0.3: the same in units of the raw difference's norm.
+                p_uncorrected: before correction; p_wilcoxon: of the signed-rank test instead, corrected too.
+            mean_change: mean propensity at the highest α minus that at the lowest.
+            alpha_for_0.3: the α nearest to 0 with a mean change of +0.3 from unsteered, interpolated between measured ones;
+                NaN if none of them reaches it. multiplier_for_0.3: the same in units of the raw difference's norm.
             monotone: share of prompts whose propensity rises at every step of α.
             anti_steerable: share of prompts with a negative slope.
-            random_slope: mean slope of the random directions; random_steepest: of the steepest of them; p_against_random:
+            random_slope: mean slope of the random directions; random_steepest: that of the steepest; p_against_random:
                 paired t-test of the prompts' slopes against their mean under the random directions, corrected.
-            label_bias: mean of logit(A) − logit(B) over both orders, unsteered: what does not hang on the answers' content;
-                label_slope: what α adds to it.
+            label_bias: mean of logit(A) − logit(B) over both orders, unsteered, which does not depend on the answers'
+                content; label_slope: its change per α.
         """
         table = self._table.copy()
         table["p_uncorrected"] = table["p_value"]
@@ -116,7 +116,7 @@ class SteerabilityReport:
         return table[_COLUMNS]
 
     def tests(self) -> pd.DataFrame:
-        """The p-values of :meth:`summary` before correction, a row a layer."""
+        """Return the p-values of :meth:`summary` before correction, one row per layer."""
         return self._table[["p_value", "p_wilcoxon", "p_against_random"]].copy()
 
     @cached_property
@@ -158,27 +158,27 @@ class SteerabilityReport:
             "label_slope": statistics.fit_lines(alphas, by_letter.mean(0))[0],
         }
 
-    # -- the forms a user takes it away in -----------------------------------------------------------------------------
+    # -- conversion, figures and files ---------------------------------------------------------------------------------
 
     def to_xarray(self) -> xr.Dataset:
-        """A Dataset: ``propensity`` (direction, layer, prompt, matching, alpha) and ``unsteered`` (prompt, matching)."""
+        """Return a Dataset: ``propensity`` (direction, layer, prompt, matching, alpha), ``unsteered`` (prompt, matching)."""
         return report_files.to_dataset(self)
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row a measurement: direction, layer, prompt, matching (A or B), alpha, propensity, question."""
+        """Return a table, one row per measurement: direction, layer, prompt, matching, alpha, propensity, question."""
         table = self.to_xarray()["propensity"].to_dataframe().reset_index()
         table["question"] = table["prompt"].map(dict(enumerate(self.questions)))
         return table
 
     def plot(self, layer: int | None = None, dark: bool = False) -> Figure:
-        """Propensity against α with a band, slope by layer with intervals, distribution of slopes; all beside random.
+        """Plot propensity against α with a band, slopes by layer with intervals, and their distribution; all beside random.
 
         Args:
-            layer: of the first and last; by default the layer of the steepest mean slope.
-            dark: for a dark page.
+            layer: layer of the first and last panel; by default that of the steepest mean slope.
+            dark: use colours for a dark page.
 
         Raises:
-            LensError: a layer that was not evaluated.
+            LensError: the layer was not evaluated.
         """
         from ..view.steerability import plot
 
@@ -188,13 +188,13 @@ class SteerabilityReport:
         """Write everything as NetCDF (``.nc``), losslessly. :func:`open_report` reads it.
 
         Raises:
-            LensError: the path does not end in ``.nc``, or its folder is not there.
+            LensError: the path does not end in ``.nc``, or its folder does not exist.
         """
         return report_files.save({"": self}, Path(path).expanduser())
 
     @property
     def title(self) -> str:
-        """What was evaluated on what, in a line."""
+        """What was evaluated, and on which items, on one line."""
         counts = self.counts
         said = [f"{counts.get('test', len(self.questions))} test questions, A and B in both orders"]
         if counts.get("unmeasured"):
@@ -238,7 +238,7 @@ _COLUMNS = [
 
 
 def formatted(summary: pd.DataFrame) -> pd.DataFrame:
-    """Of a summary the columns most looked at, as short texts."""
+    """Return the main columns of a summary as short texts."""
     import pandas as pd
 
     def shown(column: str, form: str) -> list[str]:

@@ -25,7 +25,7 @@ _OWN = ("lens_magic_report", "report")
 
 
 def to_dataset(report: SteerabilityReport) -> xr.Dataset:
-    """The propensities with their coordinates."""
+    """Return the propensities with their coordinates."""
     import xarray as xr
 
     draws = report.propensities.shape[0] - 1
@@ -48,7 +48,7 @@ def save(reports: Mapping[str, SteerabilityReport], path: Path, **also: Any) -> 
 
     Args:
         reports: by group; "" is the root.
-        also: what else to keep, as JSON.
+        also: other values to keep, as JSON.
     """
     _check(path)
     kept = {name: json.dumps(value) for name, value in also.items()}
@@ -65,7 +65,7 @@ def _stored(report: SteerabilityReport) -> xr.Dataset:
 
 
 def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """What :func:`save` wrote: the fields of each report by group, and what else was kept."""
+    """Read what :func:`save` wrote: the fields of each report by group, and the other values."""
     import xarray as xr
 
     _check(path)

@@ -1,7 +1,7 @@
 """The statistics of steerability: numbers in, numbers out.
 
-The unit of observation is a question. Its two orders of A and B are averaged before anything here sees them: they are
-two looks at one question, and counting them separately would make p-values too small.
+The unit of observation is a question. Its two orders of A and B are averaged beforehand: the two are not independent, and
+counting them separately would make p-values too small.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _DRAWN = 1_000_000  # prompts drawn at a time by the bootstrap
 
 
 def fit_lines(alphas: Array, propensities: Array) -> tuple[Array, Array]:
-    """Least-squares lines of propensity against α, one a prompt (Tan et al. 2024, "steerability").
+    """Fit least-squares lines of propensity against α, one per prompt (Tan et al. 2024, "steerability").
 
     Args:
         alphas: ``[alpha]``, at least two different ones.
         propensities: ``[…, alpha]``.
 
     Returns:
-        Slopes and R², each ``[…]``. A prompt that does not move at all has R² NaN: there is nothing to explain.
+        Slopes and R², each ``[…]``. R² is NaN for a prompt that does not move at all: there is nothing to explain.
     """
     centred = alphas - alphas.mean()
     deviations = propensities - propensities.mean(-1, keepdims=True)
@@ -36,25 +36,25 @@ def fit_lines(alphas: Array, propensities: Array) -> tuple[Array, Array]:
 
 
 def paired_p(low: Array, high: Array, test: Callable[..., tuple[float, float]] | None = None) -> float:
-    """Two-sided p-value that two measurements of the same prompts, ``[prompt]`` each, differ in the mean.
+    """Return the two-sided p-value of a paired test of two measurements of the same prompts, ``[prompt]`` each.
 
     Args:
         test: ``scipy.stats.ttest_rel`` (the default) or ``wilcoxon``.
 
     Returns:
-        1 where nothing differs; NaN for a single prompt, of which nothing can be said.
+        The p-value; 1 if nothing differs, NaN for a single prompt, which cannot be tested.
     """
     if len(low) < 2:
         return float("nan")
     if np.array_equal(low, high):
         return 1.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all differences alike: p is 0, and scipy doubts its digits
+        warnings.simplefilter("ignore", RuntimeWarning)  # all differences alike: p is 0, and scipy warns of lost precision
         return float((test or stats.ttest_rel)(high, low)[1])
 
 
 def holm(p_values: Array) -> Array:
-    """p-values of several tests, ``[test]``, corrected for their number (Holm 1979); NaN counts as no test."""
+    """Correct p-values of several tests, ``[test]``, for their number (Holm 1979); NaN does not count as a test."""
     corrected = np.full(len(p_values), np.nan)
     tested = np.flatnonzero(~np.isnan(p_values))
     order = tested[np.argsort(p_values[tested], kind="stable")]
@@ -64,7 +64,7 @@ def holm(p_values: Array) -> Array:
 
 
 def bootstrap_interval(values: Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values``, ``[prompt]``, prompts being drawn anew (Efron 1979)."""
+    """Return the percentile bootstrap interval of the mean of ``values``, ``[prompt]``, resampling prompts (Efron 1979)."""
     random = np.random.default_rng(seed)
     at_a_time = max(1, _DRAWN // len(values))
     counts = [min(at_a_time, resamples - done) for done in range(0, resamples, at_a_time)]
@@ -74,16 +74,16 @@ def bootstrap_interval(values: Array, seed: int = 0, resamples: int = 10_000, le
 
 
 def alpha_reaching(alphas: Array, changes: Array, target: float) -> float:
-    """The α nearest to 0 at which the mean change from the unsteered propensity reaches ``target``.
+    """Return the α nearest to 0 at which the mean change from the unsteered propensity reaches ``target``.
 
-    Between measured α the change is taken to be linear; outside of them nothing is claimed.
+    The change is interpolated linearly between measured α, and not extrapolated.
 
     Args:
         alphas: ``[alpha]``, ascending.
-        changes: ``[alpha]``, mean propensity less the unsteered one.
+        changes: ``[alpha]``, mean propensity minus the unsteered one.
 
     Returns:
-        α, or NaN where the target is not reached.
+        α, or NaN if the target is not reached.
     """
     found = []
     for side in (1, -1):

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 
 class MadeFor(NamedTuple):
-    """The kind of model a direction was learnt on: it means nothing on another. None is not known."""
+    """The kind of model a direction was learnt on; it means nothing on another. None means unknown."""
 
     family: str | None
     layers: int | None
     width: int
 
     def fits(self, model: MadeFor) -> bool:
-        """Whether nothing that is known of it speaks against a model."""
+        """Whether a model agrees in everything that is known."""
         return all(known is None or known == its for known, its in zip(self, model, strict=True))
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ Schedule = Callable[[int], float] | Sequence[float] | str
 
 
 class Strength(NamedTuple):
-    """What of a term may be moved while a model generates: α, and how many times as long as h the change may be."""
+    """What of a term can be changed during generation: α, and the limit on the change, as a multiple of ‖h‖."""
 
     alpha: float
     clip: float | None = None
@@ -50,7 +50,7 @@ class Strength(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SteeringTerm:
-    """One term of a steering: what :meth:`SteeringVector.steer` makes.
+    """One steering term, as :meth:`SteeringVector.steer` makes it.
 
     With v̂ the direction at a layer, for h at the chosen positions:
 
@@ -59,19 +59,19 @@ class SteeringTerm:
     - ``set``: h ← h + (α − h·v̂) v̂.
 
     Attributes:
-        name: what it is called in messages.
+        name: its name in messages.
         directions: ``{layer: v̂}``, float32 ``[d]`` of unit length.
         site: where in the block.
         alpha: α, absolute: in the units of the hidden states. One for all sequences of a batch, or one for each.
-        scale: factors on α for single layers.
+        scale: factors on α for some layers; 1 for the others.
         positions: "all", "prompt" (p < 0), "generated" (p ≥ 0), "last" (p = 0), a half-open span (a, b) of p, or a set of p.
         steps: a half-open span of generated tokens; the prompt's positions count as step 0.
-        decay: α halves every so many generated tokens.
-        schedule: factors on α at generated tokens 0, 1, …; the last one goes on. A name or a function waits for :meth:`over`.
-        clip: the change is at most so many times as long as h, at each position.
-        keep_norm: h keeps its length where it was changed.
-        sequences: which sequences of a batch it applies to; all where None.
-        made_for: refused on any other kind of model; where None, on one of another width or with too few layers.
+        decay: number of generated tokens in which α halves.
+        schedule: factors on α at generated tokens 0, 1, …; the last is repeated. :meth:`over` tabulates a name or function.
+        clip: the change is at most ``clip`` times as long as h, at each position.
+        keep_norm: h keeps its length where it is changed.
+        sequences: which sequences of a batch it applies to; None for all.
+        made_for: any other kind of model is refused; if None, one of another width or with too few layers.
     """
 
     name: str
@@ -89,7 +89,7 @@ class SteeringTerm:
     sequences: tuple[int, ...] | None = None
     made_for: MadeFor | None = None
 
-    __array_ufunc__ = None  # so that a NumPy number on the left leaves the product to us
+    __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
 
     def __post_init__(self) -> None:
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
@@ -112,24 +112,24 @@ class SteeringTerm:
 
     @property
     def _factors(self) -> tuple[float, ...]:
-        """The schedule's, as far as they are known."""
+        """The schedule's factors; none before :meth:`over` has tabulated a name or function."""
         return self.schedule if isinstance(self.schedule, tuple) else ()
 
     def over(self, steps: int) -> SteeringTerm:
-        """The same in a run of so many generated tokens: with a schedule's factors for each.
+        """Return the term for a run of ``steps`` generated tokens, with the schedule's factor for each.
 
         Raises:
-            LensError: the schedule gives something that is no finite number.
+            LensError: the schedule gives something that is not a finite number.
         """
         if self.schedule is None or isinstance(self.schedule, tuple):
             return self
         return replace(self, schedule=tabulate(self.schedule, steps))
 
     def check_effect(self, positions: range, most: float) -> None:
-        """Refuse what would change nothing in a run, or more than its numbers can hold.
+        """Refuse a term that would change nothing in a run, or more than the model's dtype can hold.
 
         Args:
-            positions: those of the run.
+            positions: the positions of the run.
             most: the largest number of the model's dtype.
 
         Raises:
@@ -160,7 +160,7 @@ class SteeringTerm:
         return {"all": True, "prompt": position < 0, "generated": position >= 0, "last": position == 0}[self.positions]
 
     def factor(self, position: int) -> float:
-        """What α is multiplied with at position p, by decay and schedule."""
+        """Return the factor on α at position p, from decay and schedule."""
         step = max(position, 0)
         factor = 1.0 if self.decay is None else 0.5 ** (step / self.decay)
         if self._factors:
@@ -168,10 +168,10 @@ class SteeringTerm:
         return factor
 
     def alphas(self, batch: int) -> list[float]:
-        """α for each sequence of a batch.
+        """Return α for each sequence of a batch.
 
         Raises:
-            LensError: there are as many α as sequences, and they are not so many.
+            LensError: α is a tuple, but not of one value for each sequence.
         """
         if not isinstance(self.alpha, tuple):
             return [float(self.alpha)] * batch
@@ -180,18 +180,18 @@ class SteeringTerm:
         return [float(value) for value in self.alpha]
 
     def of_sequence(self, number: int, batch: int) -> SteeringTerm | None:
-        """What it is for one sequence of a batch, taken by itself; None where that is not steered."""
+        """Return the term for one sequence of a batch, taken by itself; None if that is not steered."""
         if self.sequences is not None and number not in self.sequences:
             return None
         return replace(self, alpha=self.alphas(batch)[number], sequences=None)
 
     def for_sequences(self, *sequences: int) -> SteeringTerm:
-        """The same for some sequences of a batch only."""
+        """Return the term for some sequences of a batch only."""
         return replace(self, sequences=sequences)
 
     def __mul__(self, factor: float) -> SteeringTerm:
-        """The same with so many times its α."""
-        if not hasattr(factor, "__float__"):  # numbers of NumPy and torch have it, words do not
+        """Return the term with α multiplied by ``factor``."""
+        if not hasattr(factor, "__float__"):  # NumPy's and torch's numbers have it, strings do not
             return NotImplemented
         if self.operator == "ablate":
             raise LensError(
@@ -224,7 +224,7 @@ class SteeringTerm:
         return f"<{self}>"
 
     def _choices(self) -> Iterator[str]:
-        """What is not as it is by default."""
+        """Describe what differs from the defaults."""
         if self.positions != "all":
             yield f"positions {describe_positions(self.positions)}"
         if self.steps is not None:
@@ -265,10 +265,10 @@ class Terms(tuple[SteeringTerm, ...]):
 
 
 def check_positions(positions: Any) -> None:
-    """Refuse what names no positions.
+    """Check a term's positions.
 
     Raises:
-        LensError: it does not.
+        LensError: they are not understood, or empty.
     """
     if isinstance(positions, str):
         if positions not in NAMED_POSITIONS:
@@ -282,7 +282,7 @@ def check_positions(positions: Any) -> None:
 
 
 def parse_positions(given: Any) -> Any:
-    """What a term takes, from what a user gives: text such as ``-3:5``, a span, or anything else iterable of positions p."""
+    """Return a user's positions as a term takes them: text such as ``-3:5``, a span, or any other iterable of positions p."""
     if isinstance(given, tuple) or (isinstance(given, str) and ":" in given):
         return parse_span("positions", given)
     if isinstance(given, Iterable) and not isinstance(given, str):
@@ -291,22 +291,22 @@ def parse_positions(given: Any) -> Any:
 
 
 def parse_steps(given: Any) -> Any:
-    """The same of generated tokens, which are always a span."""
+    """Return a user's steps (generated tokens) as a term takes them, which is always a span."""
     return parse_span("steps", given) if isinstance(given, str | tuple | list) else given
 
 
 def describe_positions(positions: Any) -> str | list[int]:
-    """The same for a record: a name or ``A:B`` as text, a set as a list."""
+    """Return a term's positions for a record: a name or ``A:B`` as text, a set as a list."""
     if isinstance(positions, tuple):
         return ":".join("" if bound is None else str(bound) for bound in positions)
     return positions if isinstance(positions, str) else sorted(positions)
 
 
 def parse_span(what: str, given: str | Sequence[Any]) -> Span:
-    """``A:B`` half-open, either end of which may be left out; or the two numbers, NumPy's too, of which either may be None.
+    """Read a half-open span: ``A:B`` with either end optional, or two numbers (NumPy's too) of which either can be None.
 
     Raises:
-        LensError: it is none.
+        LensError: it is not a span.
     """
     if not isinstance(given, str):
         span = tuple(bound if bound is None else integers(what, bound)[0] for bound in given)
@@ -322,10 +322,10 @@ def parse_span(what: str, given: str | Sequence[Any]) -> Span:
 
 
 def parse_schedule(schedule: Schedule | None) -> Schedule | None:
-    """What a term takes, from what a user gives; what can be said against it without knowing how many tokens there will be.
+    """Return a user's schedule as a term takes it, checked as far as possible without the number of tokens.
 
     Raises:
-        LensError: as :func:`tabulate`.
+        LensError: as for :func:`tabulate`.
     """
     if schedule is None or (isinstance(schedule, str) and schedule == "constant"):
         return None
@@ -334,7 +334,7 @@ def parse_schedule(schedule: Schedule | None) -> Schedule | None:
 
 
 def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
-    """A schedule as factors at generated tokens 0 … steps − 1; factors as they are.
+    """Return a schedule as factors at generated tokens 0 … steps − 1; factors are returned as they are.
 
     Args:
         schedule: a function of the generated token's number, factors, or "constant", "linear" (to 0 at the end) or
@@ -363,10 +363,10 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
 
 
 def check_steps(steps: Any) -> None:
-    """Refuse what names no generated tokens.
+    """Check a term's steps.
 
     Raises:
-        LensError: it does not.
+        LensError: they are not a span, or hold no generated token.
     """
     _check_span("steps", steps)
     if steps[1] is not None and steps[1] <= 0:

@@ -1,4 +1,4 @@
-"""Learning a direction: states of positive and negative texts, read in one pass over the pairs, and what tells them apart."""
+"""Learning a direction: read states of positive and negative texts in one pass over the pairs, and find what separates them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .vector import Quality
 POSITIONS = ("label", "last", "mean")
 _TOKENS_A_BATCH, _TEXTS_A_BATCH = 4096, 64
 _FOLDS = 5
-# A difference shorter than this, against the states it is a difference of, is rounding.
+# A difference shorter than this, relative to the states it is a difference of, is rounding error.
 _NOTHING = {torch.float32: 1e-5, torch.float64: 1e-5}
 _NOTHING_16_BIT = 1e-3
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as tokens; the mean of its states at tokens ``begin`` … the last is read."""
+    """A text as tokens, of which the mean of the states from token ``begin`` to the last is read."""
 
     ids: tuple[int, ...]
     begin: int
@@ -39,7 +39,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Example:
-    """Two readings of one item that a direction is to tell apart; each order of a question is an example."""
+    """Two readings of one item that a direction should separate; each order of a question is an example."""
 
     positive: Reading
     negative: Reading
@@ -48,12 +48,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Learnt:
-    """What one layer gave.
+    """What was learnt at one layer.
 
     Attributes:
         direction: ``[d]``, float32, of unit length.
         norm: length of the mean difference along it.
-        nothing: that length is rounding error; there is no direction.
+        nothing: whether that length is rounding error, so that there is no direction.
         scale: mean length of the states.
     """
 
@@ -68,7 +68,7 @@ class Learnt:
 
 
 def examples_of(tokenizer: Any, items: Items, position: str, context: int) -> tuple[list[Example], dict[str, int], list[str]]:
-    """Tokens of every item, in both orders of its options.
+    """Tokenize every item, questions in both orders of their options.
 
     Args:
         position: "label": the state at the answer's label token, the prompt extended through everything before it; "last":
@@ -76,7 +76,7 @@ def examples_of(tokenizer: Any, items: Items, position: str, context: int) -> tu
         context: longest sequence the model takes.
 
     Returns:
-        The examples; how many items were left out, by reason; the label tokens as a reader can see them.
+        The examples; how many items were left out, by reason; the label tokens in readable form.
 
     Raises:
         LensError: the label is not one token.
@@ -115,13 +115,13 @@ def _reading(tokenizer: Any, text: str, position: str, prompt: str = "") -> Read
     ids, first = _tokens(tokenizer, text)
     if position == "last":
         return Reading(ids, len(ids) - 1)
-    # A token that holds the end of the prompt and the beginning of the answer is the answer's: it differs from the prompt's.
+    # A token that holds the end of the prompt and the start of the answer is the answer's: it differs from the prompt's.
     begin = max(first, common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
     return Reading(ids, begin)
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[tuple[int, ...], int]:
-    """The text's tokens, with what the tokenizer puts in front and without what it puts behind; where the text begins."""
+    """Return the text's tokens, with the special tokens before it but not those after it; and where the text begins."""
     encoded = tokenizer(text, split_special_tokens=True, return_special_tokens_mask=True)
     own = [place for place, special in enumerate(encoded["special_tokens_mask"]) if not special]
     end = own[-1] + 1 if own else 0
@@ -143,19 +143,19 @@ def _unusable(sides: Sequence[tuple[Reading, Reading]], context: int) -> str | N
 
 
 class _AllRead(Exception):
-    """The forward has passed the last site that is read; what comes after would be computed for nothing."""
+    """The forward has passed the last site that is read; the rest of it is not needed."""
 
 
 class _Reader(Visitor):
-    """Keeps what is read, for this rank's layers, and ends the forward where no rank reads any more."""
+    """Keeps what is read at this rank's layers, and ends the forward after the last layer that any rank reads."""
 
     def __init__(self, site: str, layers: Sequence[int], last: int, readings: int) -> None:
         self.states: dict[int, list[torch.Tensor]] = {layer: [torch.empty(0)] * readings for layer in layers}
         self._site, self._last = site, last
-        self._spans: list[tuple[int, int, torch.Tensor]] = []  # of each reading its number, row and columns
+        self._spans: list[tuple[int, int, torch.Tensor]] = []  # number, row and columns of each reading
 
     def read(self, loaded: Loaded, batch: Sequence[tuple[int, Reading]]) -> None:
-        """One forward over these readings; with each, its number."""
+        """Run one forward over these readings, each given with its number."""
         together = Batch.forked(_rows(loaded, [reading.ids for _, reading in batch]), loaded.device)
         self._spans = [
             (number, row, together.columns_of(place, reading.begin))
@@ -165,7 +165,7 @@ class _Reader(Visitor):
             read_batch(loaded, together, (self,))
 
     def visits(self) -> Mapping[tuple[str, int], Visit]:
-        """What is attached where."""
+        """Return the visits, by (site, layer)."""
         return {(self._site, layer): self._keeper(layer) for layer in (*self.states, self._last)}
 
     def _keeper(self, layer: int) -> Visit:
@@ -182,7 +182,7 @@ class _Reader(Visitor):
 
 
 def _rows(loaded: Loaded, sides: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """The two sides of each example in one row, where they begin alike."""
+    """Put the two sides of each example into one row if they begin alike and the model allows it."""
     rows: list[list[tuple[int, ...]]] = []
     for pair in zip(sides[0::2], sides[1::2], strict=True):
         together = shared_tokens(pair) > 0 and may_share(loaded, pair)
@@ -191,14 +191,14 @@ def _rows(loaded: Loaded, sides: Sequence[tuple[int, ...]]) -> list[list[tuple[i
 
 
 def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[int], method: str) -> dict[int, Learnt]:
-    """Read all examples in one pass and learn the directions of this rank's share of the layers. Every rank calls it.
+    """Read all examples in one pass and learn the directions of this rank's share of the layers. Collective.
 
     Emits ("reading", texts done, texts) and ("learning", layers done, layers). An interrupt raises KeyboardInterrupt on all
     ranks, between batches and between layers.
     """
     loaded = loaded_on(rank)
     readings = [side for example in examples for side in (example.positive, example.negative)]
-    lengths = [2 * max(len(example.positive.ids), len(example.negative.ids)) for example in examples]  # side by side
+    lengths = [2 * max(len(example.positive.ids), len(example.negative.ids)) for example in examples]  # of both sides
     mine = layers[rank.rank :: rank.size]
     reader = _Reader(site, mine, max(layers), len(readings))
     done = 0
@@ -210,7 +210,7 @@ def learn(rank: Rank, examples: Sequence[Example], site: str, layers: Sequence[i
     items = np.array([example.item for example in examples])
     nothing = _NOTHING.get(loaded.dtype, _NOTHING_16_BIT)
     learnt: dict[int, Learnt] = {}
-    for first in range(0, len(layers), rank.size):  # a layer a rank at a time, so that all ask together whether to go on
+    for first in range(0, len(layers), rank.size):  # a layer per rank at a time, so that all ranks ask together whether to stop
         _stop_if_asked(rank)
         for layer in layers[first + rank.rank : first + rank.rank + 1]:
             states = torch.stack(reader.states.pop(layer))  # text 2n is example n's positive side, 2n + 1 its negative
@@ -231,12 +231,12 @@ def _stop_if_asked(rank: Rank) -> None:
 
 
 def learn_layer(states: torch.Tensor, items: np.ndarray, method: str, nothing: float = 1e-5) -> Learnt:
-    """A layer's direction, and whether there is one.
+    """Learn a layer's direction, and whether there is one.
 
     Args:
-        states: ``[2 · examples, d]``, positive and negative by turns.
+        states: ``[2 · examples, d]``, alternately positive and negative.
         items: ``[examples]``, which item each example belongs to; an item is never split between training and test.
-        nothing: relative length below which a difference is rounding.
+        nothing: relative length below which a difference is rounding error.
     """
     positive, negative = states[0::2].double(), states[1::2].double()  # [examples, d]
     scale = float(states.norm(dim=-1).mean())
@@ -261,14 +261,14 @@ def _unit(direction: torch.Tensor) -> torch.Tensor:
 
 
 def mean_diff(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """The mean of the differences (the paper's), ``[examples, d]`` twice → unit ``[d]``; zero where they cancel."""
+    """Return the mean difference as a unit direction (the paper's), ``[examples, d]`` twice → ``[d]``; zero if they cancel."""
     return _unit((positive - negative).mean(0))
 
 
 def pca(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """First principal component of the differences taken both ways round, so about zero, pointing to the positive side.
+    """Return the first principal component of the differences about zero, pointing to the positive side.
 
-    About their mean, differences that all agree would lose the very direction they agree on.
+    Centring them first would remove the very direction on which they agree.
     """
     differences = positive - negative
     direction: torch.Tensor = torch.linalg.svd(differences, full_matrices=False)[2][0]
@@ -276,7 +276,7 @@ def pca(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
 
 
 def logistic(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Weights of scikit-learn's logistic regression of the side on the state (L2 penalty, C = 1), as a unit direction."""
+    """Return the weights of scikit-learn's logistic regression of side on state (L2 penalty, C = 1) as a unit direction."""
     from sklearn.linear_model import LogisticRegression
 
     states = torch.cat([positive, negative]).numpy()
@@ -311,6 +311,6 @@ def _quality(positive: torch.Tensor, negative: torch.Tensor, items: np.ndarray, 
 
 
 def _auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    """Share of (positive, negative) combinations in the right order; a tie counts half."""
+    """Return the share of (positive, negative) combinations in the right order; a tie counts half."""
     above = (positive[:, None] > negative[None, :]).mean()
     return float(above + 0.5 * (positive[:, None] == negative[None, :]).mean())

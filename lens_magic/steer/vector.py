@@ -1,4 +1,4 @@
-"""``SteeringVector``: a direction in the hidden states, where it comes from, and how good it is; a value, never changed."""
+"""``SteeringVector``: directions in the hidden states, where they come from, and how good they are; immutable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Directions(Mapping[int, torch.Tensor]):
-    """``{layer: v̂}``, float32 ``[d]`` on the CPU; what is handed out is a copy, so that the vector stays what it is."""
+    """``{layer: v̂}``, float32 ``[d]`` on the CPU; lookups return copies, so that the vector stays what it is."""
 
     def __init__(self, directions: Mapping[int, torch.Tensor]) -> None:
         self._directions = {layer: directions[layer].detach().float().cpu().clone() for layer in sorted(directions)}
@@ -41,7 +41,7 @@ class Directions(Mapping[int, torch.Tensor]):
 
 @dataclass(frozen=True)
 class Origin:
-    """The model a direction comes from; None is not known (files of other programs do not say)."""
+    """The model a direction comes from; None means unknown (files of other programs do not say)."""
 
     model: str | None = None
     fingerprint: str | None = None
@@ -58,7 +58,7 @@ class Training:
         questions, texts: how many of each; every question was read in both orders.
         digests: SHA-256 of every item.
         rejected: how many were left out, by reason.
-        labels: the label tokens, as a reader can see them.
+        labels: the label tokens in readable form.
     """
 
     questions: int = 0
@@ -70,15 +70,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Quality:
-    """Whether a direction is there, measured on the training items alone.
+    """How well a direction is determined, measured on the training items only.
 
     Attributes:
-        halves: cosine between the directions that two halves of the items give; near 1 where both find the same.
+        halves: cosine between the directions that two halves of the items give; near 1 if both find the same.
         auc: probability that a held-out positive state lies further along the direction than a held-out negative one, by
             cross-validation over items; 0.5 is chance.
         pairs: share of held-out pairs whose positive side lies further along it than its own negative side.
 
-    All are None where there are fewer than two items.
+    All are None for fewer than two items.
     """
 
     halves: float | None = None
@@ -90,14 +90,14 @@ class Quality:
 class SteeringVector:
     """Directions at one site of one or more layers.
 
-    ``vector * 1.5`` is one term of a steering, ``v * 1 + w * 2`` are two; :meth:`steer` has all the choices.
+    ``vector * 1.5`` is one steering term, ``v * 1 + w * 2`` are two; :meth:`steer` has all options.
 
     Attributes:
         directions: ``{layer: tensor[d]}``, each of unit length.
         norms: ``{layer: length before normalising}``, in the units of the hidden states: of the mean difference for
             mean_diff, of its part along the direction for pca and logistic. α = m · norm is m raw differences.
         site: where in the block they were read, and are added.
-        position: "label", "last" or "mean": which tokens' states were read. method: how the direction was made of them.
+        position: "label", "last" or "mean": which tokens' states were read. method: how directions were made of them.
         origin, training, quality, versions, created: provenance.
     """
 
@@ -113,7 +113,7 @@ class SteeringVector:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
 
-    __array_ufunc__ = None  # so that a NumPy number on the left leaves the product to us
+    __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "directions", Directions(self.directions))
@@ -127,7 +127,7 @@ class SteeringVector:
 
     @classmethod
     def of(cls, raw: Mapping[int, torch.Tensor], **attributes: Any) -> SteeringVector:
-        """A vector of directions that have any length.
+        """Make a vector from directions of any length.
 
         Args:
             raw: ``{layer: tensor[d]}``.
@@ -158,15 +158,15 @@ class SteeringVector:
 
     @property
     def made_for(self) -> MadeFor:
-        """The kind of model it can steer, as far as its file said."""
+        """The kind of model it can steer, as far as its file says."""
         return MadeFor(self.origin.family, self.origin.layers, self.width)
 
     def named(self, name: str) -> SteeringVector:
-        """The same under another name."""
+        """Return the vector under another name."""
         return replace(self, name=name)
 
     def steers_as(self, other: SteeringVector) -> bool:
-        """Whether it is the same directions at the same site, whatever their name."""
+        """Whether the other has the same directions at the same site, whatever its name."""
         own, others = self.directions, other.directions
         return self.site == other.site and self.layers == other.layers and all(own[at].equal(others[at]) for at in own)
 
@@ -187,21 +187,21 @@ class SteeringVector:
         schedule: Schedule | None = None,
         keep_norm: bool = False,
     ) -> SteeringTerm:
-        """One term of a steering.
+        """Return a steering term.
 
         Args:
             alpha: α, absolute, in the units of the hidden states; a sequence gives each sequence of a batch its own.
-            layers: some of the vector's; all together by default.
-            site: another than the one the vector was read at.
+            layers: layers of the vector to steer together; by default all of them.
+            site: where to steer; by default the site the vector was read at.
             positions: "all", "prompt" (p < 0), "generated" (p ≥ 0), "last" (p = 0), "A:B" half-open in p, or a set of p.
             steps: "A:B" or (A, B), half-open, counting generated tokens.
-            decay: halve α every so many generated tokens.
-            clip: limit ‖α v̂‖ to so many times ‖h‖ at each position.
+            decay: halve α every ``decay`` generated tokens.
+            clip: limit the length of the change to ``clip`` times ‖h‖ at each position.
             operator: "add", "ablate" (remove the projection) or "set" (the projection becomes α).
             scale: ``{layer: factor}`` on α.
             schedule: factors on α by generated token: numbers, a function of the token's number, "constant", "linear" (to 0
-                at the end of a run of as many tokens as were asked for) or "on/off".
-            keep_norm: leave h as long as it was.
+                at the end of the requested number of tokens) or "on/off".
+            keep_norm: rescale h to its original length.
 
         Raises:
             LensError: α is not finite, the vector has no direction at a layer, or a choice is not understood.
@@ -243,7 +243,7 @@ class SteeringVector:
         return chosen
 
     def _scale(self, scale: Mapping[int, float], steered: Sequence[int]) -> dict[int, float]:
-        """Factors by layer, each of one that is steered."""
+        """Return factors by layer, after checking that each layer is steered."""
         try:
             factors = {self._chosen(layer)[0]: float(factor) for layer, factor in dict(scale).items()}
         except (TypeError, ValueError):
@@ -259,7 +259,7 @@ class SteeringVector:
         """Refuse a model of another family, width or number of layers.
 
         Raises:
-            LensError: it is not the kind of model this vector was made for; says which is.
+            LensError: it is not the kind of model this vector was made for (the error names that kind).
         """
         origin = self.origin
         if not self.made_for.fits(MadeFor(family, layers, width)) or max(self.layers) >= layers:
@@ -273,7 +273,7 @@ class SteeringVector:
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write it: ``.safetensors`` with everything, ``.gguf`` as a control vector of llama.cpp and repeng.
+        """Write the vector: ``.safetensors`` with everything, ``.gguf`` as a control vector of llama.cpp and repeng.
 
         Raises:
             LensError: another suffix, no such folder, or the gguf package is missing.
@@ -285,7 +285,7 @@ class SteeringVector:
     # -- showing -------------------------------------------------------------------------------------------------------
 
     def summary(self) -> str:
-        """Where it comes from, on one line."""
+        """Describe on one line where the vector comes from."""
         told = self.training
         used = [f"{told.questions} questions in both orders"] if told.questions else []
         used += [f"{told.texts} pairs of texts"] if told.texts else []
@@ -326,10 +326,10 @@ def _number(value: float | None) -> str:
 
 
 def _alphas(alpha: Any, name: str) -> float | tuple[float, ...]:
-    """α as a number, or one for each sequence of a batch.
+    """Return α as a number, or as a tuple with one for each sequence of a batch.
 
     Raises:
-        LensError: it is not a finite number, or holds none.
+        LensError: it is not a finite number, or an empty sequence.
     """
     several = not isinstance(alpha, str) and hasattr(alpha, "__len__") and getattr(alpha, "ndim", 1) > 0
     try:
