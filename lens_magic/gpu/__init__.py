@@ -1,4 +1,4 @@
-"""What runs on GPUs by kernels of our own, written in Triton. It knows of tensors alone.
+"""Custom kernels for GPUs, written in Triton. They take tensors and know nothing of the rest of the package.
 
-Where Triton is not to be had, everything works without.
+Where Triton is not available, everything works without them.
 """

@@ -1,8 +1,8 @@
-"""Attention from a single position, spread over the whole of a GPU, for which Triton compiles.
+"""Attention from a single position, spread over a whole GPU, on GPUs for which Triton compiles.
 
-A decode step has one query a head, and torch's kernels give each head of keys to one multiprocessor: eight of an H200's 132
-would read the keys and values of a model with eight. Here the columns are divided too, and the parts put together after
-(Dao et al. 2023, "Flash-Decoding"). Queries that share a head of keys (Ainslie et al. 2023, arXiv:2305.13245) read it once.
+A decode step has one query per head, and torch's kernels give each key head to one multiprocessor: with eight key heads,
+only eight of an H200's 132 would read keys and values. Here the columns are divided too, and the parts combined afterwards
+(Dao et al. 2023, "Flash-Decoding"). Queries that share a key head (Ainslie et al. 2023, arXiv:2305.13245) read it once.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from .steps import power_of_two
 from .trial import drawn, trial
 
 WIDEST = {torch.float32: 64, torch.bfloat16: 256, torch.float16: 256}
-"""Head widths up to which a program has room for what it reads, by the type of what it is given."""
+"""The widest heads for which a program has room for what it reads, by dtype of its inputs."""
 
-_AT_ONCE = 64  # columns a program reads at a time; fewer of wider heads
+_AT_ONCE = 64  # columns a program reads at a time; fewer for wider heads
 _PARTS_AT_ONCE = 16
-_USUAL_PARTS = 64  # as the kernel is made for, so that it need not be made anew as the columns grow
-_PROGRAMS = 256  # how many there are to be at least: two on each of an H100's multiprocessors
-_LEAST = 16  # rows and lanes of a product on tensor cores
+_USUAL_PARTS = 64  # what the kernel is compiled for, so that it need not be recompiled as the columns grow
+_PROGRAMS = 256  # how many there should be at least: two for each of an H100's multiprocessors
+_LEAST = 16  # fewest rows and lanes of a product on tensor cores
 
 
 def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """softmax(scale · q·k) v over the columns that are seen, ``[batch, heads, 1, width]``.
+    """Return softmax(scale · q·k) v over the visible columns, ``[batch, heads, 1, width]``.
 
-    The softmax is in float32, its weights are rounded to the type of the values before the sum over them.
+    The softmax is in float32; its weights are rounded to the dtype of the values before the sum over them.
 
     Args:
         queries: ``[batch, heads, 1, width]``.
-        keys, values: ``[batch, key heads, columns, width]`` of one type; key heads divide the heads.
-        mask: bool ``[batch or 1, 1, 1, columns]``.
+        keys, values: ``[batch, key heads, columns, width]`` of one dtype; the number of heads is a multiple of key heads.
+        mask: bool ``[batch or 1, 1, 1, columns]``, True for visible columns.
     """
     from .attention_kernels import attend_to_part, put_together
 
@@ -70,9 +70,9 @@ def _at_once(width: int) -> int:
 
 
 def _parts(pairs: int, columns: int, at_once: int) -> tuple[int, int]:
-    """Into how many parts the columns are divided, and how many are in one, for so many (sequence, head of keys)."""
+    """Return the number of parts to divide the columns into, and columns per part, for ``pairs`` of sequence and key head."""
     blocks = -(-columns // at_once)
-    part = max(1, blocks * pairs // _PROGRAMS)  # rounded down: rather some more programs than some less
+    part = max(1, blocks * pairs // _PROGRAMS)  # rounded down: rather too many programs than too few
     return -(-blocks // part), part * at_once
 
 
@@ -88,11 +88,11 @@ def _alike(device: torch.device, dtype: torch.dtype, batch: int, heads: int, key
     mask = torch.ones((batch, 1, 1, columns), dtype=torch.bool, device=device)
     mask[0, ..., :65] = False  # more than is read at a time
     mask[..., -5:] = False
-    q, k, v = (each.double() for each in (queries, keys, values))  # of which nothing makes TF32
+    q, k, v = (each.double() for each in (queries, keys, values))  # which TF32 settings do not affect
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
     near = max(4 * torch.finfo(dtype).eps, 1e-5)
     return torch.allclose(attend(queries, keys, values, mask, 0.3).double(), expected, rtol=near, atol=near)
 
 
 trouble = trial(_is_right)
-"""Why these kernels are not used on a GPU for a type; None where they are."""
+"""Returns why these kernels are not used on a GPU for a dtype; None if they are."""

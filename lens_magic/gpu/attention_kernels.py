@@ -1,4 +1,4 @@
-"""The kernels of :mod:`.attention`, in Triton (Tillet et al. 2019); imported where Triton is."""
+"""The kernels of :mod:`.attention`, in Triton (Tillet et al. 2019); imported only where Triton is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # which takes no annotations but its own
+@triton.jit  # which takes no annotations other than its own
 def attend_to_part(
     queries,
     keys,
@@ -32,18 +32,18 @@ def attend_to_part(
     LANES: tl.constexpr,  # noqa: N803
     AT_ONCE: tl.constexpr,  # noqa: N803
 ):
-    """A part of the columns, for the queries of one sequence that share a head of keys: Σ p v, unnormalised.
+    """Attend to one part of the columns, for the queries of one sequence that share a key head: Σ p v, unnormalised.
 
-    The peak that p = exp(score − peak) is taken from goes along as columns do, so that nothing overflows (Milakov and
-    Gimelshein 2018, arXiv:1805.02867); of a part without a column to see it is −∞, and its sums are 0.
+    The peak in p = exp(score − peak) is updated while columns are read, so that nothing overflows (Milakov and Gimelshein
+    2018, arXiv:1805.02867). In a part without a visible column it is −∞, and the sums are 0.
 
     Args:
         queries: ``[batch, key_heads · group, width]``, contiguous.
-        keys, values: ``[batch, key_heads, columns, width]``, by their strides in elements; the last is 1.
-        mask: ``[batch, columns]`` or one for all: which are seen.
-        sums, peaks, totals: ``[batch, key_heads, parts, group, width]`` in float32, and the latter two without a width.
+        keys, values: ``[batch, key_heads, columns, width]``, read by their strides in elements; the last is 1.
+        mask: ``[batch, columns]`` or one row for all: which columns are visible.
+        sums, peaks, totals: ``[batch, key_heads, parts, group, width]`` in float32, the latter two without the width.
         part: columns of a part, a multiple of AT_ONCE.
-        ROWS, LANES: powers of two, at least 16: at least group and width.
+        ROWS, LANES: powers of two, at least 16; at least group and width.
     """
     number, pair = tl.program_id(0), tl.program_id(1)
     sequence, head = pair // key_heads, pair % key_heads
@@ -67,7 +67,7 @@ def attend_to_part(
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(seen[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
-        finite = tl.where(higher == float("-inf"), 0.0, higher)  # −∞ less −∞ is no number
+        finite = tl.where(higher == float("-inf"), 0.0, higher)  # −∞ − (−∞) is NaN
         before = tl.exp(peak - finite)
         p = tl.exp(scores - finite[:, None])
         total = total * before + tl.sum(p, 1)
@@ -92,12 +92,12 @@ def put_together(
     LANES: tl.constexpr,  # noqa: N803
     AT_ONCE: tl.constexpr,  # noqa: N803
 ):
-    """One query: what its parts make together. (One of them has seen a column: a token sees itself.)
+    """Combine the parts of one query. (At least one has a visible column: a token sees itself.)
 
     Args:
         sums, peaks, totals: as :func:`attend_to_part` left them.
         out: ``[batch, heads, width]``, contiguous.
-        PARTS, LANES, AT_ONCE: powers of two; at least parts and width, and how many parts are read at a time.
+        PARTS, LANES, AT_ONCE: powers of two: at least parts, at least width, and the number of parts to read at a time.
     """
     query = tl.program_id(0)
     first = (query // group * parts).to(tl.int64) * group + query % group

@@ -1,7 +1,7 @@
 """A block's figures in one pass over its logits, on GPUs for which Triton compiles.
 
-In torch's own operations they take seventeen passes over the memory that the logits lie in (:mod:`..lens.figures` has them,
-for where this cannot be had).
+With torch's own operations they take seventeen passes over the logits in memory (:mod:`..lens.figures`, which is used where
+this kernel is not available).
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import torch
 from .trial import drawn, trial
 
 GROUP = 128
-"""Logits whose maximum decides whether any of them can be among the largest."""
+"""Number of logits in a group, whose maximum decides whether any of them can be among the largest."""
 
-# 2,048 logits at a time in four warps take 162 registers a thread on compute capability 9.0 and 167 on 8.0, so that three such
-# blocks fit a multiprocessor, with 48 KB on the way from memory.
+# 2,048 logits at a time in four warps take 162 registers per thread on compute capability 9.0 and 167 on 8.0, so that three
+# such blocks fit a multiprocessor, with 48 KB on the way from memory.
 _ROWS_AT_ONCE, _WARPS = 2048, 4
 
-# What finding the largest may take at a time, and takes for each logit that it looks at.
+# Bytes that finding the largest may take at a time, and that it takes for each logit it looks at.
 _ROOM, _BYTES_FOR_ONE = 64 << 20, 36
 
 
 def sums(
     logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
 ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]:
-    """What :class:`..lens.figures.Figures` holds, in its order, and every group's largest logit.
+    """Compute what :class:`..lens.figures.Figures` holds, in its order, and every group's largest logit.
 
     Args:
         logits: ``[keys, positions, rows]`` float32, contiguous.
@@ -32,7 +32,7 @@ def sums(
         weights: exp(F − f) of the model's own output, ``[positions, rows]``.
 
     Returns:
-        Four of ``[keys, positions]``; ``[keys · positions, groups]``, +∞ for a group with a logit that is no number.
+        Four of ``[keys, positions]``; ``[keys · positions, groups]``, +∞ for a group with a NaN.
     """
     from .onepass_kernel import sums_of_cells
 
@@ -40,7 +40,7 @@ def sums(
     cells, groups = keys * positions, -(-rows // GROUP)
     found = logits.new_empty((4, keys, positions))
     maxima = logits.new_empty((cells, groups))
-    with torch.cuda.device_of(logits):  # which need not be the process's own
+    with torch.cuda.device_of(logits):  # which need not be on the current device
         sums_of_cells[(cells,)](
             logits.contiguous(),
             target.contiguous(),
@@ -59,13 +59,13 @@ def sums(
 
 
 def top(logits: torch.Tensor, maxima: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`..lens.figures.top`, without waiting for the GPU to tell whether there are ties.
+    """Like :func:`..lens.figures.top`, but without waiting for the GPU to tell whether there are ties.
 
-    The k largest are in the k groups of the largest maxima; of equal maxima the first groups are taken.
+    The k largest are in the k groups with the largest maxima; of equal maxima the first groups are taken.
 
     Args:
         logits: ``[cells, rows]``.
-        maxima: of their groups, as :func:`sums` gives them.
+        maxima: maxima of their groups, from :func:`sums`.
     """
     few = maxima.shape[1] > 4 * k
     cells = max(1, _ROOM // (_BYTES_FOR_ONE * (k * GROUP if few else logits.shape[1])))
@@ -87,13 +87,13 @@ def _places(values: torch.Tensor) -> torch.Tensor:
 
 
 def _first(values: torch.Tensor, places: torch.Tensor, k: int) -> torch.Tensor:
-    """Places of the k largest, in order, of equal ones the lower first; what is no number is larger than all others.
+    """Return the places of the k largest, in order, ties by lower place; NaN counts as larger than everything else.
 
-    Value and place make one whole number, so that no two are equal.
+    Value and place are combined into one integer, so that no two are equal.
     """
-    bits = (values + 0.0).view(torch.int32)  # −0 is 0
+    bits = (values + 0.0).view(torch.int32)  # −0 becomes 0
     bits.masked_fill_(values.isnan(), 0x7FFFFFFF)
-    bits ^= (bits >> 31) & 0x7FFFFFFF  # of negative numbers the larger has the smaller bits
+    bits ^= (bits >> 31) & 0x7FFFFFFF  # of two negative numbers the larger has the smaller bits
     keys = bits.long()
     keys <<= 32
     keys -= places
@@ -119,4 +119,4 @@ def _alike(device: torch.device, dtype: torch.dtype, rows: int) -> bool:
 
 
 trouble = trial(_is_right)
-"""Why the kernel is not used on a GPU for logits of a type (theirs is float32); None where it is."""
+"""Returns why the kernel is not used on a GPU for logits of a dtype (theirs is float32); None if it is."""

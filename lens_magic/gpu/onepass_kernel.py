@@ -1,4 +1,4 @@
-"""The kernel of :mod:`.onepass`, in Triton (Tillet et al. 2019); imported where Triton is."""
+"""The kernel of :mod:`.onepass`, in Triton (Tillet et al. 2019); imported only where Triton is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-# Which takes no annotations but its own. Another number of positions or cells makes no other kernel of it.
+# Triton takes no annotations other than its own. Other numbers of positions or cells do not need another kernel.
 @triton.jit(do_not_specialize=["positions", "groups"], do_not_specialize_on_alignment=["total", "weighted", "crossed", "above"])
 def sums_of_cells(
     logits,
@@ -23,14 +23,14 @@ def sums_of_cells(
     ROWS_AT_ONCE: tl.constexpr,  # noqa: N803 - constants are written so
     GROUP: tl.constexpr,  # noqa: N803
 ):
-    """One cell: a pass over its logits, with every sum brought along whenever a larger logit than any before comes up.
+    """Compute one cell's figures in one pass over its logits, rescaling every sum whenever a new largest logit comes up.
 
     Args:
         logits: float32 ``[cells, rows]``, contiguous; cells are ``keys · positions``.
         target: ``[cells]``.
         weights: the output's, ``[positions, rows]``, contiguous.
         total, weighted, crossed, above: ``[cells]``, as :class:`..lens.figures.Figures` has them; written.
-        maxima: ``[cells, groups]``, the largest of every ``GROUP`` logits, +∞ where one is no number; written.
+        maxima: ``[cells, groups]``, the largest of every ``GROUP`` logits, +∞ if one is NaN; written.
     """
     cell = tl.program_id(0).to(tl.int64)
     row = logits + cell * rows
@@ -49,12 +49,12 @@ def sums_of_cells(
         there = begin + lanes < rows
         z = tl.load(row + begin + lanes, mask=there, other=float("-inf"))
         w = tl.load(output + begin + lanes, mask=there, other=0.0)
-        known = tl.where(z == z, z, float("inf"))  # maxima pass over what is no number
+        known = tl.where(z == z, z, float("inf"))  # maxima ignore NaN
         of_groups = tl.max(tl.reshape(known, [ROWS_AT_ONCE // GROUP, GROUP]), 1)
         group = begin // GROUP + group_lanes
         tl.store(maxima + cell * groups + group, of_groups, mask=group < groups)
 
-        largest = tl.maximum(m, tl.maximum(tl.max(of_groups, 0), -3.0e38))  # −∞ less −∞ would be no number
+        largest = tl.maximum(m, tl.maximum(tl.max(of_groups, 0), -3.0e38))  # −∞ − (−∞) would be NaN
         step = tl.where(begin == 0, 0.0, m - largest)
         shrunk = tl.exp(step)
         x = tl.where(there, z - largest, 0.0)

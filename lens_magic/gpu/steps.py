@@ -1,6 +1,6 @@
-"""What a decode step does around its matrix products, in one kernel each, on GPUs for which Triton compiles.
+"""Operations of a decode step around its matrix products, one kernel each, on GPUs for which Triton compiles.
 
-A recorded step of a small model is bound by how many kernels it has (:mod:`..model.fused` says where these stand).
+The number of kernels bounds the speed of a small model's recorded step (:mod:`..model.fused` says where these are used).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from .trial import drawn, trial
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-"""Types of states that these are for."""
+"""Dtypes of the states that these kernels are for."""
 
 
 def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """weight · round(x / rms(x)) over the last dimension, as Llama's RMS norm rounds.
+    """Return weight · round(x / rms(x)) over the last dimension, rounding as Llama's RMS norm does.
 
     Args:
         states: ``[…, width]``.
@@ -37,7 +37,7 @@ def rms_norm(states: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torc
 def rotate(
     queries: torch.Tensor, keys: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys of one position, turned by its angles (Su et al. 2021, arXiv:2104.09864) as Llama does.
+    """Apply rotary embeddings (Su et al. 2021, arXiv:2104.09864) to queries and keys of one position, as Llama does.
 
     Args:
         queries, keys: ``[batch, heads, 1, head width]``.
@@ -60,10 +60,10 @@ def rotate(
 
 
 def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """SiLU(gates) · values, the first rounded before the product.
+    """Return SiLU(gates) · values, with SiLU(gates) rounded before the product.
 
     Args:
-        gates, values: of one shape and type.
+        gates, values: of one shape and dtype.
     """
     from .steps_kernels import gate
 
@@ -76,7 +76,7 @@ def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def power_of_two(least: int) -> int:
-    """The smallest that is at least so much."""
+    """Return the smallest power of two that is at least ``least``."""
     return 1 << (least - 1).bit_length()
 
 
@@ -97,7 +97,7 @@ def _alike(device: torch.device, dtype: torch.dtype, width: int) -> bool:
         ),
         (gated(gates, values), F.silu(gates) * values),
     ]
-    near = max(2 * torch.finfo(dtype).eps, 1e-5)  # a sum or an exponential may come out the other way where it is rounded
+    near = max(2 * torch.finfo(dtype).eps, 1e-5)  # a sum or an exponential may be rounded the other way
     return all(torch.allclose(ours.float(), expected.float(), rtol=near, atol=near) for ours, expected in pairs)
 
 
@@ -107,4 +107,4 @@ def _turned(states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 trouble = trial(_is_right)
-"""Why these kernels are not used on a GPU for a type; None where they are."""
+"""Returns why these kernels are not used on a GPU for a dtype; None if they are."""

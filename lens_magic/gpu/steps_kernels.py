@@ -1,6 +1,6 @@
-"""The kernels of :mod:`.steps`, in Triton (Tillet et al. 2019); imported where Triton is.
+"""The kernels of :mod:`.steps`, in Triton (Tillet et al. 2019); imported only where Triton is installed.
 
-They round where the operations they stand for would have rounded, to the type of what they are given.
+They round where the operations they replace would have rounded, to the dtype of their inputs.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # which takes no annotations but its own
+@triton.jit  # which takes no annotations other than its own
 def rms_norm_of_rows(states, weight, out, width, epsilon, LANES: tl.constexpr):  # noqa: N803 - constants are written so
-    """One row: weight · round(x / rms(x)).
+    """Normalise one row: weight · round(x / rms(x)).
 
     Args:
         states, out: ``[rows, width]``, contiguous.
@@ -40,7 +40,7 @@ def rotate_heads(
     half,
     LANES: tl.constexpr,  # noqa: N803
 ):
-    """One head of one sequence, a query's or a key's: x cos + (−x₂, x₁) sin of its two halves.
+    """Rotate one head of one sequence, a query's or a key's: x cos + (−x₂, x₁) sin, with x₁ and x₂ the halves of x.
 
     Args:
         queries, keys: ``[batch, heads, 2 · half]``, contiguous, as are the results.
@@ -78,7 +78,7 @@ def _rotate(states, cosines, sines, out, half, there):
 
 @triton.jit
 def gate(gates, values, out, count, LANES: tl.constexpr):  # noqa: N803
-    """SiLU of a gate, times a value: so many of them.
+    """Compute SiLU(gate) · value for each of ``count`` gates and values.
 
     Args:
         gates, values, out: ``[count]``, contiguous.

@@ -1,4 +1,4 @@
-"""Whether kernels can be had on a GPU: they are tried before they are used."""
+"""Whether kernels work on a GPU: they are tried before they are used."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Trouble = Callable[[torch.device, torch.dtype], "str | None"]
 
 
 def drawn(device: torch.device, dtype: torch.dtype) -> Callable[..., torch.Tensor]:
-    """A function that draws tensors of given shapes for a trial, always the same, whatever the user has made the default."""
+    """Return a function that draws a trial's tensors of given shapes: always the same, whatever the user's torch defaults."""
     made = torch.Generator("cpu").manual_seed(0)
     return lambda *shape: torch.randn(shape, generator=made, device="cpu", dtype=torch.float32).to(device, dtype)
 
 
 def trial(is_right: IsRight) -> Trouble:
-    """What tells why kernels are not to be used on a GPU for a type (None where they are), and tries them once for each.
+    """Return a function that tries kernels once for each GPU and dtype, and says why they are not to be used, or None.
 
     Args:
-        is_right: runs them on small tensors there and compares what they give. Where a number is divisible by 16 Triton
-            compiles another kernel, so that both are to be tried.
+        is_right: runs them on small tensors there and checks the results. Triton compiles different kernels for numbers that
+            are divisible by 16 and for others, so it has to try both.
     """
 
     @functools.cache
@@ -32,7 +32,7 @@ def trial(is_right: IsRight) -> Trouble:
             return "Triton is not installed"
         try:
             right = is_right(device, dtype)
-        # No compiler on this machine, a GPU that Triton does not know, a Triton that has changed: all the same here.
+        # No compiler on this machine, a GPU unknown to Triton, or a changed Triton: all are treated the same.
         except Exception as error:
             return f"{type(error).__name__}: {error}".splitlines()[0]
         return None if right else "what they compute is wrong"
