@@ -1,1 +1,1 @@
-"""What the lens costs, beside every way to do without it: `make bench`, or `python -m benchmarks`."""
+"""Benchmarks: what the lens costs, compared with every alternative. Run `make bench` or `python -m benchmarks`."""

@@ -16,7 +16,7 @@ from .run import PATIENCE_S, Runner
 
 NAMES = list(dict.fromkeys(suite.name for suite in plan.suites(full=True)))
 APART = ("ablation", "steerability", "gpu")
-"""What else can be measured, where it is named."""
+"""Suites that are measured only if named."""
 
 
 SUITES = (
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--publish", action="store_true", help="put the named suites' results into benchmarks/results, and docs' tables anew")
     add("--force", action="store_true", help="publish fewer samples than are published")
     parsed = parser.read(sys.argv[1:] if arguments is None else arguments)
-    parsed.out = parsed.out.resolve()  # processes that measure stand elsewhere
+    parsed.out = parsed.out.resolve()  # measuring processes have another working directory
     known = [*NAMES, *APART, "report"]
     if unknown := sorted(set(parsed.suites) - set(known)):
         parser.error(f"there is no suite {unknown[0]!r}; there are {', '.join(known)}")

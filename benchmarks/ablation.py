@@ -2,9 +2,9 @@
 
     python -m benchmarks ablation
 
-Every number of ranks is compared with one rank in the same dtype, prompt by prompt, along the tokens one rank generates in
-float32; beside it bfloat16 with float32 on one rank, to tell what sharding changes from what rounding changes. Intervals are
-95 % bootstrap intervals of the mean over prompts.
+Every number of ranks is compared with one rank in the same dtype, prompt by prompt, on the tokens that one rank generates in
+float32. bfloat16 is also compared with float32 on one rank, to separate the effect of sharding from that of rounding.
+Intervals are 95 % bootstrap intervals of the mean over prompts.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ METRICS = {
     "parted": "texts that part within 16 tokens",
     "slope": "steering slope: difference",
 }
-"""What is compared; 0 is no difference in all."""
+"""The metrics and what they compare; 0 means no difference in each of them."""
 
 
 @dataclass
 class Seen:
-    """What one setting showed, a list entry a prompt."""
+    """The results of one setting; lists have one entry per prompt."""
 
     output_ids: list[list[int]]  # generated freely
-    states: list[np.ndarray]  # [site, layer, position, d], along the common tokens
+    states: list[np.ndarray]  # [site, layer, position, d], on the common tokens
     variables: list[Mapping[str, np.ndarray]]
     slopes: np.ndarray
 
 
 def measure(out: Path, full: bool = False, model: str = "demo") -> Path:
-    """Run every setting, compare, write ``out/ablation.json``."""
+    """Run every setting, compare them, and write ``out/ablation.json``; return its path."""
     prompts = held_out_prompts(48 if full else 12)
     seen: dict[tuple[str, int], Seen] = {}
     common: list[list[int]] | None = None
@@ -70,13 +70,13 @@ def measure(out: Path, full: bool = False, model: str = "demo") -> Path:
 
 
 def held_out_prompts(count: int) -> list[str]:
-    """So many of the demo model's held-out items, spread evenly over its tasks."""
+    """Return ``count`` prompts of the demo model's held-out items, spread evenly over its tasks."""
     items = json.loads((DATA / "heldout.json").read_text(encoding="utf-8"))
     return [items[at * len(items) // count]["prompt"] for at in range(count)]
 
 
 def steering_vector() -> lens.SteeringVector:
-    """A direction for the model loaded now."""
+    """Train a steering vector for the model that is loaded."""
     return lens.train_vector(str(DATA / "persona-pairs.jsonl"), layers=[2], site="resid_post", position="mean")
 
 
@@ -92,7 +92,7 @@ def _look(prompts: Sequence[str], free: list[list[int]], common: Sequence[Sequen
 
 
 def _slopes(seen: Mapping[tuple[str, int], Seen]) -> list[dict[str, Any]]:
-    """The slopes themselves."""
+    """The steerability slopes of each setting."""
     return [
         {
             "dtype": dtype,
@@ -119,7 +119,7 @@ def _compare_all(seen: Mapping[tuple[str, int], Seen]) -> list[dict[str, Any]]:
 
 
 def compare(one: Seen, other: Seen) -> dict[str, np.ndarray]:
-    """The metrics, a value a prompt."""
+    """Return the metrics, with one value per prompt."""
     apart = [np.linalg.norm(a - b, axis=-1) / np.linalg.norm(b, axis=-1) for a, b in zip(one.states, other.states, strict=True)]
     pairs = list(zip(one.variables, other.variables, strict=True))
     return {
@@ -135,12 +135,12 @@ def compare(one: Seen, other: Seen) -> dict[str, np.ndarray]:
 
 
 def _not_in_common(a: np.ndarray, b: np.ndarray) -> float:
-    """Of k candidates, the share that the other has not; ``[…, k]`` both."""
+    """Share of ``a``'s k candidates that are not among ``b``'s; both are ``[…, k]``."""
     return float(1 - (a[..., :, None] == b[..., None, :]).any(-1).mean())
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
+    """Return the 95 % bootstrap interval of the mean."""
     random = np.random.default_rng(0)
     means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(-1)
     low, high = np.quantile(means, (0.025, 0.975))
@@ -152,7 +152,7 @@ def _about(prompts: int) -> dict[str, Any]:
 
 
 def table(whole: Mapping[str, Any]) -> str:
-    """Markdown: a row a metric, a column a comparison."""
+    """Return a Markdown table: one row per metric, one column per comparison."""
     columns: dict[str, dict[str, str]] = {}
     counts: dict[str, int] = {}
     for entry in whole["comparisons"]:

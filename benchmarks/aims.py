@@ -1,4 +1,4 @@
-"""What was aimed at, beside what was measured: the same lines whether an aim is met or missed."""
+"""The aims beside what was measured, in the same lines whether an aim is met or missed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .tables import Group, generating, groups, grown, ratios, spread, wall
 
 Results = dict[str, list[Cell]]
 Line = tuple[str, list[float], float]
-"""What is aimed at, the ratios measured, and the least the median should be."""
+"""An aim: its wording, the ratios measured, and the least their median should be."""
 
 MOST_TOKENS = 500  # where the paper's Table 1 ends
 
 
 def table(results: Results) -> str:
-    """Markdown: a row an aim and place, and how many are missed."""
+    """Return a Markdown table with one row per aim and setting, and the number of aims missed."""
     rows = ["| aim | at least | measured | N | met |", "| --- | --- | --- | --- | --- |"]
     found: list[str] = []
     for words, values, least in (*_time(results), *_memory(results), *_overhead(results)):

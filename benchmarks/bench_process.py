@@ -1,6 +1,6 @@
-"""A process that measures: told on its standard input what to load and run, it answers a line of JSON each.
+"""A measuring process: it reads what to load and run from standard input and answers each request with a line of JSON.
 
-It is a process of its own so that one that takes too long can be ended, and so that memory is measured from a clean start.
+It is a separate process so that it can be ended if it takes too long, and so that memory is measured from a clean start.
 What libraries print goes to standard error.
 """
 
@@ -21,10 +21,10 @@ PUBLISHED_TAIL = 2
 
 
 class Bench:
-    """A model on a number of ranks, and every method over it.
+    """A model on a number of ranks, and every method that runs on it.
 
     Args:
-        only: load what this method needs and nothing else (for memory); None loads all, to measure side by side.
+        only: load only what this method needs (for memory); None loads everything, to measure methods side by side.
     """
 
     def __init__(self, model: str, dtype: str, ranks: int, prompt: str, only: str | None = None) -> None:
@@ -51,10 +51,10 @@ class Bench:
         """Run a method once.
 
         Args:
-            answers: tell the tokens and the lens too, to compare methods by.
+            answers: return the tokens and the lens too, to compare methods.
 
         Returns:
-            ``wall_s``, and where the method tells them apart ``prefill_s``, ``decode_s``, ``project_s``.
+            ``wall_s``, and if the method reports them separately ``prefill_s``, ``decode_s``, ``project_s``.
         """
         begun = time.perf_counter()
         if method in OURS:
@@ -74,10 +74,10 @@ class Bench:
         return told
 
     def memory(self, method: str, tokens: int) -> dict[str, Any]:
-        """Run a method once; returns ``resident`` before and ``peak`` during it, bytes by rank.
+        """Run a method once; return ``resident`` before and ``peak`` during it, in bytes by rank.
 
-        The published way carries nothing from token to token, so its peak is that of its last tokens: they alone are
-        run, after a prompt lengthened by the tokens before them.
+        The published method keeps nothing between tokens, so its peak is that of its last tokens: only these are run, after
+        a prompt extended by the tokens before them.
         """
         group, prompt_ids = self._group(), self.prompt_ids
         if method == "published" and tokens > PUBLISHED_TAIL:
@@ -95,7 +95,7 @@ OURS = {
     "lens-magic, resid_post": lambda prompt, tokens: lens.run(prompt, tokens, top_k=K, capture="resid_post", ignore_eos=True),
     "lens-magic, no lens": lambda prompt, tokens: lens.generate(prompt, tokens, ignore_eos=True),
 }
-"""Ours, through the public interface alone."""
+"""Our methods, through the public interface only."""
 
 
 def _of_ours(found: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _of_ours(found: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Serve a :class:`Bench`: ``{"load": {…}}`` makes one, ``{"do": "measure" or "memory", …}`` asks it."""
+    """Serve a :class:`Bench`: ``{"load": {…}}`` creates one, ``{"do": "measure" or "memory", …}`` runs it."""
     benches: list[Bench] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:

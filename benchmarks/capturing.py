@@ -63,7 +63,7 @@ def main() -> None:
         "transformers' generate": transformers,
     }
     found: dict[str, list[float]] = {way: [] for way in ways}
-    for number in range(options.rounds + 1):  # the first is not counted
+    for number in range(options.rounds + 1):  # the first is a warm-up
         for way, generates in ways.items():
             rate = rate_of(generates)
             if number:

@@ -1,7 +1,7 @@
-"""The models that are measured: the demo model, and random weights in the shapes of others, written once.
+"""The measured models: the demo model, and random weights in the shapes of other models, written once.
 
-Speed and memory depend on shapes, not on what the weights say. Random weights have the demo model's tokenizer: ids above
-its own have logits and no text.
+Speed and memory depend on shapes, not on the values of the weights. Models with random weights use the demo model's
+tokenizer: ids above its own have logits but no text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROMPT = "Where is the oldest technical university located in America?"
 def shape(
     layers: int, width: int, inner: int, heads: int, kv: int, vocabulary: int, tied: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """A configuration's sizes, under transformers' names."""
+    """Return a configuration's sizes under transformers' names."""
     return {
         "num_hidden_layers": layers,
         "hidden_size": width,
@@ -35,7 +35,7 @@ def shape(
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2.5-0.5b": ("Qwen2", shape(24, 896, 4864, 14, 2, 151_936, tied=True)),
     "demo-4096": ("Qwen3", shape(8, 256, 768, 12, 12, 2_304, tied=True, head_dim=16)),  # for longer answers than the demo's
-    # For scaling: one number varies, the others stay.
+    # For scaling: one number varies, the others are fixed.
     **{f"layers-{n}": ("Llama", shape(n, 256, 768, 8, 8, 2_304)) for n in (4, 8, 16, 32)},
     **{f"vocabulary-{n}": ("Llama", shape(8, 256, 768, 8, 8, n)) for n in (2_304, 9_216, 36_864, 147_456)},
     # On one H200 (gpu.py).
@@ -44,11 +44,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-14b": ("Qwen3", shape(40, 5120, 17_408, 40, 8, 151_936, head_dim=128)),
     "qwen3-32b": ("Qwen3", shape(64, 5120, 25_600, 64, 8, 151_936, head_dim=128)),
 }
-"""By name: the family, and its sizes."""
+"""Family and sizes, by name."""
 
 
 def config(name: str) -> Any:
-    """The configuration of a shape."""
+    """Return the configuration of a shape."""
     import transformers
 
     family, sizes = SHAPES[name]
@@ -56,7 +56,7 @@ def config(name: str) -> Any:
 
 
 def folder(name: str, into: Path) -> Path:
-    """Where the checkpoint of a model is; one of random weights (bfloat16) is written where there is none of this shape."""
+    """Return the folder of a model's checkpoint; random weights (bfloat16) are written if there are none of this shape."""
     if name == "demo":
         return DEMO
     path = into / "models" / name
@@ -75,7 +75,7 @@ def folder(name: str, into: Path) -> Path:
 
 
 def _has_shape(path: Path, name: str) -> bool:
-    """Whether a checkpoint is of a model's shape as it is now."""
+    """Whether a checkpoint has the model's current shape."""
     family, sizes = SHAPES[name]
     written = json.loads((path / "config.json").read_text(encoding="utf-8"))
     return written["architectures"] == [f"{family}ForCausalLM"] and all(written.get(key) == sizes[key] for key in sizes)

@@ -25,7 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 
 def measure(rank: Any, folder: str) -> dict[tuple[str, int], list[float]]:
-    """Microseconds an all-reduce of float32, a figure a round, the backends in turn."""
+    """Return microseconds per all-reduce of float32, one value per round, taking the backends in turn."""
     import torch
     import torch.distributed as dist
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 FRAMES = 120
-LONG_MS = 25  # a frame that was missed: the screen shows one every 16.7 ms
+LONG_MS = 25  # a longer frame was missed: the screen shows one every 16.7 ms
 DIRECTIONS = {
     "down, 60 pixels a frame": (0, 60),
     "up, 60 pixels a frame": (0, -60),
@@ -32,7 +32,7 @@ DIRECTIONS = {
     "almost a page a frame (400 pixels)": (0, 400),
 }
 
-# Scrolls by so much a frame; how long the frames took, in ms.
+# Scrolls by (dx, dy) per frame and returns how long the frames took, in ms.
 SCROLL = """async ([dx, dy, frames]) => {
   const grid = document.querySelector("[role=grid]");
   grid.scrollTo(dx < 0 ? 1e6 : 0, dy < 0 ? 1e7 : 0);

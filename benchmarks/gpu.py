@@ -1,10 +1,10 @@
-"""On one GPU: how near decoding comes to the memory's speed, and what capturing costs there.
+"""On one GPU: how close decoding comes to memory bandwidth, and what capturing costs there.
 
     python -m benchmarks gpu
 
 Random bfloat16 weights in the shapes of four models, made on the card itself; T = 1,500, every layer, three sites. Bandwidth is
 the bytes a token has to read (weights, keys and values) over the card's own measured copy rate. The file is written after every
-round, and a run that was cut short goes on from it.
+round, and a run that was cut short continues from it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from .run import PATIENCE_S
 from .tables import bytes_a_token
 
 ROUNDS = {"qwen3-4b": 5, "llama-3.1-8b": 5, "qwen3-14b": 3, "qwen3-32b": 2}
-"""Shapes, the smallest first, and how many rounds each has where the time is short; ``MANY`` where it is not."""
+"""Shapes, smallest first, and the number of rounds of each if time is limited; :data:`MANY` if it is not."""
 MANY = 5
 THEIRS = {"qwen3-4b": 2}
-"""Shapes at which transformers' ``generate`` takes a turn too, and in how many rounds: it is slow."""
+"""Shapes at which transformers' ``generate`` is measured too, and in how many rounds, as it is slow."""
 
 TOKENS, WARM_TOKENS, COPIED_MB = 1500, 32, 4096
 SITES = ("attn_out", "mlp_out", "resid_post")
 WAYS = ("capturing", "not_capturing")
-TELL = functools.partial(print, flush=True)  # what is read through a pipe is to be there where the run is ended
+TELL = functools.partial(print, flush=True)  # lines written to a pipe must not be lost if the run is ended
 
 
 def measure(
@@ -48,9 +48,9 @@ def measure(
     """Check what is timed, then measure every shape that fits, into ``out/gpu.json``. Without a GPU nothing is run.
 
     Args:
-        budget_s: no round is begun that would, by those before it, end later than so many seconds from now.
-        full: :data:`MANY` rounds of every shape.
-        fresh: forget what the file has. Forgotten anyway is what other sources or another machine gave.
+        budget_s: a round is not begun if, judging by earlier ones, it would end later than this many seconds from now.
+        full: measure :data:`MANY` rounds of every shape.
+        fresh: discard what the file has. Results of other sources or another machine are always discarded.
     """
     import torch
 
@@ -82,7 +82,7 @@ def measure(
 
 
 def _known(path: Path, tokens: int, fresh: bool) -> dict[str, Any]:
-    """What there is of this machine, these sources and so many tokens; else a beginning."""
+    """Return earlier results of this machine, these sources and this number of tokens, or empty ones."""
     same = {"machine": machine.describe_with_gpu(), "sources": store.sources(), "tokens": tokens}
     if path.exists() and not fresh:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -99,12 +99,12 @@ def _known(path: Path, tokens: int, fresh: bool) -> dict[str, Any]:
 
 
 def _but_for_memory(told: Any) -> Any:
-    """Of a machine that is one of many alike, hosts may have some pages more or less."""
+    """Drop a machine's memory size, which differs by some pages between hosts that are otherwise alike."""
     return {name: value for name, value in told.items() if name != "memory_bytes"} if isinstance(told, dict) else told
 
 
 class _Turn:
-    """A shape's rounds.
+    """The rounds of one shape.
 
     Attributes:
         model: its entry in the file: ``rounds``; ``left_out``, why there are fewer than wanted.
@@ -122,12 +122,12 @@ class _Turn:
         self.tokens: int = whole["about"]["tokens"]
 
     def run(self) -> None:
-        """Measure what is not there yet. What goes wrong ends this shape, not the others."""
+        """Measure the missing rounds. An error ends this shape, not the others."""
         if len(self.model["rounds"]) >= self.model["wanted"]:
             return
         try:
             self._rounds()
-        except Exception as error:  # no room, a LensError, a kernel that cannot be made: others may have none of these
+        except Exception as error:  # out of memory, a LensError, a kernel that cannot be compiled: other shapes may work
             self.model["left_out"] = gpu_checks.in_a_line(error)
         if "left_out" in self.model:
             self.tell(f"gpu: {self.model['model']} left out: {self.model['left_out']}")
@@ -160,7 +160,7 @@ class _Turn:
 
         from lens_magic.session import current
 
-        current().group.rank.store.pop("trajectories", None)  # the last run's states are no part of what was there before
+        current().group.rank.store.pop("trajectories", None)  # the last run's states must not count as memory in use before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         found: dict[str, Any] = {WAYS[0]: turn(WAYS[0], self.tokens)}
@@ -169,7 +169,7 @@ class _Turn:
         if number < THEIRS.get(self.model["model"], 0) and "transformers_left_out" not in self.model:
             try:
                 found["transformers"] = turn("transformers", self.tokens)
-            except Exception as error:  # which is no reason to do without ours
+            except Exception as error:  # our methods are still measured
                 self.model["transformers_left_out"] = gpu_checks.in_a_line(error)
         return {**found, "ways": [way for way in (*WAYS, "transformers") if way in found]}
 
@@ -179,7 +179,7 @@ class _Turn:
         return self.deadline - time.monotonic()
 
     def _may(self, seconds: float) -> bool:
-        """Whether there is time for that; else it is noted."""
+        """Whether there is time for that; if not, this is noted."""
         left = self._left()
         if left <= 0 or seconds > left:
             takes = f"about {seconds:.0f} s" if seconds else "longer"
@@ -188,7 +188,7 @@ class _Turn:
         return True
 
     def _seconds_of_a_round(self) -> float:
-        """By the shape's own rounds, else by the bytes of the largest one measured."""
+        """Estimate from the shape's own rounds, else from the bytes of the largest shape measured."""
         if rounds := self.model["rounds"]:
             ways = [*WAYS, *(["transformers"] if len(rounds) < THEIRS.get(self.model["model"], 0) else [])]
             return sum(max((each[way]["wall_s"] for each in rounds if way in each), default=0.0) for way in ways)
@@ -211,7 +211,7 @@ class _Turn:
 
 
 def attach(shape: str) -> None:
-    """Random weights on the card, in place of whatever was attached before."""
+    """Attach a model with random weights on the card, in place of the one attached before."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -225,7 +225,7 @@ def attach(shape: str) -> None:
 
 
 def _let_go() -> None:
-    """The last model's weights make room; what an error's traceback held on to as well."""
+    """Free the last model's weights, and what an error's traceback kept alive."""
     import torch
 
     from lens_magic.session import current
@@ -237,7 +237,7 @@ def _let_go() -> None:
 
 
 def turn(way: str, tokens: int) -> dict[str, float]:
-    """Generate in one way, and its seconds: all of them, and what it tells apart."""
+    """Generate in one way; return its seconds in total, and by the parts it reports."""
     from lens_magic.session import current
 
     begun = time.perf_counter()

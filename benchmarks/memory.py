@@ -1,9 +1,9 @@
-"""Peak memory beyond what is there when a model is loaded and warm: what activations, caches and workspaces take.
+"""Peak memory beyond that of a loaded and warm model: what activations, caches and workspaces take.
 
-The operating system's own figure (Linux: VmHWM, the largest resident set since it was last reset), so that nothing can be
-left out. The harness lets the C library return every freed block of 64 KB or more at once (``MALLOC_MMAP_THRESHOLD_``), for
-all methods alike; otherwise what it keeps for later would be counted. Smaller ones it returns when asked to, before each run:
-else a method that makes many of them would find the last run's.
+This is the operating system's own figure (Linux: VmHWM, the largest resident set since it was last reset), so that nothing is
+left out. For all methods alike, the harness makes the C library return every freed block of 64 KB or more at once
+(``MALLOC_MMAP_THRESHOLD_``); otherwise memory kept for reuse would be counted. Smaller blocks are returned on request before
+each run; otherwise a method that allocates many of them would reuse the last run's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "655
 
 
 def begin(rank: Any = None) -> int:
-    """Start measuring in this process; returns bytes resident now."""
+    """Start measuring in this process; return the bytes resident now."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -25,12 +25,12 @@ def begin(rank: Any = None) -> int:
 
 
 def peak(rank: Any = None) -> int:
-    """Largest number of bytes resident since :func:`begin`."""
+    """Return the largest number of bytes resident since :func:`begin`."""
     return _stated("VmHWM:")
 
 
 def available() -> int:
-    """Bytes the machine has left."""
+    """Return the bytes of memory available on the machine."""
     return _stated("MemAvailable:", Path("/proc/meminfo"))
 
 

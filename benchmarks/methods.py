@@ -1,4 +1,4 @@
-"""The baselines, each a function that every rank runs: prompt in, tokens and a lens of them out.
+"""The baselines, each a function that every rank runs: it takes a prompt and returns tokens and a lens of them.
 
 All are greedy, run past end tokens, and keep the ``k`` most probable tokens with their probability over the whole vocabulary.
 A lens is two arrays ``[position, layer · sites, k]``: token ids and probabilities; position p predicts generated token p.
@@ -20,13 +20,13 @@ SITES = ("attn_out", "mlp_out", "resid_post")
 
 @dataclass
 class Answer:
-    """What a method gave.
+    """The result of a method.
 
     Attributes:
         output_ids: the generated tokens.
         lens: ids ``[position, layer, site, k]`` of the most probable tokens (sites as
-            :data:`SITES`, or the last alone), or None.
-        probabilities: of those, same shape.
+            :data:`SITES`, or the last only), or None.
+        probabilities: their probabilities, same shape.
     """
 
     output_ids: list[int]
@@ -35,14 +35,14 @@ class Answer:
 
 
 def published(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
-    """LogitLens4LLMs (Wang 2025) as published: two uncached forwards of the whole sequence a token.
+    """LogitLens4LLMs (Wang 2025) as published: two uncached forwards of the whole sequence per token.
 
-    In both of them every block projects four tensors over the whole vocabulary for the whole sequence: what attention puts
-    out, the residual stream after it, what the MLP puts out, and the block's output. They are kept until the next forward
-    replaces them. The first forward is read (the last position of each), the second chooses the token.
+    In both, every block projects four tensors to the whole vocabulary for the whole sequence: the attention output, the
+    residual stream after it, the MLP output, and the block's output. They are kept until the next forward replaces them. The
+    lens is read from the first forward (the last position of each tensor), and the second chooses the token.
 
-    Kinder than the original in three ways: the MLP's output is taken where it passes instead of being computed again,
-    no key-value cache is filled to be thrown away, and nothing is written out as text.
+    It costs less than the original in three ways: the MLP output is captured instead of being computed again, no key-value
+    cache is filled and discarded, and nothing is formatted as text.
     """
     subject = plain()
     ids = _tensor(prompt_ids)  # [1, length]
@@ -57,13 +57,13 @@ def published(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answ
     answer = _answer(ids[0, len(prompt_ids) :].tolist(), answers, len(subject.blocks))
     assert answer.lens is not None
     assert answer.probabilities is not None
-    ours = [0, 2, 3]  # the residual stream after attention is no site of ours
+    ours = [0, 2, 3]  # we have no site for the residual stream after attention
     return Answer(answer.output_ids, answer.lens[:, :, ours], answer.probabilities[:, :, ours])
 
 
 @contextlib.contextmanager
 def _projecting(subject: Plain) -> Iterator[list[list[Any]]]:
-    """Let every block project its four tensors as it runs; yields them, a list a layer, the newest forward's."""
+    """Make every block project its four tensors as it runs; yield those of the newest forward, one list per layer."""
     projected: list[list[Any]] = [[None] * 4 for _ in subject.blocks]
 
     def project(place: int, parts: dict[str, torch.Tensor], before: torch.Tensor, after: torch.Tensor) -> None:
@@ -86,7 +86,7 @@ def _projecting(subject: Plain) -> Iterator[list[list[Any]]]:
 
 
 def eager(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
-    """Cached generation with hooks; every step's states are projected at once, all layers and sites in one product."""
+    """Cached generation with hooks; each step's states are projected immediately, all layers and sites in one matmul."""
     subject = plain()
     answers: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.inference_mode(), capturing(subject) as captured:
@@ -102,22 +102,22 @@ def eager(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
 
 
 def generate(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int = 0) -> Answer:
-    """Plain ``generate`` of transformers, no lens."""
+    """Plain ``generate`` of transformers, without a lens."""
     from transformers import GenerationConfig
 
     options = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=None, pad_token_id=0, use_cache=True)
     ids = _tensor(prompt_ids)
     model = plain().model
-    model.generation_config.eos_token_id = None  # where a configuration says nothing, the model's own would count
+    model.generation_config.eos_token_id = None  # without it in the configuration passed, the model's own would apply
     with torch.inference_mode():
         out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=options)
     return Answer(out[0, len(prompt_ids) :].tolist())
 
 
 def afterwards(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
-    """Generate, then one forward over all of it with ``output_hidden_states``, then a projection a layer.
+    """Generate, then run one forward over all of it with ``output_hidden_states``, then one projection per layer.
 
-    Hidden states are the blocks' outputs: one site, where :func:`eager` and ours have three.
+    Hidden states are the blocks' outputs: one site, whereas :func:`eager` and ours have three.
     """
     subject, made = plain(), generate(rank, prompt_ids, tokens)
     with torch.inference_mode():
@@ -132,7 +132,7 @@ def afterwards(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Ans
 
 
 def afterwards_hooked(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
-    """The same with hooks on three sites in place of ``output_hidden_states``."""
+    """As :func:`afterwards`, with hooks on three sites instead of ``output_hidden_states``."""
     subject, made = plain(), generate(rank, prompt_ids, tokens)
     with torch.inference_mode(), capturing(subject) as captured:
         forward_again(subject, prompt_ids, made.output_ids)
@@ -141,10 +141,10 @@ def afterwards_hooked(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int)
 
 
 def deferred(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
-    """The paper's own method, as its LogitLense does it: ``generate`` with hooks, then a projection a layer and site.
+    """The paper's own method, as in its LogitLense: ``generate`` with hooks, then one projection per layer and site.
 
     Every rank keeps the newest position's slice of every state of every forward; afterwards each (layer, site) goes through
-    norm and head for all positions at once. Of the k largest logits the softmax is over those k alone.
+    norm and head for all positions at once. The softmax is over the k largest logits only.
     """
     subject = plain()
     with torch.inference_mode(), capturing(subject, newest=True) as captured:
@@ -169,7 +169,7 @@ BASELINES: dict[str, Callable[..., Answer]] = {
 
 
 def run(rank: Any, method: str, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer | None:
-    """Run a baseline on this rank; rank 0 answers."""
+    """Run a baseline on this rank; rank 0 returns the answer."""
     answer = BASELINES[method](rank, prompt_ids, tokens, k)
     return answer if rank.rank == 0 else None
 
@@ -184,7 +184,7 @@ def _states(output: Any) -> torch.Tensor:
 
 
 def _keeping(block: Any, parts: dict[str, torch.Tensor]) -> Iterator[Any]:
-    """Hooks that put a block's attention and MLP outputs into ``parts``."""
+    """Yield hooks that put a block's attention and MLP outputs into ``parts``."""
     for name, module in (("attn_out", block.self_attn), ("mlp_out", block.mlp)):
 
         def keep(module: Any, inputs: Any, output: Any, name: str = name) -> None:
@@ -195,7 +195,7 @@ def _keeping(block: Any, parts: dict[str, torch.Tensor]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def capturing(subject: Plain, newest: bool = False) -> Iterator[list[torch.Tensor]]:
-    """Collect states in order (layer by layer, sites as :data:`SITES`) of every forward, or its newest position."""
+    """Collect every forward's states, or those of its newest position, in order: layer by layer, sites as :data:`SITES`."""
     captured: list[torch.Tensor] = []
 
     def capture(module: Any, inputs: Any, output: Any) -> None:
@@ -210,25 +210,25 @@ def capturing(subject: Plain, newest: bool = False) -> Iterator[list[torch.Tenso
 
 
 def forward_again(subject: Plain, prompt_ids: Sequence[int], output_ids: Sequence[int], **options: Any) -> Any:
-    """One uncached forward over the prompt and all generated tokens but the last, which predicts nothing kept."""
+    """Run one uncached forward over the prompt and all generated tokens but the last, whose prediction is not kept."""
     return subject.model(_tensor([*prompt_ids, *output_ids[:-1]]), use_cache=False, logits_to_keep=1, **options)
 
 
 def _top(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and whole-vocabulary probabilities of the k most probable of each row, ``[rows, k]``."""
+    """Ids and whole-vocabulary probabilities of the k most probable tokens of each row, ``[rows, k]``."""
     best = logits.float().softmax(-1).topk(k)
     return best.indices, best.values
 
 
 def _answer(output_ids: list[int], answers: list[tuple[torch.Tensor, torch.Tensor]], layers: int) -> Answer:
-    """Of one answer a position, rows layer by layer."""
+    """Combine one answer per position, with rows layer by layer."""
     ids, probabilities = (torch.stack(parts) for parts in zip(*answers, strict=True))  # [position, layer · site, k]
     shape = (len(answers), layers, -1, ids.shape[-1])
     return Answer(output_ids, ids.reshape(shape), probabilities.reshape(shape))
 
 
 def _by_position(output_ids: list[int], found: list[tuple[torch.Tensor, torch.Tensor]], sites: int) -> Answer:
-    """Of one answer a layer and site, rows position by position."""
+    """Combine one answer per layer and site, with rows position by position."""
     ids, probabilities = (torch.stack(parts, 1) for parts in zip(*found, strict=True))  # [position, layer · site, k]
     shape = (ids.shape[0], len(found) // sites, sites, ids.shape[-1])
     return Answer(output_ids, ids.reshape(shape), probabilities.reshape(shape))

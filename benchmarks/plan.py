@@ -1,4 +1,4 @@
-"""What is measured: suites of rows; the methods of a row take turns, so that what disturbs one disturbs all."""
+"""The measuring plan: suites of rows. The methods of a row take turns, so that a disturbance affects all of them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Row:
     """Methods measured side by side, in turns.
 
     Attributes:
-        fewer: methods that get fewer rounds than the others, by name: their runs are long.
-        memory: measure peak memory, each method in a process of its own, instead of time.
+        fewer: methods that get fewer rounds than the others, by name, as their runs are long.
+        memory: measure peak memory instead of time, each method in its own process.
     """
 
     model: str
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Suite:
-    """Rows that answer one question."""
+    """A set of rows that answer one question."""
 
     name: str
     question: str
@@ -45,9 +45,9 @@ class Suite:
 
 
 def suites(full: bool) -> list[Suite]:
-    """The plan, in the order it is measured: in about ten minutes on two cores, or (``full``) with the paper's lengths.
+    """Return the plan in measuring order: about ten minutes on two cores, or (``full``) with the paper's lengths.
 
-    A suite may come more than once: what matters most comes first, so that where the time is short the rest is left out.
+    A suite may appear more than once: what matters most comes first, and the rest is left out if time is short.
     """
     if not full:
         return [speed(full), overhead(full), memory(full), peers(full), scaling(full), lengths(full)]
@@ -67,7 +67,7 @@ def suites(full: bool) -> list[Suite]:
 
 
 def speed(full: bool) -> Suite:
-    """The paper's Table 1, and every other baseline beside it."""
+    """The paper's Table 1, with every other baseline too."""
     rows = [Row("demo", ranks, 100, EVERYTHING) for ranks in (4, 1)]
     if not full:
         rows = [Row("demo", 4, 30, LENSES), Row("demo", 1, 100, EVERYTHING)]
@@ -77,13 +77,13 @@ def speed(full: bool) -> Suite:
 
 
 def speed_of_long_answers(tokens: int, ranks: int) -> Suite:
-    """The rest of Table 1: nearly all of its time is the baseline's."""
+    """The rest of Table 1, where nearly all of the time is the baseline's."""
     row = Row("demo", ranks, tokens, (*LENSES, RESIDUAL, "afterwards"))
     return Suite(speed(True).name, speed(True).question, (row,))
 
 
 def overhead(full: bool) -> Suite:
-    """What capturing costs a generation, beside the physical limit."""
+    """The cost of capturing during generation, with the physical limit for comparison."""
     methods = (OURS, BARE, "generate")
     rows = [Row("demo", 1, 300, methods), Row(HALF, 1, 16, methods)]
     if full:
@@ -94,7 +94,7 @@ def overhead(full: bool) -> Suite:
 
 
 def memory(full: bool) -> Suite:
-    """Peak activations, ours against each."""
+    """Peak memory of activations, ours against each baseline."""
     rows = [Row("demo", 1, 100, LENSES, memory=True, rounds=2)]
     rows += [Row("demo", 4, 100, (OURS, "published"), memory=True, rounds=2)]
     rows += [Row(HALF, 1, 16, (OURS, "published"), memory=True, rounds=1)]
@@ -114,7 +114,7 @@ def peers(full: bool) -> Suite:
 
 
 def lengths(full: bool) -> Suite:
-    """The paper's Tables 2 and 3: model × T. 2,500 tokens exceed the demo model's context: another of its shape."""
+    """The paper's Tables 2 and 3: model × T. 2,500 tokens exceed the demo model's context; another of its shape has them."""
     rows = [Row("demo", 1, 700, (OURS, BARE), rounds=2)]
     if full:
         methods = (OURS, BARE, "eager", "afterwards-hooked", "deferred")
@@ -124,13 +124,13 @@ def lengths(full: bool) -> Suite:
 
 
 def lengths_on_many_ranks() -> Suite:
-    """Long answers on four ranks, ours alone."""
+    """Long answers on four ranks, our method only."""
     rows = tuple(Row("demo", 4, tokens, (OURS, BARE)) for tokens in (700, 1500))
     return Suite(lengths(True).name, lengths(True).question, rows)
 
 
 def scaling(full: bool) -> Suite:
-    """Against ranks, layers, vocabulary; against T it is the speed suite."""
+    """Scaling with ranks, layers and vocabulary; the speed suite has scaling with T."""
     pair = (OURS, "published", "eager")
     rows = [Row(f"layers-{n}", 1, 20, pair) for n in ((4, 8, 16, 32) if full else (8, 32))]
     rows += [Row(f"vocabulary-{n}", 1, 20, pair) for n in ((2_304, 9_216, 36_864, 147_456) if full else (36_864,))]
@@ -140,7 +140,7 @@ def scaling(full: bool) -> Suite:
 
 
 def tiny() -> list[Suite]:
-    """A plan that exercises everything in seconds; its figures mean nothing."""
+    """A plan that exercises everything in seconds; its numbers are meaningless."""
     return [
         Suite("speed", "", (Row("demo", 1, 4, EVERYTHING, rounds=2),)),
         Suite("memory", "", (Row("demo", 1, 4, (OURS, "published"), rounds=1, memory=True),)),

@@ -1,4 +1,4 @@
-"""Plots of the results, as SVG that reads on light and dark pages."""
+"""Plots of the results, as SVG that is readable on light and dark pages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WORDS = {
 
 
 def draw(results: dict[str, list[Cell]], into: Path) -> list[Path]:
-    """Write every plot there are results for; returns their paths."""
+    """Write every plot that has results; return their paths."""
     results = {suite: [cell for cell in cells if cell.samples] for suite, cells in results.items()}
     if not any(results.values()):
         return []
@@ -91,7 +91,7 @@ def _against_tokens(cells: list[Cell], path: Path) -> Path:
 
     lengths = {(cell.ranks, cell.tokens) for cell in cells if cell.model == "demo"}
     everywhere = sorted({ranks for ranks, _ in lengths})
-    # One length alone is no line; its ratio is still a point of the last panel.
+    # A single length makes no line; its ratio is still a point of the last panel.
     counts = [ranks for ranks in everywhere if sum(one == ranks for one, _ in lengths) > 1] or everywhere
     figure, panels = plt.subplots(1, len(counts) + 1, figsize=(3.3 * (len(counts) + 1), 3.4), layout="constrained")
     for axes, ranks in zip(panels, counts, strict=False):
@@ -106,7 +106,7 @@ def _against_tokens(cells: list[Cell], path: Path) -> Path:
             title=f"demo, {_ranks(ranks)}",
         )
         ticks = sorted(tokens for one, tokens in lengths if one == ranks)
-        # No label where the one before is too near for both to be read.
+        # No label if the previous one is too close for both to be readable.
         labels = [
             f"{tokens:,}" if number == 0 or tokens > 1.35 * ticks[number - 1] else "" for number, tokens in enumerate(ticks)
         ]

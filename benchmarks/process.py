@@ -1,4 +1,4 @@
-"""A measuring process as the harness sees it: ask, answer, and an end for one that takes too long."""
+"""The harness's side of a measuring process: requests, answers, and ending one that takes too long."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Failed(Exception):
 
 
 def with_this_tree() -> dict[str, str]:
-    """The environment in which a process, and the ranks it spawns, import this tree's packages."""
+    """Return the environment in which a process and the ranks it spawns import this tree's packages."""
     return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 class Process:
-    """A process that answers lines of JSON.
+    """A process that answers requests with lines of JSON.
 
     Args:
-        command: what to run, from the repository's root.
-        log: where what it prints besides goes.
-        environment: added to this process's own, less its ``PYTHONPATH``.
+        command: the command to run, from the repository's root.
+        log: file for everything else that it prints.
+        environment: added to this process's own environment, without its ``PYTHONPATH``.
     """
 
     def __init__(self, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -55,10 +55,10 @@ class Process:
         self._log, self._read = log, b""
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The answer to a request.
+        """Send a request and return the answer.
 
         Raises:
-            TooLong: none came within ``timeout_s``. Failed: it was an error, or the process is gone.
+            TooLong: none came within ``timeout_s``. Failed: it was an error, or the process has ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -85,7 +85,7 @@ class Process:
         return answer
 
     def close(self) -> None:
-        """Let it end; end it where it does not."""
+        """Let the process end, or end it if it does not."""
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -95,7 +95,7 @@ class Process:
             self.end()
 
     def end(self) -> None:
-        """End it now. Its ranks see that and leave."""
+        """End the process now. Its ranks notice and exit."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -36,7 +36,7 @@ KINDS = ("top k alone", "whole vocabulary")
 
 
 def setting(width: int, vocabulary: int, layers: int, tokens: int, dtype: torch.dtype, device: str) -> tuple[Any, Trajectories]:
-    """A model's head and norm, and the states of a run, all random."""
+    """Return a model's head and norm, and the states of a run, all random."""
     torch.manual_seed(0)
     weight = (torch.randn(vocabulary, width, device=device) * 3 / width**0.5).to(dtype)  # logits of standard deviation 3
     loaded: Any = SimpleNamespace(
@@ -56,7 +56,7 @@ def setting(width: int, vocabulary: int, layers: int, tokens: int, dtype: torch.
 
 @contextlib.contextmanager
 def top_k_alone() -> Iterator[None]:
-    """The projection without any figure over the whole vocabulary."""
+    """Run the projection without the measures over the whole vocabulary."""
 
     def no_output(logits: torch.Tensor) -> figures.Output:
         ones = logits.new_ones(len(logits))
@@ -67,7 +67,7 @@ def top_k_alone() -> Iterator[None]:
             figure[tile] = 1
 
     def no_sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> Any:
-        """What a GPU's kernel leaves out is all but the groups' maxima."""
+        """The GPU kernel's part: compute only the groups' maxima."""
         ones = logits.new_ones(logits.shape[:2])
         return (ones, ones, ones, ones), figures.group_maxima(logits.flatten(0, 1))
 
@@ -80,7 +80,7 @@ def top_k_alone() -> Iterator[None]:
 
 
 def measure(loaded: Any, trajectories: Trajectories, k: int, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of each projection, the two kinds in turn, after one of each that is not counted."""
+    """Return seconds of each projection, the two kinds in turn, after a warm-up of each."""
     targets = [place % loaded.vocabulary for place in range(trajectories.plan.rows)]
     taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
@@ -94,7 +94,7 @@ def measure(loaded: Any, trajectories: Trajectories, k: int, rounds: int, clock:
 
 
 def parts(loaded: Any, trajectories: Trajectories, k: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Seconds of one projection by what they go to, each kind of call timed as it is made."""
+    """Return one projection's seconds by kind of call, each timed as it is made."""
     spent: dict[str, float] = {}
 
     def timed(name: str, function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Tables and plots from results files; and, to publish, the pages in docs/ that hold them."""
+"""Tables and plots from results files, and for publishing the pages in docs/ that hold them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .store import Cell, read
 
 PUBLISHED = ROOT / "benchmarks" / "results"
 SEPARATE = {"ablation": ablation.table, "gpu": gpu_tables.table, "steerability": steerability.table}
-"""Results that are no cells of suites, and what makes a table of them."""
+"""Results other than cells of suites, and the functions that make tables of them."""
 KNOWN = {suite.name for suite in plan.suites(full=True)} | set(SEPARATE)
 PAGES = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "paper.md")
 
 
 def write(out: Path, publish: Sequence[str] | None = None, force: bool = False) -> list[Path]:
-    """Write ``out/tables.md`` and plots of what is in ``out``.
+    """Write ``out/tables.md`` and plots of the results in ``out``.
 
-    Suites may come from different machines: every table says from which, and no plot draws two of them as one line.
+    Suites may come from different machines: every table names its machine, and no plot joins two machines in one line.
 
     Args:
-        publish: suites to put among the results in the repository, and the pages in docs/ anew; of none, the pages alone.
-        force: also one that has fewer samples than what is published.
+        publish: suites to copy to the repository's results before updating the pages in docs/; if empty, only update these.
+        force: publish a suite even if it has fewer samples than the published one.
 
     Raises:
-        LensError: a suite to publish is not there, or has fewer samples; nothing was published.
+        LensError: a suite to publish is missing, or has fewer samples; nothing was published.
     """
     made = []
     if files := _known(out.glob("*.json")):
@@ -44,7 +44,7 @@ def write(out: Path, publish: Sequence[str] | None = None, force: bool = False) 
 
 
 def _to_publish(path: Path, force: bool) -> Path:
-    """The file, where it may take the published one's place."""
+    """Return the file if it may replace the published one."""
     if not path.exists():
         raise LensError(f"there is no {path.name} in {path.parent} to publish")
     has = samples(path)
@@ -57,7 +57,7 @@ def _to_publish(path: Path, force: bool) -> Path:
 
 
 def samples(path: Path) -> int:
-    """How much was measured: so many samples, of an ablation so many prompts of each comparison."""
+    """Number of samples; of an ablation, of prompts in all comparisons."""
     whole = json.loads(path.read_text(encoding="utf-8"))
     rounds = [*whole.get("cells", []), *whole.get("models", [])]
     counted = sum(len(one.get("samples", one.get("rounds", ()))) for one in rounds)
@@ -70,7 +70,7 @@ def _known(paths: Iterable[Path]) -> list[Path]:
 
 
 def _read(files: list[Path]) -> tuple[dict[str, str], dict[str, list[Cell]]]:
-    """Every block of text, by name, and by suite the cells to plot."""
+    """Return every block of text by name, and the cells to plot by suite."""
     blocks: dict[str, str] = {}
     results: dict[str, list[Cell]] = {}
     abouts: dict[str, dict[str, Any]] = {}
@@ -79,7 +79,7 @@ def _read(files: list[Path]) -> tuple[dict[str, str], dict[str, list[Cell]]]:
         if suite in SEPARATE:
             whole = json.loads(path.read_text(encoding="utf-8"))
             made = {suite: SEPARATE[suite](whole)}
-            if "about" not in whole:  # from before this was recorded
+            if "about" not in whole:  # results from before this was recorded
                 blocks[suite] = f"{made[suite]}\n\n{tables.NOT_RECORDED}"
                 continue
             abouts[suite] = whole["about"]
@@ -106,9 +106,9 @@ def _blocks(suite: str, about: dict[str, Any], cells: list[Cell]) -> dict[str, s
 
 
 def _publish(files: list[Path]) -> list[Path]:
-    """Results to ``benchmarks/results/MACHINE`` in place of the same suites', wherever those were measured.
+    """Copy results to ``benchmarks/results/MACHINE``, replacing those of the same suites from any machine.
 
-    Plots to ``docs/images`` and tables into the pages: of everything that is published then.
+    Then write plots to ``docs/images`` and tables into the pages, from everything published.
     """
     made = []
     for path in files:

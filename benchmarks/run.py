@@ -1,4 +1,4 @@
-"""Measuring a plan: rounds of turns, a file after every sample, an end when the time is used up."""
+"""Measure a plan: methods take turns in rounds, the file is written after every sample, and the time is limited."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Runner:
 
     Args:
         out: folder of results, models and peers' environments.
-        budget_s: seconds in all; what does not fit is left out, and the results say so.
-        fresh: measure again what is there already.
+        budget_s: total seconds; what does not fit is left out, and the results say so.
+        fresh: measure again what has been measured already.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Runner:
         return self._deadline - time.monotonic()
 
     def run(self, suite: Suite) -> Results:
-        """Measure what of a suite is not there yet."""
+        """Measure what a suite's results still lack."""
         if suite.name not in self._results:
             self._results[suite.name] = Results(self.out, suite.name, self.fresh)
         results = self._results[suite.name]
@@ -113,9 +113,9 @@ class Runner:
     # -- memory --------------------------------------------------------------------------------------------------------
 
     def _memory_row(self, results: Results, row: Row, cells: dict[str, Cell]) -> None:
-        """Each method in a fresh process with nothing else in it; what is resident once it has run is where it starts.
+        """Measure each method in a fresh process of its own, relative to what is resident after warm-up.
 
-        It has run at full length, so that the libraries' code counts for nothing, and then shortly, so that nothing is kept.
+        Warm-up is a run at full length, so that the libraries' code is loaded, and then a short one, so that nothing is kept.
         """
         self.close()
         for method, cell in cells.items():
@@ -147,7 +147,7 @@ class Runner:
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def _main_process(self, row: Row) -> Process:
-        """The process that has the row's model on the row's ranks; models take turns in it."""
+        """Return the process that has the row's model on the row's ranks; models take turns in it."""
         wanted = (row.model, row.dtype, row.ranks)
         if self._main is not None and self._main[0] == wanted:
             return self._main[1]
@@ -187,7 +187,7 @@ class Runner:
         return cell
 
     def _may(self, cell: Cell) -> bool:
-        """Whether another sample of a cell can be had: it has not failed, and would not outlast the budget."""
+        """Whether another sample of a cell can be measured: it has not failed, and would not exceed the budget."""
         if cell.left_out is None:
             expected = max((sample["wall_s"] for sample in cell.samples), default=0.0)
             if self.left_s < max(expected, 1.0):
@@ -195,7 +195,7 @@ class Runner:
         return cell.left_out is None
 
     def _try(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """What was measured, or None with the reason in the cell; a process that failed is not used again."""
+        """Return the sample, or None with the reason in the cell; a process that failed is not used again."""
         if cell.left_out is not None:
             return None
         try:
@@ -222,7 +222,7 @@ def _memory(method: str, tokens: int) -> dict[str, Any]:
 
 
 def published_bytes(row: Row) -> int:
-    """What LogitLens4LLMs keeps at the end of a row: four projections a layer of the whole sequence, on every rank."""
+    """Bytes that LogitLens4LLMs holds at the end of a row: four projections per layer of the whole sequence, on every rank."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(checkpoints.DEMO) if row.model == "demo" else checkpoints.config(row.model)
@@ -231,9 +231,9 @@ def published_bytes(row: Row) -> int:
 
 
 def agreement(answer: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
-    """How far two answers are the same: shares of equal tokens and first candidates, largest difference of their probability.
+    """Compare two answers: shares of equal tokens and first candidates, largest difference of equal ones' probability.
 
-    The lens is compared up to the first token that differs; a lens of one site with the last of ours.
+    The lens is compared up to the first token that differs; a lens of one site, with our last site.
     """
     pairs = list(zip(answer["output_ids"], ours["output_ids"], strict=False))
     tokens = sum(a == b for a, b in pairs) / max(1, len(pairs))

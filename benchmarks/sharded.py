@@ -1,8 +1,8 @@
-"""The model the baselines run: plain transformers, tensor-parallel by DeepSpeed over the same ranks.
+"""The model the baselines run: plain transformers, made tensor-parallel over the same ranks by DeepSpeed.
 
-Nothing of the package's own model code is used. DeepSpeed is given the whole model, as the paper's system gives it, so
-that the head is split too (over the hidden dimension; every call sums whole vocabularies of logits). The other simple way,
-a whole head on every rank, multiplies n times as much.
+None of the package's own model code is used. DeepSpeed gets the whole model, as in the paper's system, so that the head is
+split too (over the hidden dimension; every call sums logits over the whole vocabulary). The other simple way, a whole head
+on every rank, computes n times as much.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MODELS: dict[str, Plain] = {}  # on each rank, by the name "plain"
 
 @dataclass
 class Plain:
-    """A causal model of transformers' own, and where its blocks, final norm and head are (Llama, Qwen, Mistral)."""
+    """A causal model from transformers, with its blocks, final norm and head (Llama, Qwen, Mistral)."""
 
     model: Any
 
@@ -38,7 +38,7 @@ class Plain:
 
 
 def load(rank: Any, folder: str, dtype: str) -> int:
-    """Load the checkpoint on this rank, sharded where there are several. Collective. Returns bytes of weights held."""
+    """Load the checkpoint on this rank, sharded if there are several. Collective. Returns the bytes of weights held."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
@@ -65,7 +65,7 @@ def _split(model: Any, ranks: int, dtype: torch.dtype) -> Any:
         import deepspeed.ops
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        # Its shared-memory all-reduce crashes where ranks exceed cores; sums go over MPI, as ours do.
+        # DeepSpeed's shared-memory all-reduce crashes if ranks exceed cores; sums go over MPI, as ours do.
         vars(deepspeed.ops)["__compatible_ops__"] = defaultdict(bool)
         engine = deepspeed.init_inference(
             model, tensor_parallel={"tp_size": ranks}, dtype=dtype, replace_with_kernel_inject=False
@@ -74,10 +74,10 @@ def _split(model: Any, ranks: int, dtype: torch.dtype) -> Any:
 
 
 def drop(rank: Any) -> None:
-    """Forget the model."""
+    """Drop the model."""
     MODELS.clear()
 
 
 def plain() -> Plain:
-    """The model loaded on this rank."""
+    """Return the model loaded on this rank."""
     return MODELS["plain"]

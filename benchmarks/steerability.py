@@ -26,7 +26,7 @@ ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 DATA = Path(__file__).parent.parent / "lens_magic" / "demo" / "data"
 ROUNDS = 7
 NAMES = {"ours": "**lens-magic**", "apart": "the same model, a pass each", "plain": "transformers with a hook, a pass each"}
-"""What each method is called in the table."""
+"""Names of the methods in the table."""
 
 
 def ours(rank: Any, sweep: Any) -> tuple[float, Any]:
@@ -61,7 +61,7 @@ def apart(rank: Any, sweep: Any) -> tuple[float, Any]:
 
 
 def plain(rank: Any, sweep: Any) -> tuple[float, Any]:
-    """The same with transformers and a hook, nothing of ours."""
+    """As :func:`apart`, with transformers and a hook, using none of our code."""
     import numpy as np
     import torch
 
@@ -83,7 +83,7 @@ def plain(rank: Any, sweep: Any) -> tuple[float, Any]:
 
 
 def sweep_of(questions: int, layers: list[int]) -> Any:
-    """The demo model's held-out questions in both orders, and two random directions a layer at ``resid_post``."""
+    """Return the demo model's held-out questions in both orders, with two random directions per layer at ``resid_post``."""
     import torch
 
     from lens_magic.steer import data, labels
@@ -107,7 +107,7 @@ def sweep_of(questions: int, layers: list[int]) -> Any:
 def measure(
     out: Path, ranks: Sequence[int] = (1, 2), questions: int = 4, rounds: int = ROUNDS, tell: Callable[[str], None] = print
 ) -> Path:
-    """Run both tasks on every number of ranks, write ``out/steerability.json``."""
+    """Run both tasks on every number of ranks and write ``out/steerability.json``."""
     import torch
 
     results: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def measure(
 
 
 def _in_turn(ranks: int, sweep: Any, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every method by round; the first round is not counted."""
+    """Return seconds of every method by round; the first round is a warm-up and not counted."""
     import numpy as np
 
     methods = {"ours": ours, "apart": apart, **({"plain": plain} if ranks == 1 else {})}
@@ -145,7 +145,7 @@ def _in_turn(ranks: int, sweep: Any, rounds: int) -> dict[str, list[float]]:
 
 
 def table(whole: Mapping[str, Any]) -> str:
-    """Markdown: a row a number of ranks, task and method."""
+    """Return a Markdown table: one row per number of ranks, task and method."""
     lines = ["| ranks | task | method | N | s | × ours |", "| --- | --- | --- | --- | --- | --- |"]
     for row in whole["results"]:
         for name, seconds in row["seconds"].items():

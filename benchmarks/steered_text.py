@@ -36,7 +36,7 @@ WORDS = {mood: {word for words in LEXICON[mood].values() for word in words} for 
 
 
 def mood(text: str) -> tuple[int, int]:
-    """How many words and phrases of each mood are in it: cheerful, gloomy."""
+    """Count the words and phrases of each mood in a text: cheerful, gloomy."""
     return (
         sum(len(re.findall(rf"\b{re.escape(word)}\b", text)) for word in WORDS["cheerful"] - WORDS["gloomy"]),
         sum(len(re.findall(rf"\b{re.escape(word)}\b", text)) for word in WORDS["gloomy"] - WORDS["cheerful"]),
@@ -44,7 +44,7 @@ def mood(text: str) -> tuple[int, int]:
 
 
 def surprise(prompt: str, ids: Sequence[int]) -> float:
-    """Mean −log probability of the text under the unsteered model, nats a token."""
+    """Mean −log probability of the text under the unsteered model, in nats per token."""
     run = lens.run(prompt, force=list(ids), layers=-1, capture="resid_post", top_k=1)
     return float(-np.log(run.to_xarray()["target_prob"].values.astype(np.float64)).mean())
 

@@ -33,7 +33,7 @@ KINDS = {
 
 
 def kind_of(operation: str) -> str:
-    """Which row an operation counts in."""
+    """Return the row in which an operation is counted."""
     name = operation.removeprefix("aten::").lstrip("_")
     for kind, beginnings in KINDS.items():
         if name.startswith(beginnings):
@@ -42,7 +42,7 @@ def kind_of(operation: str) -> str:
 
 
 def measure(generate: Callable[[], Any], tokens: int) -> dict[str, float]:
-    """Microseconds a token: the whole step without a profiler, operations by kind with one, and the rest."""
+    """Return microseconds per token: the whole step without a profiler, operations by kind with one, and the rest."""
     generate()
     started = time.process_time()
     timings = generate().timings

@@ -1,4 +1,4 @@
-"""Results on disk: a JSON file a suite, written after every sample, so that a run cut short goes on where it was."""
+"""Results on disk: a JSON file per suite, written after every sample, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from . import machine
 from .process import ROOT
 
-# What the figures depend on; a page or a plot may change without measuring again.
+# What the measurements depend on; pages and plots may change without measuring again.
 _MEASURING = (
     *("ablation", "bench_process", "checkpoints", "gpu", "gpu_checks", "machine", "memory", "methods", "sharded"),
     "steerability",
@@ -22,12 +22,13 @@ _SOURCES = ("lens_magic/**/*.py", *(f"benchmarks/{name}.py" for name in _MEASURI
 
 @dataclass
 class Cell:
-    """One method at one place, and what was measured of it.
+    """One method in one setting, and its measurements.
 
     Attributes:
-        samples: one a round: ``round``, ``wall_s``, and more where the method tells more.
-        agrees: against ours on the same ranks: share of equal tokens and first candidates, largest difference of probability.
-        left_out: why there are fewer samples than asked for.
+        samples: one per round: ``round``, ``wall_s``, and more if the method reports more.
+        agrees: compared with ours on the same ranks: share of equal tokens and first candidates, largest difference of
+            probability.
+        left_out: why there are fewer samples than requested.
     """
 
     model: str
@@ -49,7 +50,7 @@ class Results:
     """The cells of a suite.
 
     Args:
-        fresh: forget what was measured before. Forgotten anyway is what other sources or another machine gave.
+        fresh: discard earlier measurements. Those of other sources or another machine are always discarded.
     """
 
     def __init__(self, folder: Path, suite: str, fresh: bool = False) -> None:
@@ -65,7 +66,7 @@ class Results:
         self.about.setdefault("begun", machine.now())
 
     def cell(self, *key: Any) -> Cell:
-        """The cell of (model, dtype, ranks, tokens, method)."""
+        """Return the cell of (model, dtype, ranks, tokens, method)."""
         return self.cells.setdefault(key, Cell(*key))
 
     def save(self) -> None:
@@ -75,7 +76,7 @@ class Results:
 
 
 def write(path: Path, whole: dict[str, Any]) -> None:
-    """Write a results file; whoever reads it meanwhile, or after this was cut short, sees the old one or the new."""
+    """Write a results file atomically: readers see the old file or the new one, even if writing is interrupted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
@@ -83,18 +84,18 @@ def write(path: Path, whole: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[Cell]]:
-    """What a results file holds: about it, and its cells."""
+    """Read a results file: return what it says about itself, and its cells."""
     known = json.loads(path.read_text(encoding="utf-8"))
     return known["about"], [Cell(**entry) for entry in known["cells"]]
 
 
 def of_this_tree() -> dict[str, Any]:
-    """What was measured: a digest of its sources, and the commit they are of where git tells it."""
+    """Identify what was measured: a digest of its sources, and their commit if git is available."""
     return {"sources": sources(), "commit": commit()}
 
 
 def commit() -> str | None:
-    """The commit checked out, and whether the sources that are measured differ from it; None without git."""
+    """Return the commit checked out, and whether the measured sources differ from it; None without git."""
     if not (ROOT / ".git").exists():
         return None
     try:
@@ -111,7 +112,7 @@ def _git(*arguments: str) -> str:
 
 
 def sources() -> str:
-    """A digest of the code whose speed is measured."""
+    """Return a digest of the code whose speed is measured."""
     digest = hashlib.sha256()
     for pattern in _SOURCES:
         for path in sorted(ROOT.glob(pattern)):

@@ -1,4 +1,4 @@
-"""Tables in Markdown, made from results files alone."""
+"""Markdown tables, made from results files only."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ NAMES = {
     "nnsight": "(e) nnsight 0.8.1",
     "transformer-lens": "(e) TransformerLens 4.3.0",
 }
-"""What each method is called in tables."""
+"""Names of the methods in tables."""
 
 SAME_WORK = {"afterwards": RESIDUAL, "generate": BARE}
-"""Which of ours does the same work as a baseline; the whole lens for all others."""
+"""Which of our methods does the same work as a baseline; the whole lens for all others."""
 
 Group = dict[str, Cell]
 
 
 def groups(cells: Iterable[Cell]) -> dict[tuple[str, str, int, int], Group]:
-    """Cells measured side by side, by (model, dtype, ranks, tokens)."""
+    """Group the cells measured side by side, by (model, dtype, ranks, tokens)."""
     found: dict[tuple[str, str, int, int], Group] = {}
     for cell in sorted(cells, key=_natural):
         found.setdefault(cell.key[:4], {})[cell.method] = cell
@@ -41,13 +41,13 @@ def groups(cells: Iterable[Cell]) -> dict[tuple[str, str, int, int], Group]:
 
 
 def _natural(cell: Cell) -> tuple[Any, ...]:
-    """Where a reader expects a cell: 4 layers before 16."""
+    """Sort key of a cell in natural order: 4 layers before 16."""
     name, _, number = cell.model.rpartition("-")
     return (name, int(number)) if number.isdigit() else (cell.model, 0), cell.dtype, cell.ranks, cell.tokens
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard deviation (median), to so many significant digits."""
+    """Format mean ± standard deviation (median), to ``digits`` significant digits."""
     if not values:
         return "–"
     mean, median = statistics.fmean(values), statistics.median(values)
@@ -58,7 +58,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def ratios(upper: Cell | None, lower: Cell | None, of: Callable[[dict[str, Any]], float]) -> list[float]:
-    """Round by round, what one has over what the other has: rounds both took part in."""
+    """Return the ratios of upper to lower, round by round, for the rounds that both have."""
     if upper is None or lower is None:
         return []
     below = {sample["round"]: of(sample) for sample in lower.samples}
@@ -66,17 +66,17 @@ def ratios(upper: Cell | None, lower: Cell | None, of: Callable[[dict[str, Any]]
 
 
 def wall(sample: dict[str, Any]) -> float:
-    """Seconds from asking to having."""
+    """Seconds from request to result."""
     return float(sample["wall_s"])
 
 
 def grown(sample: dict[str, Any]) -> float:
-    """Bytes of the rank that took most."""
+    """Bytes of the rank whose memory grew most."""
     return float(max(sample["grown"]))
 
 
 def generating(sample: dict[str, Any]) -> float:
-    """Seconds from asking to having, less the projection afterwards where a method has one: one clock for all methods."""
+    """Seconds from request to result, less the projection afterwards if the method has one; one clock for all methods."""
     return wall(sample) - float(sample.get("project_s", 0.0))
 
 
@@ -88,12 +88,12 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _short(cell: Cell) -> str:
-    """N, with a mark where it is less than was asked for."""
+    """N, with a mark if it is less than requested."""
     return f"{len(cell.samples)}" + ("*" if len(cell.samples) < cell.wanted else "")
 
 
 def against_published(cells: Sequence[Cell]) -> str:
-    """The paper's Table 1."""
+    """Return the paper's Table 1."""
     rows = []
     for (model, dtype, ranks, tokens), group in groups(cells).items():
         theirs, ours = group.get("published"), group.get(OURS)
@@ -115,7 +115,7 @@ def against_published(cells: Sequence[Cell]) -> str:
 
 
 def every_method(cells: Sequence[Cell]) -> str:
-    """All methods at every place, with the ratio to ours that does the same work."""
+    """Return all methods in every setting, with the ratio to our method that does the same work."""
     rows = []
     for (model, dtype, ranks, tokens), group in groups(cells).items():
         for method, cell in group.items():
@@ -137,15 +137,15 @@ def _agreement(cell: Cell) -> str:
     if "first" not in cell.agrees:
         return tokens
     cells = f"{tokens}, {100 * cell.agrees['first']:.1f} % of cells"
-    # The paper's probabilities are over the k kept, which says nothing of how well the two agree.
+    # The paper's probabilities are over the k kept tokens, so their difference from ours says nothing about agreement.
     return cells if cell.method == "deferred" else f"{cells}, p within {cell.agrees['probability']:.0e}"
 
 
 def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, int], float]) -> str:
-    """Generating with and without capturing, and transformers' own; against the memory's speed.
+    """Return generation with and without capturing, and transformers' own, compared with memory bandwidth.
 
     Args:
-        read: bytes a token has to read, of (model, dtype, tokens).
+        read: bytes that a token has to read, by (model, dtype, tokens).
     """
     rows = []
     for (model, dtype, ranks, tokens), group in groups(cells).items():
@@ -183,7 +183,7 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
 
 
 def memory(cells: Sequence[Cell]) -> str:
-    """Peak bytes beyond the loaded model, a rank."""
+    """Return peak bytes beyond the loaded model, per rank."""
     rows = []
     for (model, dtype, ranks, tokens), group in groups(cells).items():
         for method, cell in group.items():
@@ -204,24 +204,24 @@ def memory(cells: Sequence[Cell]) -> str:
 
 
 def measured_on(about: dict[str, Any]) -> str:
-    """The line below a table: which machine, when, and of which commit where that was recorded."""
+    """Return the line below a table: the machine, the time, and the commit if it was recorded."""
     its = about["machine"]
     commit = f", commit {about['commit']}" if about.get("commit") else ""
     return f"*{short_name(its)}, {_begun(about)['time'][:10]}{commit}.*"
 
 
 NOT_RECORDED = "*On which processor this was measured, when, and of which commit, was not recorded.*"
-"""The line below a table whose results do not say."""
+"""The line below a table whose results do not record this."""
 
 
 def short_name(its: dict[str, Any]) -> str:
-    """A machine by what was measured of it: its GPU, or its processor and cores."""
+    """Name a machine by what was measured on it: its GPU, or its processor and cores."""
     name: str = its["gpu"] if "gpu" in its else f"{_plain(its['processor'])}, {its['cores']} cores"
     return name
 
 
 def machines(abouts: dict[str, dict[str, Any]]) -> str:
-    """An item a machine: what it is, and which suites it measured.
+    """Return one list item per machine: what it is, and which suites were measured on it.
 
     Args:
         abouts: what each results file says about itself, by suite.
@@ -265,12 +265,12 @@ def _plain(processor: str) -> str:
 
 
 def _begun(about: dict[str, Any]) -> dict[str, Any]:
-    """Time and load; an ablation keeps them beside the rest."""
+    """Time and load; an ablation stores them at the top level."""
     return about.get("begun", about)
 
 
 def bytes_a_token(model: str, dtype: str, tokens: int, prompt: int = 12) -> float:
-    """What a cached step has to read: every weight but the embedding's other rows, and on average half the keys and values."""
+    """Bytes that a cached step reads: every weight but the embedding's other rows, and on average half the keys and values."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -288,7 +288,7 @@ def bytes_a_token(model: str, dtype: str, tokens: int, prompt: int = 12) -> floa
 
 
 def left_out(results: dict[str, list[Cell]]) -> str:
-    """What was not measured as planned, and why."""
+    """Return what was not measured as planned, and why."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for suite, cells in results.items():
         for cell in cells:
@@ -301,14 +301,14 @@ def left_out(results: dict[str, list[Cell]]) -> str:
 
 
 def between(text: str, name: str, new: str) -> str:
-    """Put a new block between ``<!-- name -->`` and the next ``<!-- end -->``."""
+    """Replace the block between ``<!-- name -->`` and the next ``<!-- end -->``."""
     begin = text.index(f"<!-- {name} -->") + len(f"<!-- {name} -->")
     end = text.index("<!-- end -->", begin)
     return f"{text[:begin]}\n{new.strip()}\n{text[end:]}"
 
 
 def names_in(page: Path) -> list[str]:
-    """The blocks a page asks for."""
+    """Return the names of the blocks that a page has."""
     import re
 
     return re.findall(r"<!-- ([a-z-]+) -->\n", page.read_text(encoding="utf-8").replace("<!-- end -->", ""))
