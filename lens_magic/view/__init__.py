@@ -1,8 +1,7 @@
-"""What a run looks like: an interactive explorer, a static table, a stand-alone page, a table of text, figures.
+"""Views of a run: an interactive explorer, a static table, a stand-alone page, a text table, figures.
 
-Data in, view out: the notebook's widget, the page on disk and the static table are drawn from one `Packed` value
-(`lens_magic.view.data.pack`); what is drawn as text (`terminal`, `steered`) or by matplotlib (`plots`, `steerability`) reads
-its subject itself.
+The notebook widget, the page on disk and the static table are drawn from one `Packed` value (`lens_magic.view.data.pack`).
+Text views (`terminal`, `steered`) and matplotlib figures (`plots`, `steerability`) read the run or report itself.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ __all__ = ["Explorer", "LiveView", "page_html", "show", "table_html"]
 def show(
     run: Run, static: bool = False, compare: Run | None = None, names: tuple[str, str] | None = None
 ) -> Explorer | StaticTable:
-    """The view of a run: the interactive explorer, or (`static=True`) a plain HTML table without scripts.
+    """Return a view of a run: the interactive explorer, or (`static=True`) a plain HTML table without scripts.
 
-    Either is displayed by being a cell's value; the explorer carries the table along for readers without widgets.
+    Either is displayed as a cell's value. The explorer includes the table for readers without widgets.
 
     Args:
-        compare: a second run, shown beside the first with linked scrolling, or as what changes from the first to it.
-        names: what the two are called in the view; by default their models' names.
+        compare: a second run, shown beside the first with linked scrolling, or as the change from the first to it.
+        names: names of the two runs in the view; by default their models' names.
     """
     if static:
         from .static import StaticTable

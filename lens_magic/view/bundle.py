@@ -1,9 +1,9 @@
-"""The browser's side as single strings.
+"""The browser component as two strings: one script, one style sheet.
 
-The component is a handful of plain ES modules, and both places that run it want one piece of source: anywidget's
-`_esm` and the inline script of a stand-alone page. Since the modules import only one another, in one order, by
-one-line imports, joining them is: drop those imports, and keep `export` in the last file alone. A test checks that
-every module keeps to this.
+The component is a set of plain ES modules, but both places that run it, anywidget's `_esm` and the inline script of a
+stand-alone page, need a single source text. The modules import only each other, in a fixed order and with one-line
+imports, so bundling means dropping those imports and keeping `export` in the last file only. A test checks that every
+module follows this.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a run's numbers become small integers, and back: the codings that `data.py` names in its header."""
+"""Coding of a run's numbers as small integers, and decoding: the codings that `data.py` names in its header."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Coded = tuple[NDArray[Any], dict[str, Any]]
 
 
 def plain(values: NDArray[Any], dtype: str) -> Coded:
-    """The values themselves."""
+    """Code values as they are, in this dtype."""
     return np.ascontiguousarray(values, dtype=np.dtype(dtype).newbyteorder("<")), {"dtype": dtype, "coding": "plain"}
 
 
 def neglog(prob: NDArray[Any], dtype: str = "uint16", step: float = PROB_STEP) -> Coded:
-    """Probabilities as −ln p in steps of `step` nats; the last code but one means "less than that", the last: missing."""
+    """Code probabilities as −ln p in steps of `step` nats; the last code but one means "that or less", the last missing."""
     most = np.iinfo(dtype).max
     given = np.asarray(prob, dtype=np.float32)
     p = np.nan_to_num(given, nan=0.0)
@@ -32,7 +32,7 @@ def neglog(prob: NDArray[Any], dtype: str = "uint16", step: float = PROB_STEP) -
 
 
 def linear(values: NDArray[Any], dtype: str, step: float, offset: float = 0.0, missing: bool = False) -> Coded:
-    """Fixed point: `offset` + code · `step`. `missing`: the highest code is kept for what is NaN."""
+    """Code values in fixed point, as `offset` + code · `step`. With `missing`, the highest code stands for NaN."""
     most = np.iinfo(dtype).max
     code = np.clip(np.rint((np.nan_to_num(values, nan=offset) - offset) / step), 0, most - missing)
     codes = np.where(np.isnan(values) & missing, most, code).astype(np.dtype(dtype).newbyteorder("<"))
@@ -40,14 +40,14 @@ def linear(values: NDArray[Any], dtype: str, step: float, offset: float = 0.0, m
 
 
 def linear_over_range(values: NDArray[Any]) -> Coded:
-    """65,536 steps from the smallest finite value to the largest."""
+    """Code values linearly, with 65,536 codes from the smallest finite value to the largest."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     return linear(np.nan_to_num(values, nan=low, neginf=low, posinf=high), "uint16", (high - low) / 65535 or 1.0, low)
 
 
 def square(values: NDArray[Any], dtype: str) -> Coded:
-    """code² · `step`: fine near zero, where most of what never falls below it lies; the highest code: missing."""
+    """Code values ≥ 0 as code² · `step`: finest near zero, where most of them lie. The highest code means missing."""
     most = np.iinfo(dtype).max
     high = float(values[np.isfinite(values)].max(initial=0.0))
     step = high / (most - 1) ** 2 or 1.0
@@ -57,13 +57,13 @@ def square(values: NDArray[Any], dtype: str) -> Coded:
 
 
 def ranks(rank: NDArray[Any], dtype: str = "") -> Coded:
-    """Ranks themselves, in as few bytes as hold them or as told; a missing one (negative) is the highest code of its type."""
+    """Code ranks as they are, in `dtype` or the smaller of uint16 and uint32; missing (negative) becomes the highest code."""
     dtype = dtype or ("uint16" if int(rank.max(initial=0)) < 65535 else "uint32")
     return plain(np.where(rank < 0, np.iinfo(dtype).max, rank.astype(np.int64)), dtype)
 
 
 def octaves(rank: NDArray[Any]) -> Coded:
-    """Ranks in one byte, exact below 64, then within 3 %; missing as with `ranks`."""
+    """Code ranks in one byte, exact below 64 and within 3 % above; missing as with `ranks`."""
     above = np.log2(np.maximum(rank, EXACT_RANKS) / EXACT_RANKS)
     code = np.minimum(EXACT_RANKS + np.rint(above / OCTAVE_STEP), 254)
     small = np.where(rank < EXACT_RANKS, rank, code)
@@ -72,7 +72,7 @@ def octaves(rank: NDArray[Any]) -> Coded:
 
 
 def decoded(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[Any]:
-    """The numbers again, as float64; missing ones are NaN where the coding knows such."""
+    """Decode to float64; missing values become NaN if the coding has a code for them."""
     wide = codes.astype(np.float64)
     coding, step = encoding["coding"], encoding.get("step", 1.0)
     found: NDArray[Any] = wide
@@ -87,7 +87,7 @@ def decoded(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[Any]:
 
 
 def decoded_ranks(codes: NDArray[Any], encoding: dict[str, Any]) -> NDArray[np.int64]:
-    """Ranks again; −1 where missing."""
+    """Decode ranks; −1 where missing."""
     wide = codes.astype(np.int64)
     if encoding["coding"] == "octaves":
         exact = encoding["exact"]

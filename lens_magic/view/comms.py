@@ -1,4 +1,4 @@
-"""What widgets that are used while the kernel is busy need of their comms."""
+"""Comm handling for widgets that are used while the kernel is busy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def hear_while_busy(widget: Any) -> None:
-    """Have what the browser says to a widget go where the browser addressed it: to a subshell, while a cell runs.
+    """Deliver the browser's messages to a widget where the browser addressed them: to a subshell, while a cell runs.
 
-    ipykernel 7.4 hands it to the thread that spoke on the comm last, which is the busy one.
+    ipykernel 7.4 delivers them to the thread that last sent on the comm, which is the busy one.
     """
     if hasattr(widget.comm, "_reply_subshell_for"):
         widget.comm._reply_subshell_for = None

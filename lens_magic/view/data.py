@@ -1,20 +1,20 @@
 """A run packed for drawing: a small JSON header and a few flat arrays.
 
-This is the seam between results and what the browser draws; the static table is drawn from a `Packed` value too. (A table
-of text and figures read the run itself.) The header says how each array is coded, so a reader follows it instead of
-knowing sizes by heart (the browser's reader is `static/data.js`, Python's is `unpack`, the codings are in `codes.py`).
+This is the interface between results and what the browser draws; the static table is drawn from a `Packed` value too. (Text
+tables and figures read the run itself.) The header says how each array is coded, so a reader need not assume any sizes (the
+browser's reader is `static/data.js`, Python's is `unpack`, the codings are in `codes.py`).
 
-Codings, the aim being 1,500 positions × 80 layers × 3 sites × 5 candidates in less than 10 MB:
+Codings, chosen so that 1,500 positions × 80 layers × 3 sites × 5 candidates take less than 10 MB:
 
 - `token`: row of the table of distinct tokens, uint16 (uint32 beyond 65,536 of them).
-- `prob`: −ln p in steps of 1/2048 nat, uint16: every probability to 0.025 %, down to e⁻³². A cell may have no numbers (its
-  states were not finite): the highest code of this, of `entropy` and of `kl_final` says so.
-- `logit`: the first candidate's alone, 65,536 steps over the run's own range. The others follow from it, since
-  logit_j − logit_0 = ln(p_j / p_0). `prob_topk` follows from `prob` in the same way, and neither is sent.
-- `target_prob`, `entropy`, `kl_final`, `target_rank`: two bytes each; one in a large run, where the probability of a
-  target that is not among the candidates is within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
-- `tracked_prob`, `tracked_rank`: two bytes (ranks: four where needed) for each tracked token, where the run has any. Tokens
-  tracked at their own positions alone (`track=True`) stay behind in a large run, whose size they would double.
+- `prob`: −ln p in steps of 1/2048 nat, uint16: accurate to 0.025 %, down to e⁻³². The highest code of this array, of
+  `entropy` and of `kl_final` marks a cell without numbers (its states were not finite).
+- `logit`: the first candidate's only, 65,536 codes over the run's own range. The others are not sent, as
+  logit_j − logit_0 = ln(p_j / p_0). `prob_topk` is not sent either: it follows from `prob`.
+- `target_prob`, `entropy`, `kl_final`, `target_rank`: two bytes each. In a large run one byte: the probability of a target
+  that is not among the candidates is then within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
+- `tracked_prob`, `tracked_rank`: two bytes (ranks: four if needed) for each tracked token, if the run has any. Tokens
+  tracked at individual positions (`track=True`) are left out of a large run, whose size they would double.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGE_BYTES = 8_000_000
 
 
 class Run(Protocol):
-    """What views need of a `LensRun`."""
+    """The part of a `LensRun` that views use."""
 
     @property
     def model(self) -> str: ...  # noqa: D102
@@ -72,16 +72,16 @@ class Run(Protocol):
 class Packed:
     """A run ready to be drawn.
 
-    `header` is JSON: `schema`, `model`, `name` (what the run is called, if not by its model), `interrupted`, `sites`,
-    `layers`, `positions`, `k`, `tokens` (display text of each distinct token), `raw` (its own text, only where it is not
-    the display text with spaces for `space`), `inputs` and `targets` (a row of `tokens` for each position, −1 where there
-    is none), `tracked` (rows of `tokens`: those tracked at every position), `followed` (how many are tracked in each cell),
-    `encoding`.
+    `header` is JSON: `schema`, `model`, `name` (the run's name, "" for the model's), `interrupted`, `sites`, `layers`,
+    `positions`, `k`, `space` (the picture of a space), `tokens` (display text of each distinct token), `raw` (its actual
+    text, only where replacing `space` by spaces in the display text does not give it), `inputs` and `targets` (a row of
+    `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those tracked at every position),
+    `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
-    `kl_final` (where the run has it) [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise)
-    [site, layer, position, tracked]; `tracked` [position, tracked], whose they are where each position has its own
-    (rows of `tokens`; their number where there is none); `ids` [distinct token], the vocabulary indices. All little-endian.
+    `kl_final` (if the run has it) [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise)
+    [site, layer, position, tracked]; `tracked` [position, tracked], the tokens tracked if each position has its own (rows
+    of `tokens`; the length of `tokens` where there is none); `ids` [distinct token], vocabulary indices. All little-endian.
     """
 
     header: dict[str, Any]
@@ -89,27 +89,27 @@ class Packed:
 
     @property
     def nbytes(self) -> int:
-        """Size of all arrays together."""
+        """Total size of all arrays."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def to_bytes(self) -> dict[str, bytes]:
-        """The arrays as they travel."""
+        """The arrays as bytes, as they are sent."""
         return {name: buffer.tobytes() for name, buffer in self.buffers.items()}
 
 
 Shown = Sequence[tuple[Run, str]]
-"""The runs on show, one or two, each with what it is called; "" where it has the name of its model."""
+"""The runs shown, one or two, each with its name; "" for the name of its model."""
 
 
 def on_show(run: Run, compare: Run | None, names: tuple[str, str] | None) -> Shown:
-    """A run alone, or two with their names."""
+    """Return one run, or two with their names."""
     return [(run, "")] if compare is None else list(zip((run, compare), names or ("", ""), strict=True))
 
 
 def header_of(
     model: str, sites: Iterable[str], layers: Iterable[int], k: int, encoding: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The header of a run that has no positions as yet."""
+    """Return the header of a run without positions."""
     return {
         "schema": SCHEMA,
         "model": model,
@@ -131,12 +131,12 @@ def header_of(
 
 
 def pack(run: Run, name: str = "") -> Packed:
-    """Packs a run: see the module's text for the codings and `Packed` for the layout.
+    """Pack a run; see the module's docstring for the codings and `Packed` for the layout.
 
     Args:
-        name: what it is called beside another.
+        name: its name when shown beside another run.
     """
-    run = run.drawn  # a run through a basis numbers directions apart from tokens
+    run = run.drawn  # a run through a basis numbers its directions separately from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
     positions = [int(p) for p in data["position"].values]
     candidates = data["token_id"].values
@@ -184,10 +184,10 @@ def pack(run: Run, name: str = "") -> Packed:
 
 
 def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
-    """The arrays decoded again, by their names in the run's Dataset, `logit` and `prob_topk` included.
+    """Decode the arrays, by their names in the run's Dataset, including `logit` and `prob_topk`.
 
-    Missing ranks come back as −1, other numbers that a cell has not as NaN. Used by the tests and the static table, and
-    the specification of what a browser has to do.
+    Missing ranks are −1, other missing numbers NaN. Used by the tests and the static table, and the specification of what
+    a browser has to do.
     """
     buffers, encoding = packed.buffers, packed.header["encoding"]
     found = {
@@ -206,7 +206,7 @@ def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
 def path(
     prompt_ids: Sequence[int], output_ids: Sequence[int], positions: Sequence[int]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Vocabulary indices of what each position reads and of what it predicts; −1 where there is no such token."""
+    """Return vocabulary indices of the token each position reads and of the one it predicts; −1 where there is none."""
     sequence = [*prompt_ids, *output_ids]
     last = len(prompt_ids) - 1
 
@@ -219,18 +219,18 @@ def path(
 
 
 def token_table(texts: Mapping[int, str], ids: Sequence[int] | NDArray[Any]) -> tuple[list[str], dict[str, str]]:
-    """Display texts of these tokens, and by row (as text) the own texts that do not follow from them."""
-    # Half a character (a lone surrogate) would keep the rest from being written as UTF-8.
+    """Return the tokens' display texts, and by row (as text) the actual texts that do not follow from those."""
+    # A lone surrogate (half a character) cannot be written as UTF-8.
     own = [texts.get(int(i), f"<{int(i)}>").encode("utf-8", "backslashreplace").decode() for i in ids]
     shown = [visible(text) for text in own]
-    # Half the table would be sent twice if the own text were always sent.
+    # Always sending the actual text would send half the table twice.
     return shown, {str(i): t for i, (t, s) in enumerate(zip(own, shown, strict=True)) if s.replace(SPACE, " ") != t}
 
 
 def _tracked(data: xr.Dataset, large: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Vocabulary indices of tokens tracked: the same at every position, ``[tracked]``, or its own, ``[position, tracked]``.
+    """Vocabulary indices of tracked tokens: common to all positions, ``[tracked]``, or each one's own, ``[position, tracked]``.
 
-    The other of the two is empty; both where the run tracked none.
+    The other of the two is empty; both are if the run tracked none, or is large and positions have their own.
     """
     common, own = np.zeros(0, np.int64), np.zeros((data.sizes["position"], 0), np.int64)
     if "tracked_prob" in data and "tracked" in data.coords:
@@ -241,7 +241,7 @@ def _tracked(data: xr.Dataset, large: bool) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _distinct(*arrays: NDArray[Any]) -> tuple[NDArray[np.int64], Callable[[NDArray[Any]], NDArray[np.int64]]]:
-    """The sorted distinct token ids of all arrays, and the function from ids to rows among them (−1 stays −1)."""
+    """Return the sorted distinct token ids of all arrays, and a function from ids to rows among them (−1 stays −1)."""
     highest = max((int(a.max()) for a in arrays if a.size), default=-1)
     seen = np.zeros(highest + 1, dtype=bool)
     for array in arrays:

@@ -17,13 +17,13 @@ from .terminal import table_text
 
 
 class RunView(anywidget.AnyWidget):
-    """A run in the browser, drawn from binary traits: what an `Explorer` and a `LiveView` have in common.
+    """A run in the browser, drawn from binary traits: the base of `Explorer` and `LiveView`.
 
     `selected` is the chosen cell, `{"site": str, "layer": int, "position": int}` or empty. It follows the reader's
     clicks and keys (`view.observe(handler, "selected")`), and setting it moves the view.
 
-    Displayed, it leaves two outputs: the widget, and a static table for readers without one (GitHub, nbconvert, a
-    notebook opened again), which stays hidden where the widget lives.
+    Displaying it makes two outputs: the widget, and a static table for readers without one (GitHub, nbconvert, a
+    notebook opened again), which stays hidden while the widget is live.
     """
 
     _esm = bundle.script()
@@ -44,7 +44,7 @@ class RunView(anywidget.AnyWidget):
     @traitlets.validate("selected")
     def _known_cell(self, proposal: dict[str, Any]) -> dict[str, Any]:
         cell: dict[str, Any] = dict(proposal["value"])
-        if self.live:  # what there is grows, and the browser may be ahead
+        if self.live:  # the run grows, and the browser may be ahead
             return cell
         for key, plural in (("site", "sites"), ("layer", "layers"), ("position", "positions")):
             known = sorted({*self.header[plural], *self.other_header.get(plural, ())})
@@ -59,11 +59,11 @@ class RunView(anywidget.AnyWidget):
         return f"Explorer({head['model']}: {sizes}, top {head['k']})"
 
     def to_png(self, path: str | Path, dark: bool = False, dpi: int = 200, **options: Any) -> Path:
-        """Write the (first) run's heatmap, of the selected cell's site, as an image; `options` as for `LensRun.plot`."""
+        """Write the (first) run's heatmap at the selected cell's site as a PNG; `options` as for `LensRun.plot`."""
         return self._write(path, "png", dark, dpi, options)
 
     def to_svg(self, path: str | Path, dark: bool = False, **options: Any) -> Path:
-        """The same as vectors, in which text stays text."""
+        """Write the same heatmap as SVG, in which text stays text."""
         return self._write(path, "svg", dark, 200, options)
 
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
@@ -76,8 +76,8 @@ class RunView(anywidget.AnyWidget):
         return Path(path).expanduser()
 
     def _ipython_display_(self, **kwargs: Any) -> None:
-        # JupyterLab shows a widget's output as a widget or as "model not found", never as that output's own HTML:
-        # only a second output is still there when the notebook is opened again.
+        # JupyterLab shows a widget's output as a widget or as "model not found", never as the HTML stored with it:
+        # only a second output is still visible when the notebook is opened again.
         from IPython.display import display
 
         bundled = super()._repr_mimebundle_(**kwargs)
@@ -87,7 +87,7 @@ class RunView(anywidget.AnyWidget):
             self._display_fallback()
 
     def _display_fallback(self) -> None:
-        """What is seen where widgets are not: tables, in a terminal of text."""
+        """Display what readers without widgets see: HTML tables, or text tables in a terminal."""
         from IPython.display import display
 
         text = "\n\n".join(table_text(run) for run, _ in self._shown)
@@ -102,9 +102,9 @@ class RunView(anywidget.AnyWidget):
 
 
 class Explorer(RunView):
-    """Tokens × layers of one run; only the cells in view exist in the browser. See `RunView` for `selected`.
+    """Interactive table of tokens × layers; only the cells in view exist as elements. See `RunView` for `selected`.
 
-    With `compare` a second run is shown beside the first, or as what changes from the first to it; `names` are theirs.
+    With `compare`, a second run is shown beside the first, or as the change from the first to it; `names` names the two.
     """
 
     def __init__(self, run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What all figures share: their look in light and dark, text that stays text, and glyphs that are there."""
+"""Shared by all figures: light and dark colours, text that stays text in vector files, and fonts that have the glyphs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .text import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Fonts with wide coverage that systems have; those that are there are tried in this order for each character.
+# Fonts with wide coverage that systems have; the installed ones are tried in this order for each character.
 _FONTS = (
     "DejaVu Sans",
     "Noto Sans",
@@ -33,7 +33,7 @@ class Look:
     """Colours of a figure.
 
     Attributes:
-        lines: told apart also by readers who do not tell red from green (Wong 2011, Nature Methods 8:441).
+        lines: distinguishable with red-green colour blindness too (Wong 2011, Nature Methods 8:441).
     """
 
     paper: str
@@ -49,7 +49,7 @@ DARK = Look("#111417", "#e6e6e6", "#8f979e", "cividis", ("#56b4e9", "#e69f00", "
 
 @contextlib.contextmanager
 def styled(dark: bool) -> Iterator[Look]:
-    """Everything drawn inside looks alike: vector files keep text as text, with fonts for what is to be written."""
+    """Apply the common style to everything drawn inside: colours, fonts with wide coverage, text taken literally."""
     import matplotlib as mpl
 
     look = DARK if dark else LIGHT
@@ -57,7 +57,7 @@ def styled(dark: bool) -> Iterator[Look]:
         "font.family": [name for name in _FONTS if name in _installed()] or ["sans-serif"],
         "font.size": 9,
         "text.parse_math": False,  # a token may be "$x_1$"
-        "text.usetex": False,  # nor is it LaTeX where the user's settings say that text is
+        "text.usetex": False,  # nor LaTeX, whatever the user's settings say
         "figure.facecolor": look.paper,
         "savefig.facecolor": look.paper,
         "axes.facecolor": look.paper,
@@ -71,7 +71,7 @@ def styled(dark: bool) -> Iterator[Look]:
 
 
 def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Any]]:
-    """A figure with axes side by side, of these widths in inches; it belongs to nobody's pyplot."""
+    """Return a figure, not registered with pyplot, with axes side by side, of these widths in inches."""
     figure: Figure = _figure_class()(figsize=(sum(widths), height), layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
     return figure, list(axes[0])
@@ -85,7 +85,7 @@ def _figure_class() -> Any:
     from matplotlib.figure import Figure
 
     class VectorFigure(Figure):
-        """A figure whose text stays text in vector files, and which is a cell's value without further ado."""
+        """A figure whose text stays text in vector files, and which Jupyter displays as a cell's value."""
 
         def savefig(self, *arguments: Any, **options: Any) -> None:
             with mpl.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42}):
@@ -118,7 +118,7 @@ def _installed() -> frozenset[str]:
 
 @cache
 def _characters() -> frozenset[int]:
-    """All characters that one of the fonts has."""
+    """Code points of all characters that an installed font has."""
     from matplotlib import font_manager
 
     found: set[int] = set()

@@ -1,4 +1,4 @@
-"""A view of a run that is still being made: rows and text appear as they come, and a button asks for it to stop."""
+"""A view of a run in progress: rows and text appear as they are generated, and a button stops the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .comms import hear_while_busy
 from .data import Run, header_of, pack, token_table
 from .explorer import RunView
 
-EVERY_S = 0.1  # between messages: faster is not seen, and each costs the kernel and the browser something
-# A growing run's range and tokens are not known beforehand: codings that fit any.
+EVERY_S = 0.1  # between messages: nobody would notice more, and each costs the kernel and the browser time
+# A growing run's range and tokens are not known in advance, so these codings fit any.
 CODINGS: dict[str, Callable[[np.ndarray], codes.Coded]] = {
     "ids": partial(codes.plain, dtype="uint32"),
     "token": partial(codes.plain, dtype="uint32"),
@@ -31,8 +31,8 @@ NEEDED = ("token_id", "logit", "prob", "target_rank", "target_prob", "entropy", 
 
 
 class LiveView(RunView):
-    """The explorer of a run that is being made. Display it, `append` to it, then `finish` it: it is like an `Explorer` from
-    then on. Of a run that fails, `end` it.
+    """Explorer of a run in progress. Display it, `append` to it, then `finish` it: from then on it is like an `Explorer`.
+    If the run fails, `end` it instead.
 
     ```python
     view = LiveView("demo", sites, layers, top_k=5, on_stop=group.interrupt)
@@ -42,14 +42,14 @@ class LiveView(RunView):
     view.finish(run)
     ```
 
-    `on_stop` is called when the reader presses Stop, on the thread that hears the browser (a subshell of the kernel), while
-    the main thread is busy: it may set a flag or call `Group.interrupt`, and start nothing. In a kernel without
-    subshells the press is heard only after the cell, so the host's own ■ is the way there.
+    `on_stop` is called when the reader presses Stop, on the thread that receives the browser's messages (a subshell of the
+    kernel), while the main thread is busy: it may set a flag or call `Group.interrupt`, but must not start work. In a kernel
+    without subshells the press arrives only after the cell has ended; there, use the host's own ■.
 
     Args:
         model: name of the model.
-        sites, layers: the run's.
-        top_k: candidates a cell.
+        sites, layers: those of the run.
+        top_k: candidates per cell.
         on_stop: called without arguments at the first press of Stop.
     """
 
@@ -77,7 +77,7 @@ class LiveView(RunView):
         hear_while_busy(self)
 
     def say(self, text: str) -> None:
-        """More of the text that is being generated; sent at most every tenth of a second, and with the next rows."""
+        """Add generated text; it is sent at most every tenth of a second, or with the next rows."""
         self._text += text
         if self._text and time.monotonic() - self._last >= EVERY_S:
             self._say_rows([], {}, [], [], {})
@@ -90,12 +90,13 @@ class LiveView(RunView):
         targets: Sequence[int],
         token_texts: Mapping[int, str],
     ) -> None:
-        """New positions at the end.
+        """Append positions.
 
         Args:
             positions: their numbers, ascending.
-            variables: as in `LensRun.variables`: [site, layer, position] or [site, layer, position, k], of these alone.
-            inputs, targets: vocabulary indices of what each reads and what came next; −1 where there is none.
+            variables: as in `LensRun.variables`, of these positions only: [site, layer, position] or
+                [site, layer, position, k].
+            inputs, targets: vocabulary indices of the token each position reads and of the next one; −1 where there is none.
             token_texts: texts of the tokens that occur.
 
         Raises:
@@ -111,9 +112,9 @@ class LiveView(RunView):
             self._say_rows(positions, variables, inputs, targets, token_texts)
 
     def finish(self, run: Run) -> None:
-        """The run is made: the view is that of an `Explorer` from now on, and leaves the static table for a reopened notebook.
+        """Show the finished run: from now on the view is like an `Explorer`, with the static table for a reopened notebook.
 
-        What the browser may have missed does not matter, as the whole run is sent.
+        The whole run is sent, so messages that the browser missed do not matter.
         """
         packed = pack(run)
         self._forget_stop()
@@ -126,12 +127,12 @@ class LiveView(RunView):
             self._display_fallback()
 
     def end(self) -> None:
-        """The run has failed: what there is of it stays, and Stop is gone."""
+        """Mark the run as failed: its rows so far stay, and the Stop button is removed."""
         self._forget_stop()
         self._say_rows([], {}, [], [], {}, over=True)
 
     def _forget_stop(self) -> None:
-        """A press that comes from now on would stop another run."""
+        """Ignore Stop from now on: a late press would stop another run."""
         with self._lock:
             self._on_stop = None
 
@@ -181,7 +182,7 @@ class LiveView(RunView):
     def _coded(
         self, variables: Mapping[str, np.ndarray], inputs: Sequence[int], targets: Sequence[int]
     ) -> tuple[dict[str, np.ndarray], list[int]]:
-        """The arrays as they travel, and the vocabulary indices that have no row in the browser's table yet."""
+        """Return the coded arrays, and the vocabulary indices that have no row in the browser's table yet."""
         token = np.asarray(variables["token_id"])
         occurring = np.unique(np.concatenate([token.reshape(-1), np.asarray(inputs, int), np.asarray(targets, int)]))
         fresh = [int(i) for i in occurring if i >= 0 and int(i) not in self._rows]
@@ -196,11 +197,11 @@ class LiveView(RunView):
         return {name: coding(arrays[name])[0] for name, coding in CODINGS.items()}, fresh
 
     def _heard(self, _widget: Any, content: Any, _buffers: Any) -> None:
-        """What the browser says: stop, or that it has seen the messages before number `seq` alone."""
+        """Handle the browser's messages: stop, or a request for the messages from number `seq` on."""
         kind = content.get("type") if isinstance(content, dict) else None
         if kind == "stop" and not self.stopped:
             self.stopped = True
-            with self._lock:  # nor may the run end, and another begin, between the two
+            with self._lock:  # the run must not end, and another begin, between the check and the call
                 if self._on_stop is not None:
                     self._on_stop()
         elif kind == "since" and isinstance(content.get("seq"), int):

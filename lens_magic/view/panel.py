@@ -1,8 +1,8 @@
-"""The steering panel: sliders beside a generation, unsteered next to steered, that follows α and clip while it goes on.
+"""The steering panel: sliders beside an unsteered and a steered generation that follows α and clip while it runs.
 
-The browser is heard on a thread of its own while the main one works, so nothing here starts a generation when a button is
-pressed: it is queued to the main thread, where cells run too, and so comes after a cell that is running. Moving α or clip
-only changes a number, which rank 0 tells all ranks with the next token; Stop only sets the flag that an interrupt sets.
+Browser messages are handled on another thread while the main thread works, so pressing a button does not start a generation
+there: it queues one to the main thread, where cells run too, so that it starts after a cell that is running. Moving α or clip
+only changes a number, which rank 0 sends to all ranks with the next token; Stop only sets the flag that an interrupt sets.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _LABEL = {"description_width": "70px"}
 class Panel(widgets.HBox):
     """``%steer panel``: choose, press Run, and move α or clip.
 
-    ``panel.result`` is the newest :class:`SteeredText`; its ``alphas`` and ``clips`` say under which each token was chosen.
+    ``panel.result`` is the newest :class:`SteeredText`; its ``alphas`` and ``clips`` are the values used for each token.
 
     Args:
-        session: whose model is steered.
-        vectors: those to choose from, by name.
-        queue: has something done in the main thread, later; None where there is no event loop to do it (a terminal).
+        session: the session whose model is steered.
+        vectors: the vectors to choose from, by name.
+        queue: a function that runs work in the main thread, later; by default :func:`main_thread_queue`.
 
     Raises:
-        LensError: no model is loaded, or there is no vector.
+        LensError: no model is loaded, there is no vector, or (without ``queue``) this is not a Jupyter kernel.
     """
 
     def __init__(self, session: Session, vectors: Mapping[str, SteeringVector], queue: Queue | None = None) -> None:
@@ -94,19 +94,19 @@ class Panel(widgets.HBox):
         )
         shown = widgets.VBox([self.output], layout=widgets.Layout(flex="3 1 320px", min_width="240px"))
         super().__init__([controls, shown], layout=widgets.Layout(display="flex", flex_flow="row wrap", width="100%"))
-        # What a generation does not follow; choosing another vector would set α's slider, which it does.
+        # Disabled during a generation, which does not follow these; another vector would set α's slider, which it follows.
         self._fixed = (self.vector, self.layers, self.site, self.operator, self.schedule, self.tokens)
         for widget in (self.alpha, self.clip, self.start, self.stop):
             hear_while_busy(widget)
 
-    # -- heard from the browser, maybe in another thread ---------------------------------------------------------------
+    # -- called by browser messages, possibly on another thread --------------------------------------------------------
 
     def _vector_chosen(self, _change: Any) -> None:
         vector = self._vectors[self.vector.value]
         self.layers.options = [str(layer) for layer in vector.layers]
         self.layers.value = tuple(self.layers.options)
         self.site.value = vector.site
-        # A few raw differences either way: what is too weak to see, and what breaks the text, lie in between.
+        # Eight raw differences either way: wide enough for what is too weak to notice and for what breaks the text.
         most = max(1.0, 8 * max(abs(norm) for norm in vector.norms.values()))
         self.alpha.min, self.alpha.max = -max(most, self.alpha.max), max(most, self.alpha.max)
         self.alpha.min, self.alpha.max, self.alpha.step = -most, most, most / 100
@@ -126,7 +126,7 @@ class Panel(widgets.HBox):
     # -- in the main thread ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Generate with what is chosen, in the thread that calls; what goes wrong is said in the panel."""
+        """Generate with the current settings, in the calling thread; errors are shown in the panel."""
         self._pending, self.start.disabled = True, True
         self._say("")
         try:
@@ -155,7 +155,7 @@ class Panel(widgets.HBox):
             self._say("stopped")
         except KeyboardInterrupt:
             self._say("stopped")
-        except Exception as error:  # in an event loop's callback it would be seen by nobody
+        except Exception as error:  # nobody would see it in an event loop's callback
             self._say(str(error) if isinstance(error, LensError) else f"{type(error).__name__}: {error}")
         else:
             self._say("")
@@ -167,13 +167,13 @@ class Panel(widgets.HBox):
             self.output.value = as_html(self.result)
 
     def heard(self, event: tuple[Any, ...]) -> None:
-        """Called with each event of a generation; for who watches the panel from Python."""
+        """Called with each event of a generation: a hook to watch the panel from Python."""
 
     def term(self) -> SteeringTerm:
-        """What is chosen, as a term.
+        """Return the current settings as a steering term.
 
         Raises:
-            LensError: it makes none.
+            LensError: no layer is chosen, or the settings do not make a term.
         """
         if not self.layers.value:
             raise LensError("no layer is chosen; one or more would do")
@@ -209,10 +209,10 @@ def _operators() -> Sequence[str]:
 
 
 def main_thread_queue() -> Queue:
-    """Has the kernel's main thread do something when it is free.
+    """Return a function that queues work to the kernel's main thread, to run when that is free.
 
     Raises:
-        LensError: this is no Jupyter kernel.
+        LensError: this is not a Jupyter kernel.
     """
     try:
         from IPython import get_ipython

@@ -1,4 +1,4 @@
-"""Figures of a run for papers and slides; each returns a matplotlib Figure that belongs to nobody's pyplot."""
+"""Figures of a run for papers and slides, as matplotlib Figures that are not registered with pyplot."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _known(ranks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shade:
-    """What shades a heatmap: a variable of the cells, its name on the scale, and how it is put on it."""
+    """A heatmap's shading: a variable of the cells, its title on the scale, and the transformation applied to it."""
 
     variable: str
     title: str
@@ -65,7 +65,7 @@ def heatmap(
     positions: Sequence[int] | None = None,
     annotate: bool | None = None,
 ) -> Figure:
-    """Tokens down, layers across; cells carry their top token where there is room for it."""
+    """Draw tokens down and layers across; cells show their top token if there are at most 600, or as ``annotate`` says."""
     if shade not in SHADES:
         raise LensError(f"shade {shade!r} is not one of {', '.join(SHADES)}")
     s = _site(run, site)
@@ -87,7 +87,7 @@ def heatmap(
 
 
 def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
-    """All sites of one position side by side, layers down, the k candidates of each cell (Figure 2 of the paper)."""
+    """Draw all sites of one position side by side: layers down, the k candidates across (Figure 2 of the paper)."""
     row = _row(run, run.positions[-1] if position is None else position)
     k = run.variables["token_id"].shape[-1]
     figure, all_axes = panels([0.5 + 0.85 * k] * len(run.sites), 1.2 + 0.24 * len(run.layers))
@@ -107,9 +107,9 @@ def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
 def trajectories(
     run: Run, look: Look, position: int | None = None, tokens: Sequence[int] | None = None, site: str | None = None
 ) -> Figure:
-    """Probability and rank of tokens across layers at one position: tracked tokens, else those that lead in any layer.
+    """Draw probability and rank of tokens across layers at one position: tracked tokens, else those first in any layer.
 
-    A token that was not followed is known where it is a candidate or the next token, and its line is broken elsewhere.
+    A token that was not tracked is known only where it is a candidate or the next token; its line is broken elsewhere.
     """
     s, row = _site(run, site), _row(run, run.positions[-1] if position is None else position)
     leaders = list(dict.fromkeys(run.variables["token_id"][s][::-1, row, 0].tolist()))
@@ -137,7 +137,7 @@ def trajectories(
 
 
 def by_layer(run: Run, look: Look) -> Figure:
-    """Entropy by layer: the mean over positions, with the middle half of them."""
+    """Draw entropy by layer: the mean over positions, with the interquartile range."""
     figure, (axes,) = panels([4.6], 3.0)
     for number, site in enumerate(run.sites):
         entropy = run.variables["entropy"][number]  # [layer, position]
@@ -169,12 +169,12 @@ def _limits(shade: str, values: np.ndarray) -> dict[str, float]:
 
 
 def _write(axes: Any, image: Any, ids: np.ndarray, run: Run) -> None:
-    """A cell's token in the middle of it, black or white, whichever is the better to read: 4.5:1 at least (WCAG 2)."""
+    """Write each cell's token in its centre, in black or white, whichever has more contrast: at least 4.5:1 (WCAG 2)."""
     shaded = image.cmap(image.norm(image.get_array()))
-    # Nothing is drawn where there is no number: the paper is seen.
+    # A cell without a number is transparent: the background shows through.
     colours = np.where(shaded[..., 3:] > 0, shaded, axes.get_facecolor())[..., :3]
     linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-    bright = linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.179  # where either has the same contrast
+    bright = linear @ np.array([0.2126, 0.7152, 0.0722]) > 0.179  # the luminance at which both have the same contrast
     for (row, column), token in np.ndenumerate(ids):
         ink = "#000000" if bright[row, column] else "#ffffff"
         axes.text(column, row, label(_text(run, int(token)), 9), ha="center", va="center", fontsize=7, color=ink)

@@ -1,4 +1,4 @@
-"""One progress bar for all ranks: in a notebook an element that goes when it is done, in a terminal tqdm's."""
+"""One progress bar for all ranks: in a notebook an element that disappears when done, in a terminal tqdm's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any
 
-_QUIET_S = 0.4  # what is done sooner needs no bar
-_BETWEEN_S = 0.1  # a notebook's element is a message each time
+_QUIET_S = 0.4  # shorter work needs no bar
+_BETWEEN_S = 0.1  # each update is a message in a notebook
 
 STAGES = {
     "loading": ("loading", "blocks"),
@@ -23,15 +23,15 @@ STAGES = {
     "training": ("training", "steps"),
     "measuring": ("measuring", "batches"),
 }
-"""What the ranks tell of: what is being done, and what is counted."""
+"""The stages that ranks report: what is being done, and what is counted."""
 
 
 class Bars:
-    """A bar for the stage of the work that the ranks tell of now; an ``on_event``.
+    """A progress bar for the stage that the ranks currently report; pass it as ``on_event``.
 
     Args:
-        tokens: how many are to be generated; None where the text itself is to be seen.
-        labels: other words for a stage.
+        tokens: number of tokens to generate; None for no bar while generating, when the text itself is shown.
+        labels: labels that replace those of stages, by stage.
     """
 
     def __init__(self, tokens: int | None = None, **labels: str) -> None:
@@ -46,10 +46,10 @@ class Bars:
         self.close()
 
     def __call__(self, event: tuple[Any, ...]) -> None:
-        """Take in an event of the ranks."""
+        """Handle an event from the ranks."""
         stage = event[0]
         if stage not in STAGES or (stage == "token" and (self._tokens is None or event[2:] not in ((), (0,)))):
-            return  # of a batch, the first sequence's tokens stand for all
+            return  # in a batch, only the first sequence's tokens are counted
         if stage != self._stage:
             self._bar.close()
             label, unit = STAGES[stage]
@@ -59,13 +59,13 @@ class Bars:
         self._bar.update(*((self._made, self._tokens) if stage == "token" else event[1:3]))
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
 
 @contextmanager
 def watched(tokens: int | None = None, **labels: str) -> Iterator[Callable[[tuple[Any, ...]], None] | None]:
-    """:class:`Bars` where somebody can see them: in a notebook or a terminal, not in a log; else None."""
+    """Yield :class:`Bars` where someone can see them, in a notebook or a terminal; None otherwise, as in a log."""
     if not in_notebook() and not sys.stderr.isatty():
         yield None
         return
@@ -74,7 +74,7 @@ def watched(tokens: int | None = None, **labels: str) -> Iterator[Callable[[tupl
 
 
 class Progress:
-    """A bar that appears when the work takes long enough to be watched, and leaves nothing behind.
+    """A bar that appears only if the work takes a while, and leaves nothing behind.
 
     Args:
         label: what is being done.
@@ -88,13 +88,13 @@ class Progress:
         self._shown: Any = None
 
     def update(self, done: int, total: int) -> None:
-        """So many of so many are done; of 0 where nothing can be counted yet, which shows at once."""
+        """Show ``done`` of ``total``. A total of 0 means that nothing can be counted yet, and shows the bar at once."""
         now = time.monotonic()
         if total == 0:
             self._begun = None
             self._draw(0, 0, f"{self._label} …")
             return
-        if self._begun is None:  # what is counted begins only now
+        if self._begun is None:  # counting begins only now
             self._begun = now
         if self._shown is None and (now - self._begun < _QUIET_S or done >= total):
             return
@@ -109,14 +109,14 @@ class Progress:
         self._shown.draw(done, total, text)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._shown is not None:
             self._shown.clear()
             self._shown = None
 
 
 def _pace(done: int, total: int, elapsed: float) -> str:
-    """Rate and time left, for a reader."""
+    """Rate and time left, as text."""
     if not done or not elapsed:
         return ""
     rate, left = done / elapsed, elapsed / done * (total - done)
@@ -142,7 +142,7 @@ class _NotebookBar:
 
     @staticmethod
     def _as_data(html: str, text: str) -> dict[str, str]:
-        return {"text/html": html, "text/plain": text}  # an object for IPython would leave its name in saved notebooks
+        return {"text/html": html, "text/plain": text}  # an IPython display object would leave its repr in saved notebooks
 
 
 class _TerminalBar:

@@ -1,4 +1,4 @@
-"""A run as HTML: a compact table without scripts, and a page that stands alone."""
+"""A run as HTML: a compact table without scripts, and a stand-alone page."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FEW_POSITIONS = 16
 EXCERPT = 2000
 HINTS = 10
 
-# Translucent shading and inherited or system colours: readable on any host's background, light or dark, which a table
-# in a saved notebook cannot know. GitHub drops the style sheet, so every cell also says its probability.
+# A table in a saved notebook cannot know its host's background, light or dark: translucent shading and inherited or system
+# colours are readable on any. GitHub drops the style sheet, so every cell also states its probability.
 _STYLE = """
 <style>
 .lens-static{font:13px/1.4 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
@@ -58,31 +58,32 @@ _FALLBACK_STYLE = """<style>
 
 
 def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
-    """The top tokens as one HTML fragment of at most `max_bytes` bytes: inline style, no script, no links.
+    """Return the top tokens as one HTML fragment of at most `max_bytes` bytes: inline style, no script, no links.
 
-    What does not fit is left out and named: layers evenly down to 24 with the first and the last kept, then sites
-    but the last, then positions from the end.
+    Layers are thinned out evenly to at most 24, keeping the first and the last. If the table is still too large, all sites
+    but one are left out (`resid_post` if captured, else the first), then positions from the end. The caption says what is
+    left out.
     """
     return _Table(run, run.model).html(max_bytes)
 
 
 def tables_html(shown: Shown, max_bytes: int = MAX_BYTES) -> str:
-    """`table_html` of each run, together at most `max_bytes` bytes."""
+    """Return `table_html` of each run, together at most `max_bytes` bytes."""
     return "".join(_Table(run, name or run.model).html(max_bytes // len(shown)) for run, name in shown)
 
 
 def fallback_html(shown: Shown, widget: str) -> str:
-    """`tables_html` to stand behind a widget: hidden by the live widget of that name, and by nothing else.
+    """Return `tables_html` as a widget's fallback: hidden by the live widget of that name, and by nothing else.
 
-    It waits a moment before it appears, so as not to flash while the widget loads, and takes the place of JupyterLab's
-    "model not found" right above it.
+    It appears after a delay, so as not to flash while the widget loads, and replaces JupyterLab's "model not found" right
+    above it.
     """
     tables = tables_html(shown, MAX_BYTES - 1000)
     return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(widget)}">{tables}</div>'
 
 
 class StaticTable:
-    """`table_html` as a cell's value."""
+    """`table_html` as an object that Jupyter displays."""
 
     def __init__(self, run: Run) -> None:
         self._html = table_html(run)
@@ -121,7 +122,7 @@ class _Table:
         layers = thinned(len(header["layers"]), MAX_LAYERS)
         room = max_bytes - len(_STYLE) - 1200
         order = sorted(range(len(sites)), key=lambda s: (sites[s] != "resid_post", s))
-        # Later sites only where each can have its share and still show something.
+        # Several sites only if each still shows a few positions in its share of the bytes.
         tables, shown = self._tables(order, layers, room)
         if len(order) > 1 and shown < min(len(positions), FEW_POSITIONS):
             order = order[:1]
@@ -145,7 +146,7 @@ class _Table:
         )
 
     def _tables(self, order: Sequence[int], layers: Sequence[int], room: int) -> tuple[list[str], int]:
-        """One table a site, all with the same positions, and how many positions those are."""
+        """Return one table per site, all with the same positions, and the number of these positions."""
         share = room // len(order)
         rows = [self._rows(site, layers, share) for site in order]
         shown = min(len(r) for r in rows)
@@ -165,7 +166,7 @@ class _Table:
         for p in range(len(self.packed.header["positions"])):
             row = self._row(site, layers, p)
             room -= len(row.encode())
-            # At least one row, whatever it costs, unless it alone would break the promise.
+            # 400 bytes stay free for the table around the rows. Even the first row is left out if it does not fit.
             if room < 400:
                 break
             rows.append(row)
@@ -189,7 +190,7 @@ class _Table:
         if tokens[0] == target:
             text = f"<u>{text}</u>"
         names = [escape(_cut(header["tokens"][t])) for t in tokens[:HINTS]]
-        # The number first: after right-to-left text it would be drawn on its other side.
+        # The number comes first: after right-to-left text it would be drawn on the wrong side.
         hint = "&#10;".join(f"{_percent(q)} {name}" for name, q in zip(names, probs, strict=False))
         shade = f"{0.55 * probs[0]:.2f}".lstrip("0")
         number = f"<small>{100 * probs[0]:.0f}</small>"
@@ -205,18 +206,18 @@ def _cut(text: str, most: int = 20) -> str:
 
 
 def _token(text: str) -> str:
-    """A token as markup, shut off from its neighbours where it could be right-to-left."""
+    """Return a token as markup, isolated from its neighbours (`<bdi>`) if it could be right-to-left."""
     escaped = escape(_cut(text))
     return escaped if text.isascii() or (text[0] == SPACE and text[1:].isascii()) else f"<bdi>{escaped}</bdi>"
 
 
 def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | None = None) -> str:
-    """A whole HTML document with the explorer and all data inside: opens from disk, reaches for nothing else.
+    """Return a self-contained HTML document with the explorer and all data: it opens from disk and loads nothing else.
 
-    `compare` is a second run to be shown beside the first, `names` what the two are called.
+    `compare` is a second run to show beside the first, `names` the names of the two.
 
     Its Content-Security-Policy allows no network at all and only this page's own script, by hash. Token text is
-    inside JSON with every `<` escaped, so no token can end the element it stands in.
+    inside JSON with every `<` escaped, so no token can close the element it is in.
     """
     shown = on_show(run, compare, names)
     data = json.dumps([_encoded(pack(*one)) for one in shown], ensure_ascii=False, separators=(",", ":"))
@@ -256,7 +257,7 @@ def _encoded(packed: Packed) -> dict[str, Any]:
 
 
 def _inert(data: str) -> str:
-    """JSON that means the same and cannot end a script element or open a comment in it."""
+    """Return equivalent JSON that cannot end a script element or open a comment in it."""
     return data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -269,7 +270,7 @@ def _passage(run: Run) -> str:
 
 
 def _running(text: str) -> str:
-    """Running text, escaped: ordinary white space stays, what is invisible otherwise is shown."""
+    """Escape running text: ordinary white space stays, other invisible characters are made visible."""
     return escape(visible(text, keep=" \n\t")) if text else ""
 
 

@@ -44,7 +44,7 @@ def _place(report: SteerabilityReport, layer: int | None) -> int:
 
 
 def _directions(look: Look, values: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
-    """Name, colour and ``[…, prompt]`` of the vector's direction, and of the random ones' mean."""
+    """Name, colour and values of the vector's direction, and of the mean over random ones; ``values`` is ``[direction, …]``."""
     return [("vector", look.lines[0], values[0]), ("random", look.faint, values[1:].mean(0))]
 
 

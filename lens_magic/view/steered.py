@@ -1,4 +1,4 @@
-"""Two texts side by side: unsteered and steered, the first difference marked, tokens shaded by what steering did to them."""
+"""Unsteered and steered text side by side, the first difference marked, tokens shaded by the change in log-probability."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from ..steer.compare import Side, SteeredText
 
 EVERY_S = 0.1  # between two drawings of growing texts
-FULL_SHADE = 4.0  # nats of change from which on the shade is as strong as it gets
+FULL_SHADE = 4.0  # change in nats from which on the shade has full strength
 
-# Translucent shades and inherited colours are readable on any background, light or dark, as a saved notebook's is unknown.
+# A saved notebook's background is unknown: translucent shades and inherited colours are readable on any, light or dark.
 _STYLE = """<style>
 .lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
 .lens-steered .lens-columns{display:flex;flex-wrap:wrap;gap:8px}
@@ -26,12 +26,12 @@ _STYLE = """<style>
 .lens-steered .lens-text{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
 .lens-steered .lens-text :is(span,mark){unicode-bidi:isolate;border-radius:3px}
 </style>"""
-# Inline, and on an element that is a mark without it: where notebooks are only read, style sheets are often dropped.
+# Inline, and on a <mark> element, which stands out even without it: viewers of notebooks often drop style sheets.
 _MARK = "outline:2px solid #d97a2b;outline-offset:1px;color:inherit;background:"
 
 
 def as_html(compared: SteeredText) -> str:
-    """Both texts as one HTML fragment without scripts; every text of a token is escaped."""
+    """Return both texts as one HTML fragment without scripts; token texts are escaped."""
     columns = [
         _column(name, _spans(side, compared.token_texts, compared.first_difference))
         for name, side in (("unsteered", compared.unsteered), ("steered", compared.steered))
@@ -40,7 +40,7 @@ def as_html(compared: SteeredText) -> str:
 
 
 def as_text(compared: SteeredText) -> str:
-    """The same for a terminal: the first difference is marked with ▸."""
+    """Return both texts for a terminal; the first difference is marked with ▸."""
     lines = [_caption(compared)]
     for name, side in (("unsteered", compared.unsteered), ("steered", compared.steered)):
         words = [visible(compared.token_texts.get(index, ""), keep=" ") for index in side.output_ids]
@@ -112,10 +112,10 @@ def _page(columns: list[str], below: str = "") -> str:
 
 
 class Growing:
-    """Both texts while they are generated: hears ("token", id, sequence), and knows both columns as HTML.
+    """Both texts while they are generated: collects ("token", id, sequence) events and renders both columns as HTML.
 
     Args:
-        model: whose tokenizer and end tokens are used.
+        model: the model whose tokenizer and end tokens are used.
     """
 
     def __init__(self, model: Any) -> None:
@@ -124,7 +124,7 @@ class Growing:
         self._drawn = 0.0
 
     def hear(self, event: tuple[Any, ...]) -> bool:
-        """Take an event in; whether it is time to draw again."""
+        """Handle an event; return whether it is time to draw again."""
         if event[0] != "token":
             return False
         self.texts[event[2]] += self._streams[event[2]].add(event[1])
@@ -134,15 +134,15 @@ class Growing:
         return True
 
     def html(self) -> str:
-        """The columns as they are."""
+        """Return both columns as they are now."""
         shown = [escape(running(text)) for text in self.texts]
         return _page([_column(name, text) for name, text in zip(("unsteered", "steered"), shown, strict=True)])
 
 
 class Streaming:
-    """A display of both growing texts, which goes when they are done; in a terminal the steered text is printed.
+    """Display both growing texts and remove them when they are done; in a terminal, print the steered text.
 
-    After an error it stays: it is all there is of them.
+    After an error the display stays, as nothing else shows the texts.
     """
 
     def __init__(self, model: Any) -> None:
@@ -157,7 +157,7 @@ class Streaming:
         return self
 
     def __call__(self, event: tuple[Any, ...]) -> None:
-        """Take an event of the generation in."""
+        """Handle an event of the generation."""
         if not self._growing.hear(event):
             return
         if self._in_notebook:
@@ -173,7 +173,7 @@ class Streaming:
     def _draw(self, html: str) -> None:
         from IPython.display import display
 
-        # An object for IPython (HTML) would leave its name in saved notebooks, and as text what is drawn here comes later.
+        # IPython's HTML object would leave its repr in saved notebooks; no plain text, as the result has it later.
         data = {"text/html": html, "text/plain": ""}
         if self._handle is None:
             self._handle = display(data, display_id=True, raw=True)
@@ -184,4 +184,4 @@ class Streaming:
         if self._handle is not None:
             self._draw("" if kind is None else self._growing.html())
         elif self._printed:
-            self._print(end="\n")  # what came since the last time
+            self._print(end="\n")  # the text since the last drawing

@@ -1,4 +1,4 @@
-"""A run as a small table of text: tokens down, layers across, the most probable token and its probability in each cell."""
+"""A run as a small text table: tokens down, layers across, the most probable token and its probability in each cell."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .text import fitted, visible
 if TYPE_CHECKING:
     from .data import Run
 
-_HEAD, _CELL, _NUMBER = 12, 9, 5  # characters of a row's token, of a cell's, of its probability
+_HEAD, _CELL, _NUMBER = 12, 9, 5  # widths in characters: a row's token, a cell's token, its probability
 
 
 def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
-    """A few positions and layers of one site.
+    """Return a table of a few positions and layers of one site.
 
     Args:
         site: by default the last one captured, usually the residual stream.
         positions, layers: how many at most; layers are thinned out evenly, the last always shown.
-        width: characters in a line, which take fewer layers (two at least); by default the terminal's, where there is one.
+        width: characters per line, which limits the layers (to two at least); by default the terminal's, if there is one.
     """
     if width is None and sys.stdout is not None and sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
@@ -49,7 +49,7 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
 
 
 def thinned(count: int, most: int) -> list[int]:
-    """At most so many indices below `count`, two or more, evenly spread, the first and the last among them."""
+    """Return at most `most` (two or more) evenly spread indices below `count`, including the first and the last."""
     if count <= most:
         return list(range(count))
     return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})

@@ -1,8 +1,8 @@
-"""Token text as it may be shown: every character visible, none able to disturb its neighbours.
+"""Token text made safe to show: every character visible, none able to affect its neighbours.
 
-A vocabulary holds leading spaces, newlines, control bytes, lone combining marks and bidirectional overrides. The
-one function here turns any of them into a short printable string. It does not escape HTML: `html.escape` (Python)
-and `textContent` (browser) do that, at the place where a string becomes markup.
+A vocabulary holds leading spaces, newlines, control bytes, lone combining marks and bidirectional overrides. `visible`
+turns any of them into a short printable string. Nothing here escapes HTML: `html.escape` (Python) and `textContent`
+(browser) do that where a string becomes markup.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ DOTTED_CIRCLE = "◌"
 EMPTY = "∅"
 
 _PICTURES = {" ": SPACE, "\n": "⏎", "\t": "⇥", "\r": "\\r"}
-# What turns the direction of everything that follows: embeddings, overrides, isolates.
+# Characters that change the direction of everything after them: embeddings, overrides, isolates.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-# Letters and symbols by category, yet drawn as nothing.
+# Letters and symbols by category, but drawn blank.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _ZERO_WIDTH_JOINER = "\u200d"
 _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
@@ -32,7 +32,7 @@ def _escape(char: str) -> str:
 
 @cache
 def _picture(char: str) -> str:
-    """One character's picture, itself if it is plainly visible."""
+    """Return a character's picture or escape; the character itself if it is visible."""
     if char in _PICTURES:
         return _PICTURES[char]
     if char in _BLANK or unicodedata.category(char) in _HIDDEN_CATEGORIES:
@@ -41,7 +41,7 @@ def _picture(char: str) -> str:
 
 
 def _joins_emoji(text: str, i: int) -> bool:
-    """Whether the joiner at `i` sits between two pictographs, where removing it would take a symbol apart."""
+    """Whether the joiner at `i` sits between two pictographs, so that removing it would split a symbol."""
     if not 0 < i < len(text) - 1:
         return False
     before = unicodedata.category(text[i - 1])
@@ -49,7 +49,7 @@ def _joins_emoji(text: str, i: int) -> bool:
 
 
 def running(text: str) -> str:
-    """Text to be read, a piece at a time: escaped is only what a terminal obeys, or what turns the text around it.
+    """Return text for reading as it streams, escaping only what a terminal acts on or what changes text direction.
 
     >>> running("a\\tb\\r\\u202ec")
     'a\\tb\\\\r\\\\u202ec'
@@ -62,9 +62,9 @@ def running(text: str) -> str:
 
 
 def visible(text: str, keep: str = "") -> str:
-    """`text` with spaces, control, zero-width and bidirectional characters replaced by pictures or escapes.
+    """Return `text` with spaces, control, zero-width and bidirectional characters replaced by pictures or escapes.
 
-    Characters in `keep` stay as they are: white space, for running text.
+    Characters in `keep` stay as they are, such as white space in running text.
 
     >>> visible(" the\\n")
     '·the⏎'
@@ -84,7 +84,7 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
-    """`text` in so many columns of a terminal: filled up, or cut with an ellipsis.
+    """Return `text` in `width` columns of a terminal: padded, or cut with an ellipsis.
 
     >>> fitted("·Massachusetts", 8), fitted("漢字", 6)
     ('·Massac…', '漢字  ')
@@ -104,7 +104,7 @@ def fitted(text: str, width: int, right: bool = False) -> str:
 
 @cache
 def _columns(char: str) -> int:
-    """How many columns of a terminal a character takes."""
+    """Number of terminal columns that a character takes."""
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
