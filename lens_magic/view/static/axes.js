@@ -2,7 +2,7 @@ import { make } from "./dom.js";
 import { integer, quoted } from "./format.js";
 
 /**
- * The two sides of a table: what its headers say.
+ * The row and column headers of a table.
  *
  * @typedef {import("./frame.js").Frame} Frame
  * @typedef {{count: number, width: number, height: number, name: string, paint: (el: HTMLElement, i: number) => void,
@@ -11,7 +11,7 @@ import { integer, quoted } from "./format.js";
 
 const NAMED_EVERY = 6;
 
-/** What is read and what comes next at one of the run's positions. @param {Frame} frame @param {number} i */
+/** Text of a position: the token it reads and the one that comes next. @param {Frame} frame @param {number} i */
 export function flowOf({ data, labels, position }, i) {
   const { inputs, targets } = data.header;
   const p = position[i];
@@ -21,7 +21,7 @@ export function flowOf({ data, labels, position }, i) {
 }
 
 /**
- * Positions along one side: the number, the token that came next, and (where there is room) the token read.
+ * Headers for positions: the number, the token that came next, and (if there is room) the token read.
  * @param {Frame} frame @param {boolean} tall @returns {Axis}
  */
 export function positionAxis(frame, tall) {
@@ -52,7 +52,7 @@ export function positionAxis(frame, tall) {
 }
 
 /**
- * Layers along one side.
+ * Headers for layers.
  * @param {number[]} layers labels @returns {Axis}
  */
 export function layerAxis(layers) {
@@ -71,8 +71,8 @@ export function layerAxis(layers) {
 }
 
 /**
- * Pairs along one side, the first of each group carrying the group's name: (layer, site), (site, candidate). A long
- * group says it again every few pairs, as its first is soon out of view.
+ * Headers for pairs, (layer, site) or (site, candidate); the first of each group has the group's name. A long group
+ * repeats it every few pairs, as its first pair is soon scrolled out of view.
  * @param {{group: string, item: string, title: string}[]} pairs @param {string} name @param {number} size of a group
  * @returns {Axis}
  */
@@ -87,7 +87,7 @@ export function groupedAxis(pairs, name, size) {
       if (el.children.length !== 2) el.replaceChildren(make("b", "lens-group-name", ""), make("span", "lens-item", ""));
       el.classList.add("lens-paired");
       const at = i % size;
-      const named = at % NAMED_EVERY === 0 && (at === 0 || size - at > 2); // a name may reach over three
+      const named = at % NAMED_EVERY === 0 && (at === 0 || size - at > 2); // a name may extend over three pairs
       el.children[0].textContent = named ? pairs[i].group : "";
       el.children[1].textContent = pairs[i].item;
       el.title = pairs[i].title;

@@ -4,8 +4,7 @@ import { brief, cut, integer, percent } from "./format.js";
 import { difference, measureOf, shade } from "./measures.js";
 
 /**
- * What the grid's rows, columns and cells say about a run: a grid model for a view of one run, of one token, or of the
- * difference between two runs.
+ * Grid models, which say what rows, columns and cells show: one run, one token, or the difference between two runs.
  *
  * @typedef {import("./frame.js").Frame} Frame
  * @typedef {import("./frame.js").View} View
@@ -16,11 +15,11 @@ import { difference, measureOf, shade } from "./measures.js";
  *   `at`: indices of the site, layer and position among the frame's labels, and which candidate
  * @typedef {{paint: (el: HTMLElement, a: number, b: number) => void, describe: (a: number, b: number) => string,
  *   tint: (a: number, b: number) => [Ramp, number], text: (a: number, b: number) => [string, string],
- *   number: (a: number, b: number) => number}} Painter `text`: the token and its number as the cell has them; `number`: the whole of it
+ *   number: (a: number, b: number) => number}} Painter `text`: the token and its number as the cell shows them; `number`: at full precision
  * @typedef {{label: string, ramp: Ramp, low: string, high: string}} Scale
  */
 
-/** With marks around it that keep its direction between tokens that are written from right to left. */
+/** An arrow surrounded by marks that keep its direction between right-to-left tokens. */
 const ARROW = "\u200e→\u200e";
 
 /** Cell sizes, small to large; `shows` is how much fits inside. */
@@ -52,7 +51,7 @@ function makeCell(shows) {
   return el;
 }
 
-/** Writes a cell's contents. @param {HTMLElement} el @param {string} shows @param {string} name @param {string} number */
+/** Writes a cell's text. @param {HTMLElement} el @param {string} shows @param {string} name @param {string} number */
 function write(el, shows, name, number) {
   if (shows === "token") {
     /** @type {Text} */ (el.firstChild).data = name;
@@ -63,7 +62,7 @@ function write(el, shows, name, number) {
   /** @type {Text} */ (el.children[1].firstChild).data = number;
 }
 
-/** The cells of one run. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
+/** Paints the cells of one run. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
 function runPainter(frame, view, marks, places) {
   const { data, labels } = frame;
   const { tokens, targets } = data.header;
@@ -130,7 +129,7 @@ function runPainter(frame, view, marks, places) {
   };
 }
 
-/** The candidates of one position, one a cell. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
+/** Paints the candidates of one position, one per cell. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
 function candidatePainter(frame, view, marks, places) {
   const { data, labels } = frame;
   const { tokens, targets } = data.header;
@@ -171,7 +170,7 @@ function candidatePainter(frame, view, marks, places) {
   };
 }
 
-/** What changes from one run to another. @param {Frame[]} frames two @param {View[]} views the same for each run's own tokens @param {Places} places @returns {Painter & {scale: Scale}} */
+/** Paints the change from one run to another. @param {Frame[]} frames two @param {View[]} views the view, with tokens as each run has them @param {Places} places @returns {Painter & {scale: Scale}} */
 function differencePainter(frames, views, places) {
   const [view] = views;
   const { shows } = ZOOMS[view.zoom];
@@ -191,7 +190,7 @@ function differencePainter(frames, views, places) {
     const same = was.id === is.id || was.id < 0 || is.id < 0;
     return { where, p, same, was, is, change: was.id < 0 || is.id < 0 ? NaN : change.between(was.value, is.value) };
   };
-  const most = view.zoom > 1 ? 9 : 5; // characters, so that both are there where only one line is
+  const most = view.zoom > 1 ? 9 : 5; // characters, so that both tokens fit into one line
   const both = (/** @type {{was: {token: string}, is: {token: string}}} */ { was, is }, short = false) =>
     [was, is].map(({ token }) => (short ? cut(token, most) : token) || "–").join(short ? ARROW : ` ${ARROW} `);
   return {
@@ -273,7 +272,7 @@ export function gridModel(frames, views, marks, cell) {
   const [rows, cols] = view.transposed ? [across, along] : [along, across];
   const turned = (/** @type {(a: number, b: number) => any} */ f) => (view.transposed ? (/** @type {number} */ r, /** @type {number} */ c) => f(c, r) : f);
   const zoom = token ? { ...ZOOMS[Math.min(2, view.zoom)], leastWidth: 52 } : { ...ZOOMS[view.zoom] };
-  // Two tokens in a cell want the room of two.
+  // Two tokens in a cell need more room.
   if (frames.length > 1) Object.assign(zoom, { colWidth: zoom.colWidth + 40, leastWidth: zoom.leastWidth + 36, maxColWidth: zoom.maxColWidth + 50 });
   const lines = frames.length > 1 ? 2 : Math.min(frames[0].data.k, MAX_LINES);
   const subject = token ? `Candidates at position ${integer(cell.position)}` : `Top tokens of ${view.sites.join(", ")}`;

@@ -11,7 +11,7 @@ import { count } from "./format.js";
 const HEIGHT = 148;
 const [LEFT, RIGHT, TOP, BOTTOM] = [34, 8, 8, 20];
 
-/** Runs of neighbouring points that are known. @param {(number | null)[]} ys @returns {[number, number][][]} */
+/** Splits points into stretches of consecutive known ones. @param {(number | null)[]} ys @returns {[number, number][][]} */
 function stretches(ys) {
   /** @type {[number, number][][]} */
   const found = [];
@@ -39,7 +39,7 @@ class Panel {
     const depth = Math.log1p(worst);
     const x = (/** @type {number} */ i) => LEFT + 6 + (layers.length > 1 ? (i * (right - LEFT - 12)) / (layers.length - 1) : (right - LEFT) / 2);
     const y = (/** @type {number} */ value) => TOP + (this.ranks ? Math.log1p(value) / depth : 1 - value) * (bottom - TOP);
-    // Its own size, and smaller with it where the page is: paper is narrower, and nothing is drawn anew for it.
+    // Width and viewBox let it shrink with the page: paper is narrower, and printing does not redraw.
     this.svg.setAttribute("width", String(width));
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.svg.replaceChildren();
@@ -69,7 +69,7 @@ class Panel {
       const path = stretch.map(([i, v], n) => `${n ? "L" : "M"}${x(i).toFixed(1)} ${y(v).toFixed(1)}`).join("");
       group.append(drawn("path", { d: path }));
     }
-    // Dots where they can be told apart; one path for all of them, as nodes are few.
+    // Dots if they can be told apart; one path for all of them, to save nodes.
     if (layers.length <= 48) {
       const dots = values.flatMap((v, i) => (v === null ? [] : [`M${x(i).toFixed(1)} ${y(v).toFixed(1)}h0`])).join("");
       if (dots) group.append(drawn("path", { class: "lens-dots", d: dots }));
@@ -100,7 +100,7 @@ export class Chart {
     this.last = [lines, layers, active];
     this.el.hidden = layers.length < 2;
     if (this.el.hidden) return;
-    // All read before any is written, so that the page is laid out once.
+    // Read all widths before writing, so that the page is laid out only once.
     const widths = this.panels.map((panel) => panel.el.clientWidth || 320);
     this.panels.forEach((panel, i) => panel.draw(lines, layers, active, widths[i]));
   }

@@ -2,18 +2,18 @@ import { cut } from "./format.js";
 import { palette } from "./theme.js";
 
 /**
- * What leaves the view: text, tables, pictures.
+ * Export from the view: text, tables, pictures.
  *
  * @typedef {import("./cells.js").Model} Model
  * @typedef {number[]} Range `[r0, c0, r1, c1]`, both ends included
  */
 
-/** One field of a line: no character in it that could end it, nor the marks around an arrow. @param {string} text */
+/** A field of a line, without characters that would end it and without the marks around an arrow. @param {string} text */
 const field = (text) => text.replaceAll(/[\t\r\n]/g, " ").replaceAll("\u200e", "");
 
 /**
- * The same for a spreadsheet, to which a quotation mark at a field's start is the beginning of a longer one, and which would
- * compute `=1+1`: an apostrophe, its own sign for text, keeps it from that.
+ * A field for a spreadsheet, which takes a leading quotation mark as the start of a quoted field, and would compute `=1+1`: a
+ * leading apostrophe, the spreadsheet's mark for text, prevents that.
  * @param {string} text
  */
 function quotedField(text) {
@@ -21,10 +21,10 @@ function quotedField(text) {
   return (/^[=+\-@]./.test(text) ? "'" : "") + field(text);
 }
 
-/** A number for a spreadsheet; nothing where it is not known. @param {number} value */
+/** A number for a spreadsheet; empty if unknown. @param {number} value */
 const figure = (value) => (Number.isNaN(value) ? "" : String(Number(value.toPrecision(6))));
 
-/** The tokens of a part of a table, a line a row. @param {Model} model @param {Range} range */
+/** The tokens of a part of a table, one line per row. @param {Model} model @param {Range} range */
 export function asText(model, [r0, c0, r1, c1]) {
   const lines = [];
   for (let r = r0; r <= r1; r++) {
@@ -93,7 +93,7 @@ export function asSvg(model, [r0, c0, r1, c1], root, caption) {
   return parts.join("");
 }
 
-/** An SVG drawn as an image, at twice its size for sharp print. @param {string} svg @returns {Promise<Blob | null>} */
+/** An SVG as a PNG image, at twice its size for sharp print. @param {string} svg @returns {Promise<Blob | null>} */
 export async function asPng(svg) {
   const image = new Image();
   image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(svg)}`;
@@ -113,7 +113,7 @@ export function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-/** Puts text on the clipboard; pages without the right to do so have the older way. @param {string} text @returns {Promise<boolean>} */
+/** Copies text to the clipboard; without permission for the clipboard API, by the older `execCommand`. @param {string} text @returns {Promise<boolean>} */
 export async function toClipboard(text) {
   try {
     await navigator.clipboard.writeText(text);

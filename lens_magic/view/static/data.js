@@ -1,9 +1,9 @@
 /**
- * The packed run, read. `lens_magic/view/data.py` writes it and describes the codings; nothing here draws.
+ * Reads a packed run. `lens_magic/view/data.py` writes it and describes the codings; nothing here draws.
  *
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
- *   exact?: number, missing?: boolean}} Encoding `missing`: the highest code is that of a cell without numbers; with neglog,
- *   square and ranks it always is
+ *   exact?: number, missing?: boolean}} Encoding `missing`: the highest code marks a cell without numbers; with neglog,
+ *   square and ranks it always does
  * @typedef {{schema: number, model: string, name: string, interrupted: boolean, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
@@ -30,7 +30,7 @@ function typed(bytes, dtype) {
   return new type(buffer.slice(start, start + bytes.byteLength));
 }
 
-/** What each code of an array stands for, where a table of all codes is small. @param {Encoding} encoding */
+/** Returns a function from codes to values, which looks them up in a table for 8 and 16 bits. @param {Encoding} encoding */
 function decoder({ dtype, coding, step = 1, offset = 0, exact = 0, missing = false }) {
   const decode = {
     neglog: (/** @type {number} */ code) => Math.exp(-code * step),
@@ -52,12 +52,12 @@ export class LensData {
   /** @param {Packed} packed */
   constructor({ header, buffers }) {
     if (header.schema !== 4) throw new Error(`this view reads schema 4, the run was packed as ${header.schema}`);
-    // A growing run adds to these, and another view may be of the same header.
+    // Copies, because a growing run appends to these, and another view may share the header.
     const { positions, inputs, targets, tokens, raw } = header;
     const own = { positions: [...positions], inputs: [...inputs], targets: [...targets], tokens: [...tokens], raw: { ...raw } };
     this.header = { ...header, ...own };
     this.k = header.k;
-    /** Positions for which there is room in every array. */
+    /** Number of positions that every array has room for. */
     this.room = header.positions.length;
     /** @type {Record<string, Numbers>} */
     this.arrays = {};
@@ -108,13 +108,13 @@ export class LensData {
     return this.decode.prob(this.arrays.prob[i]);
   }
 
-  /** Of the target; from the candidates, which are the finer code, where it is one of them. @param {number} cell @param {number} position */
+  /** Probability of the target; taken from the candidates, whose code is finer, if it is one of them. @param {number} cell @param {number} position */
   targetProb(cell, position) {
     const j = this.candidateOf(cell, this.header.targets[position]);
     return j < 0 ? this.decode.target_prob(this.arrays.target_prob[cell]) : this.prob(cell * this.k + j);
   }
 
-  /** How many tokens are likelier than the target; −1 where the position has no target. @param {number} cell */
+  /** Number of tokens more probable than the target; −1 if there is no target, or the cell has no numbers. @param {number} cell */
   targetRank(cell) {
     const code = this.arrays.target_rank[cell];
     return code === this.missing.target_rank ? -1 : this.decode.target_rank(code);
@@ -124,7 +124,7 @@ export class LensData {
     return this.header.encoding.target_rank.coding === "plain";
   }
 
-  /** Nats; NaN where the cell has no numbers. @param {number} cell */
+  /** Entropy in nats; NaN where the cell has no numbers. @param {number} cell */
   entropy(cell) {
     return this.decode.entropy(this.arrays.entropy[cell]);
   }
@@ -138,7 +138,7 @@ export class LensData {
     return this.hasKl ? this.decode.kl_final(this.arrays.kl_final[cell]) : NaN;
   }
 
-  /** The greatest of an array's values at some sites. @param {"entropy" | "kl_final" | "target_rank"} name @param {string[]} sites */
+  /** Maximum of an array's values at some sites. @param {"entropy" | "kl_final" | "target_rank"} name @param {string[]} sites */
   greatest(name, sites) {
     const key = [name, ...sites].join();
     if (this.greatestOf[key] !== undefined) return this.greatestOf[key];
@@ -158,25 +158,25 @@ export class LensData {
     return (this.greatestOf[key] = name === "target_rank" ? this.targetRank(where) : this.decode[name](most));
   }
 
-  /** A token's own text, from its display text. @param {number} token */
+  /** A token's actual text. @param {number} token */
   raw(token) {
     const { raw, tokens, space } = this.header;
     return raw[token] ?? tokens[token].replaceAll(space, " ");
   }
 
-  /** Which of the cell's candidates a token is; −1 where it is none, as all are in a cell without numbers. @param {number} cell @param {number} token */
+  /** Index of a token among the cell's candidates; −1 if it is none of them, or the cell has no numbers. @param {number} cell @param {number} token */
   candidateOf(cell, token) {
     for (let i = cell * this.k; i < (cell + 1) * this.k; i++) if (this.holds(i, token)) return i - cell * this.k;
     return -1;
   }
 
-  /** Whether the i-th stored candidate is this token, and has a number. @param {number} i @param {number} token */
+  /** Whether the i-th stored candidate is this token and has a number. @param {number} i @param {number} token */
   holds(i, token) {
     return this.arrays.token[i] === token && !Number.isNaN(this.prob(i));
   }
 
   /**
-   * A token's probability and rank in a cell: exact where it is a candidate, the target or tracked, else null.
+   * A token's probability and rank in a cell if it is a candidate, the target or tracked, else null.
    * @param {number} cell @param {number} position @param {number} token @returns {Standing | null}
    */
   standing(cell, position, token) {
@@ -192,7 +192,7 @@ export class LensData {
     return { prob: this.decode.tracked_prob(this.arrays.tracked_prob[i]), rank: rank === this.missing.tracked_rank ? -1 : rank, among: false };
   }
 
-  /** Which of a position's tracked tokens a token is; −1 where it is none. @param {number} position @param {number} token */
+  /** Index of a token among a position's tracked tokens; −1 if it is none of them. @param {number} position @param {number} token */
   trackedAt(position, token) {
     const { tracked, followed } = this.header;
     const own = this.arrays.tracked;
@@ -201,7 +201,7 @@ export class LensData {
     return -1;
   }
 
-  /** @param {number} cell @param {number} position @returns {Candidate[]} all k, the likeliest first */
+  /** @param {number} cell @param {number} position @returns {Candidate[]} all k, the most probable first */
   candidates(cell, position) {
     const { tokens, targets } = this.header;
     const total = this.among(cell);
@@ -223,8 +223,8 @@ export class LensData {
   }
 
   /**
-   * More positions at the end of a growing run.
-   * @param {Rows} rows @param {Record<string, Bytes>} buffers coded as the header says; `ids` of the new tokens alone
+   * Appends positions to a growing run.
+   * @param {Rows} rows @param {Record<string, Bytes>} buffers coded as the header says; `ids` of the new tokens only
    */
   append({ positions, inputs, targets, tokens, raw }, buffers) {
     const { header } = this;
@@ -253,13 +253,13 @@ export class LensData {
     this.greatestOf = {};
   }
 
-  /** Numbers a position has in one array's (site, layer). @param {string} name */
+  /** Number of values per position in one (site, layer) of an array. @param {string} name */
   perPosition(name) {
     if (name.startsWith("tracked_")) return this.header.followed;
     return name === "token" || name === "prob" ? this.k : 1;
   }
 
-  /** Makes room for so many positions. @param {number} room */
+  /** Makes room for `room` positions. @param {number} room */
   grow(room) {
     const { sites, layers, encoding, positions } = this.header;
     for (const [name, { dtype }] of Object.entries(encoding)) {

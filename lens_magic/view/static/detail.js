@@ -3,7 +3,7 @@ import { integer, nats, percent, quoted, rank, signed } from "./format.js";
 import { bytesOf, enters, streamSite } from "./query.js";
 
 /**
- * The panel beside the grid: everything kept about one cell.
+ * The panel beside the grid: everything known about one cell.
  *
  * @typedef {import("./frame.js").Frame} Frame
  * @typedef {import("./frame.js").Cell} Cell
@@ -19,7 +19,7 @@ function fact(list, name, hint) {
   return value;
 }
 
-/** @param {string} text a number, or what stands for none */
+/** @param {string} text a number, or "–" for none */
 const inNats = (text) => (text === "–" ? text : `${text} nats`);
 
 export class Detail {
@@ -29,7 +29,7 @@ export class Detail {
     this.on = on;
     /** @type {Cell | null} */
     this.cell = null;
-    /** The candidates on show. @type {number[]} */
+    /** Tokens of the candidates shown. @type {number[]} */
     this.tokens = [];
     this.el = make("section", "lens-detail");
     this.el.setAttribute("aria-label", caption ? `The cell in ${caption}` : "The cell in detail");
@@ -124,7 +124,7 @@ export class Detail {
       el.textContent = "–";
       return;
     }
-    // What has been pressed makes room for its like, and hands the focus on.
+    // The new link takes over the focus if the old one, just pressed, had it.
     const link = button(`layer ${label}`, `Go to layer ${label} of ${cell.site}`, () => this.on.onGo({ ...cell, layer: label }), "lens-link");
     const focused = el.contains(document.activeElement);
     el.replaceChildren(link);
@@ -158,7 +158,7 @@ export class Detail {
     return `${quoted(data.raw(token))}, id ${data.arrays.ids[token]}, bytes ${most || "none"}`;
   }
 
-  /** The j-th candidate's vocabulary index and bytes. @param {number} j */
+  /** Shows the j-th candidate's vocabulary index and bytes. @param {number} j */
   spell(j) {
     if (this.tokens[j] === undefined) return;
     const { data } = this.frame;

@@ -1,4 +1,4 @@
-/** Elements, made and measured. */
+/** Helpers that create DOM elements. */
 
 /**
  * @template {keyof HTMLElementTagNameMap} K
@@ -42,7 +42,7 @@ export function button(text, hint, onClick, className = "lens-button") {
   return el;
 }
 
-/** A control and what it is called. @param {string} name @param {HTMLElement[]} controls */
+/** Controls with a label. @param {string} name @param {HTMLElement[]} controls */
 export function labelled(name, ...controls) {
   const el = make("label", "lens-field");
   el.append(make("span", "lens-label", name), ...controls);
@@ -50,7 +50,7 @@ export function labelled(name, ...controls) {
 }
 
 /**
- * A segmented control of native radio buttons, whose keyboard handling it keeps.
+ * A segmented control of native radio buttons, which keeps their keyboard handling.
  *
  * @param {string} name
  * @param {string} group unique in the document

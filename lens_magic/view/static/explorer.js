@@ -3,7 +3,7 @@ import { grouped } from "./format.js";
 import { Stage } from "./stage.js";
 
 /**
- * The explorer: a stage, and what the reader does with what is on it.
+ * The explorer: a stage, and the reader's actions on it.
  *
  * @typedef {import("./data.js").LensData} LensData
  * @typedef {import("./frame.js").Cell} Cell
@@ -24,14 +24,14 @@ export class Explorer extends Stage {
       event.preventDefault();
     });
     this.root.addEventListener("keydown", (event) => {
-      if (event.key !== "/" || event.ctrlKey || event.metaKey) return; // fields that are typed in keep their keys to themselves
+      if (event.key !== "/" || event.ctrlKey || event.metaKey) return; // text fields stop their own key events
       event.preventDefault();
       event.stopPropagation();
       this.find.focus();
     });
   }
 
-  /** Keys of the table that do not move in it. @param {KeyboardEvent} event @returns {boolean} */
+  /** Handles the table's keys other than movement. @param {KeyboardEvent} event @returns {boolean} */
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return false;
     switch (event.key) {
@@ -62,14 +62,14 @@ export class Explorer extends Stage {
     if (to !== undefined) this.go({ ...this.cell, position: to });
   }
 
-  /** Goes to a cell, as the reader's choice. @param {Cell} cell */
+  /** Goes to a cell that the reader chose, and reports it. @param {Cell} cell */
   go(cell) {
     this.select(cell);
-    for (const grid of this.grids) grid.reveal(grid.active); // also where it was chosen already and has been scrolled away
+    for (const grid of this.grids) grid.reveal(grid.active); // even if it was selected already and has been scrolled away
     this.options.onSelect?.(this.selected());
   }
 
-  /** Goes to a cell without reporting it back. @param {Partial<Cell>} cell labels */
+  /** Goes to a cell without reporting it. @param {Partial<Cell>} cell labels */
   select(cell) {
     const now = this.selected();
     const wanted = { ...now, ...cell };
@@ -125,7 +125,7 @@ export class Explorer extends Stage {
     return candidatesTable(data.candidates(offset, data.positionAt.get(this.cell.position) ?? -1));
   }
 
-  /** What a picture shows: the selection, or all that is in view. */
+  /** The range that a picture shows: the selection, or all cells in view. */
   pictured() {
     const grid = this.grids[0];
     const range = grid.range();
@@ -135,7 +135,7 @@ export class Explorer extends Stage {
     return [Math.ceil(row - 0.2), Math.ceil(col - 0.2), Math.min(model.rows, Math.floor(row + rows + 0.2)) - 1, Math.min(model.cols, Math.floor(col + cols + 0.2)) - 1];
   }
 
-  /** Copies or saves. @param {string} what */
+  /** Copies or saves in one of the formats. @param {string} what */
   async take(what) {
     const model = this.models?.[0];
     if (!model) return;
@@ -157,7 +157,7 @@ export class Explorer extends Stage {
     this.say(blob ? `saved as lens.${what}` : "this browser cannot draw the picture");
   }
 
-  /** @param {string} text for a moment */
+  /** @param {string} text shown for four seconds */
   say(text) {
     this.toolbar.said.textContent = text;
     clearTimeout(this.saying);

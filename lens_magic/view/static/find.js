@@ -3,8 +3,7 @@ import { cut, integer, plural } from "./format.js";
 import { counts, matching, occurrences } from "./query.js";
 
 /**
- * Finding a token: what one types, the tokens that match, and a walk from one place where it is among the candidates
- * to the next.
+ * Token search: an input, the tokens that match, and steps between the places where the chosen one is among the candidates.
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {import("./query.js").Place} Place
@@ -62,7 +61,7 @@ export class Find {
         item.id = `${this.on.id}-found-${i}`;
         item.setAttribute("role", "option");
         item.append(make("span", "lens-token", cut(this.data.header.tokens[token], 32)), make("small", "", plural(frequency[token], "cell")));
-        // Not a click: the input must keep the focus until the choice is made.
+        // Not click: the input must keep the focus until the choice is made.
         item.addEventListener("pointerdown", (event) => {
           event.preventDefault();
           this.choose(token);
@@ -105,7 +104,7 @@ export class Find {
     event.preventDefault();
   }
 
-  /** Goes to where a token first enters the candidates. @param {number} token */
+  /** Goes to the first place where a token is among the candidates. @param {number} token */
   choose(token) {
     this.token = token;
     this.input.value = this.data.header.tokens[token];
@@ -115,7 +114,7 @@ export class Find {
     this.go();
   }
 
-  /** Where it enters the candidates of what is on show now. */
+  /** Updates the places where the token is among the candidates of the site and layers shown. */
   look() {
     this.places = occurrences(this.data, this.on.site(), this.on.layers(), this.token);
   }
@@ -123,7 +122,7 @@ export class Find {
   /** @param {number} by */
   step(by) {
     if (this.token < 0) return;
-    this.look(); // anew: another site or other layers may be on show, and a run may have grown
+    this.look(); // again: another site or other layers may be shown, and the run may have grown
     this.at = (this.at + by + this.places.length) % (this.places.length || 1);
     this.go();
   }

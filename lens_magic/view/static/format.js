@@ -1,4 +1,4 @@
-/** Numbers and token text as readers see them. */
+/** Formatting of numbers and token text. */
 
 const MINUS = "−";
 
@@ -38,7 +38,7 @@ export function signed(x, digits) {
   return x.toFixed(digits).replace("-", MINUS);
 }
 
-/** A difference, its sign always written. @param {number} x @param {(magnitude: number) => string} format */
+/** A difference, always with its sign. @param {number} x @param {(magnitude: number) => string} format */
 export function delta(x, format) {
   if (Number.isNaN(x)) return "–";
   const magnitude = format(Math.abs(x));
@@ -51,7 +51,7 @@ export function integer(n) {
   return String(n).replace("-", MINUS);
 }
 
-/** With commas; the browser's own way to write numbers takes long to wake up. @param {number} n */
+/** A count with commas; the browser's own number formatting is slow to start. @param {number} n */
 export function grouped(n) {
   return String(n).replace(/\B(?=(\d{3})+$)/g, ",");
 }
@@ -67,13 +67,13 @@ export function plural(n, noun) {
   return `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
-/** A token's own text in quotes, with everything that does not print as an escape. @param {string} raw */
+/** A token's actual text in quotes, with unprintable characters escaped. @param {string} raw */
 export function quoted(raw) {
   const escape = (/** @type {string} */ c) => `\\u{${c.codePointAt(0)?.toString(16)}}`;
   return JSON.stringify(raw).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escape).replace(/(?! )\p{Zs}/gu, escape);
 }
 
-/** So much of a text, in whole characters. @param {string} text @param {number} most */
+/** Cuts a text to at most `most` whole characters. @param {string} text @param {number} most */
 export function cut(text, most) {
   const characters = [...text.slice(0, 4 * most)];
   return characters.length > most ? characters.slice(0, most - 1).join("") + "…" : text;

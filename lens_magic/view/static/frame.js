@@ -1,7 +1,7 @@
 import { settled } from "./query.js";
 
 /**
- * What of one or two runs is on show, by labels: a run's own indices differ from another's, labels do not.
+ * What is shown of one or two runs, by labels, which mean the same in both runs, unlike their indices.
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {{site: string, layer: number, position: number}} Cell labels
@@ -10,14 +10,14 @@ import { settled } from "./query.js";
  * @typedef {{positions: number[], layers: number[], sites: string[]}} Labels
  */
 
-/** The union of two runs' labels, in the order of the first. @param {Data[]} datas @returns {Labels} */
+/** The union of the runs' labels: positions and layers ascending, sites in the order of the first run. @param {Data[]} datas @returns {Labels} */
 export function labelsOf(datas) {
   const all = (/** @type {"positions" | "layers"} */ axis) =>
     [...new Set(datas.flatMap((data) => data.header[axis]))].sort((a, b) => a - b);
   return { positions: all("positions"), layers: all("layers"), sites: [...new Set(datas.flatMap((data) => data.header.sites))] };
 }
 
-/** One run's indices for labels that are on show; −1 where it has nothing there. */
+/** One run's indices for the labels shown; −1 where it has no such label. */
 export class Frame {
   /** @param {Data} data @param {Labels} labels */
   constructor(data, labels) {
@@ -30,13 +30,13 @@ export class Frame {
     this.settledAt = new Map();
   }
 
-  /** Offset of a cell by the labels' indices, or −1. @param {number} site @param {number} layer @param {number} position */
+  /** Offset of a cell by indices of labels, or −1. @param {number} site @param {number} layer @param {number} position */
   cell(site, layer, position) {
     const [s, l, p] = [this.site[site], this.layer[layer], this.position[position]];
     return s < 0 || l < 0 || p < 0 ? -1 : this.data.cell(s, l, p);
   }
 
-  /** Label of the layer at which a position's answer settles; −1: at none. @param {number} position the run's index */
+  /** Label of the layer at which a position's answer settles; −1 if at none. @param {number} position the run's index */
   settles(position) {
     let label = this.settledAt.get(position);
     if (label === undefined) {

@@ -2,8 +2,8 @@ import { clamp, make } from "./dom.js";
 import { destination } from "./keys.js";
 
 /**
- * A table of any size of which only the cells in view exist: rows and cells are recycled while scrolling. It knows
- * rows and columns by index and nothing about what they mean.
+ * A table of any size in which only the cells in view have elements: rows and cells are recycled while scrolling. It knows
+ * rows and columns by index only, not what they mean.
  *
  * @typedef {{
  *   rows: number, cols: number, rowHeight: number, colWidth: number, leastWidth: number, maxColWidth: number,
@@ -16,18 +16,18 @@ import { destination } from "./keys.js";
  * @typedef {{el: HTMLElement, row: number, col: number}} DrawnCell
  * @typedef {{el: HTMLElement, head: HTMLElement, cells: DrawnCell[], index: number}} DrawnRow
  * @typedef {{onHover: () => void, onMove: () => void, onOpen: () => void, onScroll: () => void,
- *   onKey: (event: KeyboardEvent) => boolean}} GridCallbacks `onKey` says whether it took the key
+ *   onKey: (event: KeyboardEvent) => boolean}} GridCallbacks `onKey` returns whether it handled the key
  */
 
 const OVERSCAN = 2;
-const NUMBER_WIDTH = 84; // of a column that has room for five characters of a token and a number; in a narrower one a token goes first
-const CELL_NODES = 900; // of at most 1,500 in all: rows, headers, details and charts need the rest
+const NUMBER_WIDTH = 84; // a column this wide fits five characters of a token and a number; narrower ones show the token only
+const CELL_NODES = 900; // of at most 1,500 in total: rows, headers, details and charts need the rest
 
 export class VirtualGrid {
   /** @param {GridCallbacks} callbacks */
   constructor(callbacks) {
     this.callbacks = callbacks;
-    // Random, not counted: a notebook loads this module anew for every widget.
+    // Random, not a counter: a notebook loads this module again for every widget.
     this.id = `lens-grid-${Math.random().toString(36).slice(2)}`;
     /** @type {number[]} */
     this.active = [0, 0];
@@ -43,7 +43,7 @@ export class VirtualGrid {
     this.colW = 0;
     this.frame = 0;
     this.stale = false;
-    this.owed = false; // a table that was to be shown while this was out of sight
+    this.owed = false; // whether to rebuild for a model that was set while this was hidden
     /** @type {DrawnRow[]} */
     this.pool = [];
     /** @type {{el: HTMLElement, index: number}[]} */
@@ -55,7 +55,7 @@ export class VirtualGrid {
     this.canvas = make("div", "lens-canvas");
     this.canvas.setAttribute("role", "presentation");
     this.el.append(this.canvas);
-    // A frame later, so that what layout() changes is not reported as a loop of the observer.
+    // One frame later, so that the changes that layout() makes are not reported as a ResizeObserver loop.
     this.observer = new ResizeObserver(() => {
       const [width, height] = this.size;
       if (this.el.clientWidth === width && this.el.clientHeight === height) return;
@@ -84,9 +84,9 @@ export class VirtualGrid {
     this.el.addEventListener("keydown", (event) => this.key(event));
   }
 
-  /** Shows another table. @param {GridModel} model @param {number[]} active */
+  /** Shows a table. @param {GridModel} model @param {number[]} active */
   setModel(model, active) {
-    // Another shade, or more rows: the same table, and what was selected in it stays.
+    // With another shade or more rows it is the same table, and the selection stays.
     const same = this.model?.label === model.label && this.model.cols === model.cols && this.model.rows <= model.rows;
     if (!same || String(active) !== String(this.active)) this.anchor = active;
     this.model = model;
@@ -98,11 +98,11 @@ export class VirtualGrid {
     this.layout(true);
   }
 
-  /** Sizes, then as many recycled rows and cells as fill the view. */
+  /** Measures sizes, then builds as many rows and cells as fill the view. */
   layout(rebuild = false) {
     this.stale = false;
     this.owed ||= rebuild;
-    if (!this.el.clientWidth) this.size = [0, 0]; // out of sight; seen again, it has another size for the observer
+    if (!this.el.clientWidth) this.size = [0, 0]; // hidden; when visible again, the observer sees a new size
     if (!this.model || !this.el.clientWidth) return;
     const [rows, cols, changed] = this.measure();
     if (changed || this.owed) this.build(rows, cols);
@@ -110,13 +110,13 @@ export class VirtualGrid {
     this.render();
   }
 
-  /** How many rows and columns to draw, and whether that or their size is new. @returns {[number, number, boolean]} */
+  /** Number of rows and columns to draw, and whether these or their size have changed. @returns {[number, number, boolean]} */
   measure(again = true) {
     const m = /** @type {GridModel} */ (this.model);
     const width = this.el.clientWidth;
     const room = width - m.headWidth;
     const fitting = Math.floor(room / m.cols);
-    // Columns that nearly fit are squeezed, so that none is cut; where many do not, each has the width it should have.
+    // Columns that nearly fit are narrowed so that none is cut off; below `leastWidth` they have their preferred width.
     let colW = fitting >= m.leastWidth ? Math.min(fitting, m.maxColWidth) : m.colWidth;
     let rowH = m.rowHeight;
     const fit = () => /** @type {[number, number]} */ ([
@@ -137,7 +137,7 @@ export class VirtualGrid {
     const sizes = { "head-w": m.headWidth, "head-h": m.headHeight, "col-w": colW, "row-h": rowH };
     for (const [name, px] of Object.entries(sizes)) this.el.style.setProperty(`--lens-${name}`, `${px}px`);
     this.size = [this.el.clientWidth, this.el.clientHeight];
-    // A scroll bar that has just come or gone takes its width from the columns.
+    // A scroll bar that has just appeared or disappeared changes the width left for columns.
     if (again && this.size[0] !== width) {
       [rows, cols] = this.measure(false);
       return [rows, cols, true];
@@ -145,7 +145,7 @@ export class VirtualGrid {
     return [rows, cols, changed];
   }
 
-  /** The greatest height the style sheet lets the grid take; its own height follows from the rows. */
+  /** The maximum height that the style sheet allows; the actual height follows from the rows. */
   maxHeight() {
     const limit = parseFloat(getComputedStyle(this.el).maxHeight);
     return Number.isFinite(limit) ? limit : 480;
@@ -198,11 +198,11 @@ export class VirtualGrid {
     });
   }
 
-  /** Brings the recycled elements to what the scroll offsets show; elements already right are left alone. */
+  /** Updates the recycled elements to the scroll offsets; elements that are right already stay untouched. */
   render() {
     const m = this.model;
     if (!m || !this.pool.length) return;
-    // Read before anything is written: a scroll offset asked for after a change has the whole page laid out anew.
+    // Read before writing: reading a scroll offset after a change makes the browser lay out the whole page again.
     this.scroll = [this.el.scrollTop, this.el.scrollLeft];
     const [top, left] = this.scroll;
     const row0 = clamp(Math.floor(top / this.rowH) - 1, 0, m.rows - this.pool.length);
@@ -252,7 +252,7 @@ export class VirtualGrid {
     this.mark(cell.el, r, c);
   }
 
-  /** The classes and ARIA states that depend on the pointer and the focus. @param {HTMLElement} el @param {number} r @param {number} c */
+  /** Sets the classes and ARIA states that depend on the pointer and the selection. @param {HTMLElement} el @param {number} r @param {number} c */
   mark(el, r, c) {
     const active = r === this.active[0] && c === this.active[1];
     const range = this.range();
@@ -278,14 +278,14 @@ export class VirtualGrid {
     return [Math.min(a, c), Math.min(b, d), Math.max(a, c), Math.max(b, d)];
   }
 
-  /** First row and column in view, and how many, in cells and fractions of them: `[row, col, rows, cols]`. */
+  /** First row and column in view, and how many are, in cells and fractions of cells: `[row, col, rows, cols]`. */
   window() {
     const m = /** @type {GridModel} */ (this.model);
     const [width, height] = [this.size[0] - m.headWidth, this.size[1] - m.headHeight];
     return [this.scroll[0] / this.rowH, this.scroll[1] / this.colW, height / this.rowH, width / this.colW];
   }
 
-  /** The element of a cell, if it is drawn. @param {number[]} cell */
+  /** The element of a cell if it is drawn, else null. @param {number[]} cell */
   cellElement([r, c]) {
     const row = this.pool[r % this.pool.length];
     if (row?.index !== r) return null;
@@ -297,7 +297,7 @@ export class VirtualGrid {
     return this.hover ?? this.active;
   }
 
-  /** Brings the marks of all drawn cells up to date. */
+  /** Updates the marks of all drawn cells. */
   remark() {
     const [r, c] = this.lit();
     for (const row of this.pool) {
@@ -307,7 +307,7 @@ export class VirtualGrid {
     for (const head of this.heads) head.el.classList.toggle("lens-lit", head.index === c);
   }
 
-  /** Draws everything again: the same table with other contents. */
+  /** Redraws everything, for the same table with other contents. */
   repaint() {
     for (const row of this.pool) {
       row.index = -1;
@@ -359,7 +359,7 @@ export class VirtualGrid {
     this.moveTo(to, event.shiftKey);
   }
 
-  /** Makes a cell the active one, in view, and tells so. @param {number[]} cell @param {boolean} [extend] the selection */
+  /** Makes a cell active, brings it into view, and reports it. @param {number[]} cell @param {boolean} [extend] the selection */
   moveTo(cell, extend = false) {
     this.setActive(cell, extend);
     this.callbacks.onMove();
@@ -369,7 +369,7 @@ export class VirtualGrid {
   setActive(cell, extend = false) {
     this.active = cell;
     if (!extend) this.anchor = cell;
-    this.pointer = null; // a pointer at rest must not take the next scroll for a hover
+    this.pointer = null; // the next scroll must not count as a hover of a resting pointer
     this.reveal(cell);
     this.render();
     this.remark();
@@ -384,7 +384,7 @@ export class VirtualGrid {
     this.el.scrollLeft = clamp(this.el.scrollLeft, left + this.colW - this.size[0] + m.headWidth, left);
   }
 
-  /** Puts a place of the table, in fractions of it, into the middle of the view. @param {number} down @param {number} across */
+  /** Centres the view on a place of the table, given as fractions of it. @param {number} down @param {number} across */
   centre(down, across) {
     const m = this.model;
     if (!m) return;

@@ -1,7 +1,7 @@
-/** Which key goes where in a table. */
+/** Keyboard movement in a table. */
 
 /**
- * The cell a key moves to; null where it is no key of movement.
+ * Returns the cell that a key moves to; null if it is not a movement key.
  *
  * @param {{key: string, altKey: boolean, ctrlKey: boolean, metaKey: boolean}} event
  * @param {{active: number[], rows: number, cols: number, page: number}} table `page`: rows that a page key moves by

@@ -1,6 +1,6 @@
 import { make } from "./dom.js";
 
-/** What colours and marks mean, below the grid. */
+/** The legend of colours and marks, below the grid. */
 
 export class Legend {
   constructor() {

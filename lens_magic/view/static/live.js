@@ -1,7 +1,7 @@
 import { button, make } from "./dom.js";
 import { plural } from "./format.js";
 
-/** A run that is still being made: its text as it comes, and a button that asks for it to stop. */
+/** A run in progress: its text as it is generated, and a button that stops it. */
 
 export class LiveStrip {
   /** @param {() => void} onStop */
@@ -9,7 +9,7 @@ export class LiveStrip {
     this.el = make("div", "lens-live");
     this.text = make("p", "lens-live-text", "");
     this.text.dir = "auto";
-    this.text.setAttribute("aria-live", "off"); // a screen reader reads the whole when it is there, not every piece
+    this.text.setAttribute("aria-live", "off"); // screen readers should read the finished text, not every piece
     this.state = make("span", "lens-live-state", "");
     this.state.setAttribute("role", "status");
     this.stop = button("Stop", "Stop generating; what there is by then stays", () => {
@@ -22,7 +22,7 @@ export class LiveStrip {
     this.el.append(this.text, side);
   }
 
-  /** @param {string} text all of it so far @param {number} positions on show */
+  /** @param {string} text all of it so far @param {number} positions shown */
   show(text, positions) {
     const atEnd = this.text.scrollTop + this.text.clientHeight >= this.text.scrollHeight - 4;
     this.text.textContent = text;
@@ -30,7 +30,7 @@ export class LiveStrip {
     if (!this.stop.disabled) this.state.textContent = positions ? plural(positions, "row") : "";
   }
 
-  /** The run has failed: there is nothing to stop any more. */
+  /** Shows that the run has failed, and removes Stop. */
   end() {
     this.stop.disabled = this.stop.hidden = true;
     this.state.textContent = "not finished";

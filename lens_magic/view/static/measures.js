@@ -1,12 +1,12 @@
 import { brief, count, delta, integer, nats } from "./format.js";
 
 /**
- * What shades a cell, and the number in it.
+ * Measures: what shades a cell, and gives the number in it.
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {"prob" | "target" | "rank" | "entropy" | "kl" | "token"} Shading
  * @typedef {{shade: Shading, over: "all" | "k", token: number, sites: string[]}} Choice `token`: a row of the token table, or −1
- * @typedef {"sure" | "unsure" | "more" | "less"} Ramp colours by what they say, so that two measures are told apart
+ * @typedef {"sure" | "unsure" | "more" | "less"} Ramp colours by meaning, so that different kinds of measures look different
  * @typedef {{label: string, ramp: Ramp, low: string, high: string, value: (cell: number, position: number) => number,
  *   strength: (value: number) => number, text: (value: number) => string}} Measure `strength` in −1 … 1
  */
@@ -80,8 +80,8 @@ export function measureOf(data, choice) {
 }
 
 /**
- * How a measure changes from one run to another: value(second) − value(first). Ranks are compared in doublings, as
- * from 2 to 1 is as much as from 2,000 to 1,000.
+ * The change of a measure from one run to another: value(second) − value(first). Changes of ranks are counted in doublings,
+ * so that from 2,000 to 1,000 is as much as from 2 to 1.
  *
  * @param {Measure} first @param {Measure} second @param {Shading} shade
  * @returns {Omit<Measure, "value"> & {between: (a: number, b: number) => number}}
@@ -105,13 +105,13 @@ export function difference(first, second, shade) {
   };
 }
 
-/** Colours as the style sheet has them, in 101 steps of strength. @type {Record<Ramp, string[]>} */
+/** The style sheet's colours in 101 steps of strength. @type {Record<Ramp, string[]>} */
 const RAMPS = { sure: [], unsure: [], more: [], less: [] };
 for (const [name, steps] of Object.entries(RAMPS)) {
   for (let i = 0; i <= 100; i++) steps.push(`rgb(var(--lens-${name}) / calc(var(--lens-depth-${name}) * ${i / 100}))`);
 }
 
-/** @param {Ramp} ramp @param {number} strength in −1 … 1; NaN: nothing is known, and nothing shaded */
+/** @param {Ramp} ramp @param {number} strength in −1 … 1; NaN, for unknown, gives no shade */
 export function shade(ramp, strength) {
   const step = Math.round(100 * Math.abs(strength)) || 0;
   return RAMPS[ramp === "more" && strength < 0 ? "less" : ramp][step];

@@ -2,12 +2,12 @@ import { clamp, make } from "./dom.js";
 import { palette } from "./theme.js";
 
 /**
- * A whole table as a strip of pixels, one a cell, with the part in view marked. A click goes there.
+ * A whole table as a strip with one pixel per cell and the part in view marked. A click goes there.
  *
  * @typedef {import("./cells.js").Model} Model
  */
 
-const MOST_PIXELS = 4096; // rows or columns of pixels; of more, some are left out
+const MOST_PIXELS = 4096; // rows or columns of pixels; beyond that, some cells are left out
 
 export class Overview {
   /** @param {(down: number, across: number) => void} onGo fractions of the table */
@@ -20,7 +20,7 @@ export class Overview {
     this.frame = make("div", "lens-window");
     this.el.append(this.canvas, this.frame);
     this.task = 0;
-    this.owed = false; // a drawing, while the strip is hidden or a host has not put it into its document yet
+    this.owed = false; // whether to draw later: the strip is hidden, or the host has not attached it to the document yet
     const go = (/** @type {PointerEvent} */ event) => {
       const box = this.canvas.getBoundingClientRect();
       onGo(clamp((event.clientY - box.top) / box.height, 0, 1), clamp((event.clientX - box.left) / box.width, 0, 1));
@@ -34,7 +34,7 @@ export class Overview {
     });
   }
 
-  /** Draws a table when there is time for it. @param {Model} model */
+  /** Draws a table 30 ms later, unless another call replaces it. @param {Model} model */
   show(model) {
     this.model = model;
     clearTimeout(this.task);
@@ -65,7 +65,7 @@ export class Overview {
       }
     }
     context.putImageData(image, 0, 0);
-    // Cells larger than a pixel stay sharp; of smaller ones the mean is seen.
+    // Cells larger than a pixel stay sharp; smaller ones are averaged.
     canvas.style.imageRendering = rows < canvas.clientHeight ? "pixelated" : "auto";
   }
 

@@ -2,17 +2,17 @@ import { button, make } from "./dom.js";
 import { cut, integer } from "./format.js";
 
 /**
- * What the reader has pinned: tokens at a position, or cells (their top token). By labels and vocabulary index, so that
- * a pin means the same in another run.
+ * Pins: tokens at a position, or cells (their top token). Stored by labels and vocabulary index, so that a pin means the
+ * same in another run.
  *
  * @typedef {import("./frame.js").Cell} Cell
  * @typedef {{id: number, position: number, site: string, layer: number | null, name: string}} Pin `layer`: of a pinned cell
  */
 
-const MOST_PINS = 6; // as many as there are colours that can be told apart
+const MOST_PINS = 6; // the number of distinguishable colours
 
 export class Pins {
-  /** @param {{onChange: () => void, onGo: (pin: Pin) => void, onLeave: () => void}} on `onLeave`: the focus has to go elsewhere */
+  /** @param {{onChange: () => void, onGo: (pin: Pin) => void, onLeave: () => void}} on `onLeave`: the focused element is gone, so the focus must move elsewhere */
   constructor(on) {
     this.on = on;
     /** @type {Pin[]} */
@@ -24,7 +24,7 @@ export class Pins {
     this.drawn = this.list;
   }
 
-  /** Adds a pin, or takes it away where it is there. @param {Pin} pin */
+  /** Adds a pin, or removes it if it exists. @param {Pin} pin */
   toggle(pin) {
     const same = (/** @type {Pin} */ p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer;
     this.list = this.list.some(same) ? this.list.filter((p) => !same(p)) : [...this.list, pin].slice(-MOST_PINS);
@@ -37,7 +37,7 @@ export class Pins {
     this.on.onLeave();
   }
 
-  /** Takes a pin away by its own button, which goes with it: the next one has the focus then. @param {Pin} pin @param {number} at */
+  /** Removes a pin, and its button with it: the next pin's button gets the focus. @param {Pin} pin @param {number} at */
   remove(pin, at) {
     this.toggle(pin);
     const rest = /** @type {NodeListOf<HTMLElement>} */ (this.el.querySelectorAll(".lens-chip-off"));
@@ -45,7 +45,7 @@ export class Pins {
     else this.on.onLeave();
   }
 
-  /** Chips, which are the chart's key too. @param {{name: string, what: string}[]} followed what the chart shows unasked */
+  /** Draws the chips, which are the chart's legend too. @param {{name: string, what: string}[]} followed what the chart shows without a pin */
   draw(followed) {
     const chips = followed.map(({ name, what }, i) => {
       const chip = make("span", "lens-chip lens-followed");
@@ -53,7 +53,7 @@ export class Pins {
       return chip;
     });
     this.followed.replaceChildren(...chips);
-    // That changes with every cell; pins that are as they were stay, and the focus in them too.
+    // These change with every cell; unchanged pins keep their elements, and so the focus in them.
     if (this.drawn === this.list) return;
     this.drawn = this.list;
     const pins = this.list.map((pin, i) => this.chip(pin, i));

@@ -1,5 +1,5 @@
 /**
- * Questions to a run: where a token is, how it fares from layer to layer, when an answer settles. Indices, not labels.
+ * Queries on a run: where a token is, its trajectory through the layers, when an answer settles. Indices, not labels.
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {{position: number, layer: number}} Place
@@ -11,7 +11,7 @@ export function streamSite(data) {
 }
 
 /**
- * The first layer from which the emitted token stays first up to the last; −1 where it does not, or where the residual
+ * The first layer from which the emitted token stays first up to the last layer; −1 if there is none, or if the residual
  * stream was not captured.
  * @param {Data} data @param {number} position
  */
@@ -24,7 +24,7 @@ export function settled(data, position) {
 }
 
 /**
- * The first layer of a position at which a token is among the candidates; −1 where at none.
+ * The first layer at which a token is among a position's candidates; −1 if there is none.
  * @param {Data} data @param {number} site @param {number[]} layers @param {number} position @param {number} token
  */
 export function enters(data, site, layers, position, token) {
@@ -48,7 +48,7 @@ export function occurrences(data, site, layers, token) {
   return [...first.keys()].filter((position) => first[position] >= 0).map((position) => ({ position, layer: first[position] }));
 }
 
-/** In how many cells of a site a token is among the candidates, for every token. @param {Data} data @param {number} site */
+/** For every token, the number of a site's cells in which it is among the candidates. @param {Data} data @param {number} site */
 export function counts(data, site) {
   const { layers, positions, tokens } = data.header;
   const found = new Uint32Array(tokens.length);
@@ -60,8 +60,8 @@ export function counts(data, site) {
 }
 
 /**
- * Tokens whose text holds the query, the closest first: equal to it, beginning with it, then the most frequent.
- * `#12` asks for a vocabulary index.
+ * Tokens whose text contains the query, the closest first: equal to it, beginning with it, then the most frequent.
+ * `#12` looks for a vocabulary index.
  * @param {Data} data @param {string} query @param {Uint32Array} frequency @param {number} most @returns {number[]}
  */
 export function matching(data, query, frequency, most) {
@@ -89,14 +89,14 @@ export function matching(data, query, frequency, most) {
 }
 
 /**
- * A token at one position, layer by layer; null where all that is known is that it is not among the candidates.
+ * A token's standing at one position, layer by layer; null where it is neither a candidate, the target nor tracked.
  * @param {Data} data @param {number} site @param {number[]} layers @param {number} position @param {number} token
  */
 export function trajectory(data, site, layers, position, token) {
   return layers.map((layer) => data.standing(data.cell(site, layer, position), position, token));
 }
 
-/** The bytes of a token's text in UTF-8; pieces of characters come as `\xe2` already. @param {string} raw */
+/** The UTF-8 bytes of a token's text, in hexadecimal; parts of characters are written as `\xe2` in it already. @param {string} raw */
 export function bytesOf(raw) {
   const encoder = new TextEncoder();
   const pieces = raw.match(/\\x[0-9a-f]{2}|\\|[^\\]+/g) ?? [];
@@ -105,8 +105,8 @@ export function bytesOf(raw) {
 }
 
 /**
- * Layers by the notation of `--layers`: `0-4`, `5-`, `-1`, `0,8,-1`, `::4`. Labels in, labels out.
- * @param {string} spec @param {number[]} layers the run's, ascending @returns {number[] | null} null: not understood, or none left
+ * Parses layers in the notation of `--layers`: `0-4`, `5-`, `-1`, `0,8,-1`, `::4`. Labels in, labels out.
+ * @param {string} spec @param {number[]} layers the run's, ascending @returns {number[] | null} null: not understood, or no such layers
  */
 export function chosenLayers(spec, layers) {
   const text = spec.replaceAll(/\s|–/g, (c) => (c === "–" ? "-" : ""));
@@ -131,7 +131,7 @@ export function chosenLayers(spec, layers) {
   return found.length ? found : null;
 }
 
-/** Layers in that notation; nothing where they are all. @param {number[]} chosen ascending @param {number[]} layers the run's */
+/** Layers in that notation; empty for all of them. @param {number[]} chosen ascending @param {number[]} layers the run's */
 export function writtenLayers(chosen, layers) {
   if (chosen.length === layers.length) return "";
   const firsts = chosen.filter((layer) => !chosen.includes(layer - 1));

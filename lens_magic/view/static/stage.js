@@ -13,8 +13,8 @@ import { onTheme } from "./theme.js";
 import { trajectory } from "./query.js";
 
 /**
- * The parts of the explorer and what they show together: one run, or two, in; a table in `el` out. What the reader does
- * with it is added by `explorer.js`: a stage is made as an `Explorer` alone.
+ * The parts of the explorer and what they show together: draws one run, or two, as a table in `el`. `explorer.js` adds the
+ * reader's actions; a stage is only ever created as an `Explorer`.
  *
  * @typedef {import("./data.js").LensData} LensData
  * @typedef {import("./frame.js").Cell} Cell
@@ -26,7 +26,7 @@ import { trajectory } from "./query.js";
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
  *   foundToken: (token: number, place: import("./query.js").Place | null) => void,
  *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
- *   key: (event: KeyboardEvent) => boolean}} Acts what the reader can do, which the parts ask the explorer for
+ *   key: (event: KeyboardEvent) => boolean}} Acts the reader's actions, which the parts call on the explorer
  */
 
 export class Stage {
@@ -124,7 +124,7 @@ export class Stage {
     return own || (names[0] === names[1] ? ["first run", "second run"][i] : names[i]);
   }
 
-  /** Where another view of the same run was. @param {State} state */
+  /** Restores the state of another view of the same run. @param {State} state */
   restore({ view, cell, pins }) {
     const { layers, sites, positions } = this.labels;
     const kept = view.layers.filter((layer) => layers.includes(layer));
@@ -140,17 +140,17 @@ export class Stage {
     return { view: this.view, cell: this.cell, pins: this.pins.list, scroll: [el.scrollLeft, el.scrollTop], focused: el.matches(":focus") };
   }
 
-  /** From all tokens to one, and back. */
+  /** Switches between all tokens and one token. */
   turn() {
     this.set({ mode: this.view.mode === "table" ? "token" : "table" });
   }
 
-  /** Changes what is on show; the active cell stays the same one where it can. @param {Partial<View>} change */
+  /** Changes what is shown; the active cell stays the same if possible. @param {Partial<View>} change */
   set(change) {
     const before = this.view;
     this.view = { ...before, ...change };
     this.view.zoom = clamp(this.view.zoom, 0, ZOOMS.length - 1);
-    // Sites side by side are what the view of one token is for; the table shows one unless told.
+    // The view of one token is for comparing sites side by side; the table shows one site by default.
     if (change.mode && change.mode !== before.mode) this.view.sites = change.mode === "token" ? this.labels.sites : [this.cell.site];
     const { sites, layers } = this.view;
     const was = this.cell;
@@ -161,18 +161,18 @@ export class Stage {
     if (this.cell !== was) this.options.onSelect?.(this.selected());
   }
 
-  /** Which grids are drawn: both runs, or one for a single run or a difference. */
+  /** The frames of each grid drawn: one grid per run, or one for the difference of both. */
   get shownFrames() {
     const difference = this.frames.length > 1 && this.view.pairing === "difference" && this.view.mode === "table";
     return difference ? [this.frames] : this.frames.map((frame) => [frame]);
   }
 
-  /** The view with the token looked for as one run has it. @param {Frame} frame @returns {View} */
+  /** The view, with the token in terms of one run's token table. @param {Frame} frame @returns {View} */
   viewOf(frame) {
     return { ...this.view, token: this.tokenIn(frame.data, this.view.token) };
   }
 
-  /** A token of the first run in another. @param {LensData} data @param {number} token */
+  /** Index in another run of a token of the first run. @param {LensData} data @param {number} token */
   tokenIn(data, token) {
     return token < 0 || data === this.datas[0] ? token : data.arrays.ids.indexOf(this.datas[0].arrays.ids[token]);
   }
@@ -219,7 +219,7 @@ export class Stage {
     return target < 0 ? "" : data.header.tokens[target];
   }
 
-  /** The hovered cell in detail, or else the active one. @param {number} i which grid */
+  /** Shows details of the hovered cell, or else of the active one. @param {number} i which grid */
   detailed(i) {
     const model = this.models?.[i];
     if (!model) return;
@@ -271,7 +271,7 @@ export class Stage {
     this.options.onSelect?.(this.selected());
   }
 
-  /** Two runs scroll together, and the overview follows. @param {number} i which grid */
+  /** Scrolls the other run's grid along, and updates the overview. @param {number} i which grid */
   scrolled(i) {
     const [top, left] = this.grids[i].scroll;
     for (const [other, grid] of this.grids.entries()) {
@@ -287,7 +287,7 @@ export class Stage {
     return { site, layer, position };
   }
 
-  /** A run has grown: its axes are read again, and a reader at its end stays there. */
+  /** Updates the axes after a run has grown; a reader at its end stays at the end. */
   grown() {
     const { el } = this.grids[0];
     const atEnd = this.view.transposed ? el.scrollLeft + el.clientWidth >= el.scrollWidth - 2 : el.scrollTop + el.clientHeight >= el.scrollHeight - 2;

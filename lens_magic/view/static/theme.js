@@ -1,11 +1,11 @@
 /**
- * Colours where style sheets do not reach: canvases and saved pictures.
+ * Colours for canvases and saved pictures, where style sheets do not apply.
  *
  * @typedef {{sure: number[], unsure: number[], more: number[], less: number[], depth: Record<string, number>,
  *   fg: string, bg: string, muted: string, line: string, accent: string, mono: string}} Palette
  */
 
-/** The colours in force at an element. @param {HTMLElement} el @returns {Palette} */
+/** The colours in effect at an element. @param {HTMLElement} el @returns {Palette} */
 export function palette(el) {
   const style = getComputedStyle(el);
   const read = (/** @type {string} */ name) => style.getPropertyValue(`--lens-${name}`).trim();
@@ -17,7 +17,7 @@ export function palette(el) {
     more: triple("more"),
     less: triple("less"),
     depth: Object.fromEntries(ramps.map((name) => [name, Number(read(`depth-${name}`)) || 0.6])),
-    // Custom properties may still be references to others: what they come to is read from where they are used.
+    // Custom properties may still be references to others, so these two are read from the properties that use them.
     fg: style.color,
     bg: style.backgroundColor,
     muted: read("own-muted"),
@@ -29,11 +29,11 @@ export function palette(el) {
 
 /**
  * Calls back when the host's theme or the reader's preference changes.
- * @param {HTMLElement} el @param {() => void} callback @returns {() => void} ends it
+ * @param {HTMLElement} el @param {() => void} callback @returns {() => void} stops it
  */
 export function onTheme(el, callback) {
   const { body, documentElement, defaultView } = el.ownerDocument;
-  // A frame later: hosts first say which theme it is and then load its style sheet.
+  // A frame later, and again after 300 ms: hosts announce a theme before they load its style sheet.
   const later = () => {
     requestAnimationFrame(callback);
     setTimeout(callback, 300);

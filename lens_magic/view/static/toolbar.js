@@ -69,7 +69,7 @@ export class Toolbar {
     this.controls.append(...this.fields(datas, labels));
   }
 
-  /** What there is, as it grows. @param {Labels} labels @param {boolean} interrupted */
+  /** Shows the size of the run. @param {Labels} labels @param {boolean} interrupted */
   size(labels, interrupted) {
     const size = `${plural(labels.positions.length, "position")} × ${plural(labels.layers.length, "layer")}`;
     this.sizes.textContent = interrupted ? `${size} · interrupted` : size;
@@ -84,7 +84,7 @@ export class Toolbar {
     for (const [what, [text, hint]] of Object.entries(EXPORTS)) {
       const item = button(text, hint, () => {
         el.open = false;
-        summary.focus(); // what had it is gone
+        summary.focus(); // the focused item is hidden now
         this.on.onExport(what);
       }, "lens-menu-item");
       item.removeAttribute("aria-label");
@@ -131,7 +131,7 @@ export class Toolbar {
     const stepper = make("span", "lens-tools");
     this.position = make("output", "lens-stepper", "");
     stepper.append(button("‹", "Previous token ( [ )", () => this.on.onToken(-1)), this.position, button("›", "Next token ( ] )", () => this.on.onToken(1)));
-    this.token = make("span", "lens-field"); // no label: a click in one is a click on its first button
+    this.token = make("span", "lens-field"); // not a <label>, in which any click would click the first button
     this.token.append(make("span", "lens-label", "Token"), stepper);
     const fields = [labelled("Shade", this.shade), labelled("Probability over", this.over), this.token];
     if (labels.layers.length > 1) fields.push(labelled("Layers", filter));
@@ -154,7 +154,7 @@ export class Toolbar {
     this.on.onView({ sites: i < sites.length ? [sites[i]] : sites });
   }
 
-  /** With Ctrl, a click adds a site to those on show or takes it away. @param {MouseEvent} event */
+  /** Ctrl-click adds a site to those shown, or removes it. @param {MouseEvent} event */
   addSite(event) {
     const label = /** @type {HTMLElement} */ (event.target).closest("label");
     const i = label && label.parentElement ? [...label.parentElement.children].indexOf(label) : -1;
@@ -164,11 +164,11 @@ export class Toolbar {
     event.stopPropagation();
     const had = this.view.sites.includes(site);
     const sites = this.labels.sites.filter((s) => (s === site ? !had : this.view?.sites.includes(s)));
-    // Afterwards: a click that was prevented puts the radio button back that was checked before.
+    // Deferred, because a prevented click restores the radio button that was checked before.
     if (sites.length) setTimeout(() => this.on.onView({ sites }));
   }
 
-  /** @param {View} view @param {number} zooms @param {Cell} cell @param {string} next @param {string} focus the token looked for */
+  /** @param {View} view @param {number} zooms @param {Cell} cell @param {string} next @param {string} focus text of the token searched for */
   update(view, zooms, cell, next, focus) {
     this.view = view;
     const all = view.sites.length === this.labels.sites.length;
@@ -181,7 +181,7 @@ export class Toolbar {
     this.pairing?.inputs.forEach((input, i) => (input.checked = (view.pairing === "difference") === (i === 1)));
     this.swap.setAttribute("aria-pressed", String(view.transposed));
     for (const [size, other, last] of /** @type {const} */ ([[this.less, this.more, 0], [this.more, this.less, zooms - 1]])) {
-      // A button that goes out of use takes the focus with it.
+      // A button that is disabled loses the focus.
       if (view.zoom === last && document.activeElement === size) other.focus();
       size.disabled = view.zoom === last;
     }
@@ -196,7 +196,7 @@ export class Toolbar {
     if (view.layers !== this.shown) this.named(this.layers, view.layers);
   }
 
-  /** Says which layers are on show, in the reader's own words where they are his. @param {HTMLInputElement} input @param {number[]} layers */
+  /** Shows which layers are selected, keeping the reader's own notation if it means the same. @param {HTMLInputElement} input @param {number[]} layers */
   named(input, layers) {
     this.shown = layers;
     if (String(chosenLayers(input.value, this.labels.layers)) === String(layers)) return;
@@ -205,7 +205,7 @@ export class Toolbar {
     input.setCustomValidity("");
   }
 
-  /** Makes the token looked for one that cells can be shaded by. @param {number} token @param {string} name */
+  /** Offers the token searched for as one to shade cells by. @param {number} token @param {string} name */
   offer(token, name) {
     if (!this.shade || [...this.shade.options].some((option) => option.value === `token:${token}`)) return;
     const option = make("option", "", `probability of ${name}`);

@@ -4,7 +4,7 @@ import { Explorer } from "./explorer.js";
 import { LiveStrip } from "./live.js";
 
 /**
- * The two entries: `mount` for pages, `default.render` for anywidget.
+ * The two entry points: `mount` for pages, `default.render` for anywidget.
  *
  * @typedef {import("./data.js").Packed} Packed
  * @typedef {import("./data.js").Header} Header
@@ -42,9 +42,9 @@ export function mount(el, packed, options = {}) {
   return new Explorer(el, packs.map((pack) => new LensData(pack)), options);
 }
 
-/** A run that grows by messages until the kernel says it is done. */
+/** A run that grows with messages until the kernel says that it is finished. */
 class Live {
-  /** @param {HTMLElement} el @param {Packed} packed as yet without positions @param {Model} model @param {(cell: Cell) => void} onSelect */
+  /** @param {HTMLElement} el @param {Packed} packed still without positions @param {Model} model @param {(cell: Cell) => void} onSelect */
   constructor(el, packed, model, onSelect) {
     this.el = el;
     this.model = model;
@@ -52,7 +52,7 @@ class Live {
     this.data = new LensData(packed);
     this.text = "";
     this.seen = 0; // messages
-    this.asked = 0; // … from which on they were asked for again, and when
+    this.asked = 0; // the message from which they were last requested again, and when
     this.askedAt = performance.now();
     this.strip = new LiveStrip(() => model.send({ type: "stop" }));
     this.root = make("div", "lens-root lens-waiting");
@@ -60,7 +60,7 @@ class Live {
     el.append(this.root);
     this.hear = (/** @type {RowsMessage} */ message, /** @type {import("./data.js").Bytes[]} */ buffers) => this.take(message, buffers);
     model.on("msg:custom", this.hear);
-    // What was sent before this view was there is asked for.
+    // Request what was sent before this view existed.
     model.send({ type: "since", seq: 0 });
   }
 
@@ -68,7 +68,7 @@ class Live {
   take(message, buffers) {
     if (message.type !== "rows" || message.seq < this.seen) return;
     if (message.seq > this.seen) {
-      // Again after a while: what was asked before the browser had a subshell waits behind the running cell.
+      // Ask again after a while: a request made before the browser had a subshell waits behind the running cell.
       if (this.asked === this.seen && performance.now() - this.askedAt < 1000) return;
       this.asked = this.seen;
       this.askedAt = performance.now();
@@ -105,7 +105,7 @@ class Live {
   }
 }
 
-/** anywidget's entry: the model's traits are the packed runs, `selected` goes both ways. @param {{model: Model, el: HTMLElement}} context */
+/** anywidget's entry point: the model's traits are the packed runs; `selected` is synced both ways. @param {{model: Model, el: HTMLElement}} context */
 function render({ model, el }) {
   const onSelect = (/** @type {Cell} */ cell) => {
     model.set("selected", cell);
@@ -117,7 +117,7 @@ function render({ model, el }) {
     const other = packed("other_");
     return mount(el, packed(""), { onSelect, state, compare: other.header?.schema ? other : undefined });
   };
-  // Order does not matter to a rule: the static table may come into the document before or after this view.
+  // A style rule works in either order: the static table may enter the document before or after this view.
   const rule = make("style", "", `[data-lens-for="${model.get("fallback")}"] { display: none; }`);
   el.ownerDocument.head.append(rule);
   /** @type {Mounted} */
@@ -129,7 +129,7 @@ function render({ model, el }) {
     view = open(state);
     follow();
   };
-  // A run that was finished without a row has the buffers it began with, so that they are not said to change.
+  // A run that finished without a row keeps its first buffers, so no change of theirs is reported.
   const finished = () => {
     if (view instanceof Live && nothing(model.get("header"))) reopen();
   };
