@@ -1,4 +1,4 @@
-"""Chromium as the browser tests and `benchmarks.explorer` drive it."""
+"""Chromium for the browser tests and `benchmarks.explorer`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests share: small checkpoints, one group of ranks at a time, and a private place for everything written."""
+"""Shared fixtures: small checkpoints, one group of ranks at a time, and a private folder for everything written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run made of random numbers, for what draws and stores runs."""
+"""A run made of random numbers, for tests of code that draws and stores runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run in a process of its own where Triton can be imported: what becomes of the GPU's kernels without a GPU.
+"""Run the GPU's kernels without a GPU, in a separate process that can import Triton: interpret or compile them.
 
 TRITON_INTERPRET=1 python kernel_probe.py run CASES.safetensors FOUND.safetensors
 python kernel_probe.py compile

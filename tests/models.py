@@ -1,7 +1,7 @@
-"""Small random checkpoints of awkward shapes, each written the same to the byte wherever it is built.
+"""Small random checkpoints of awkward shapes, byte-identical wherever they are built.
 
 To add a model, add a row to `MODELS`: a callable that returns a transformers model of any family. Weights, tokenizer
-and files follow from the row alone.
+and files follow from the row.
 """
 
 from __future__ import annotations

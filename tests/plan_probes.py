@@ -1,4 +1,4 @@
-"""What the tests of the plan ask of ranks, which import this file by name."""
+"""Functions that the tests of the plan run on ranks, which import this file by name."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What the lens has to answer, computed the slow and obvious way: one process, plain hooks, whole forwards, no cache.
+"""The lens's expected results, computed the slow and obvious way: one process, plain hooks, whole forwards, no cache.
 
 Everything here follows from the definitions of the public interface and shares no code with the package.
 
 Sequence: `ids` is prompt and output in one list, `prompt_length` (P) says where the output begins. Position p is the
-state at index P − 1 + p, and its target is the token at index P + p. A hook that a test has registered before (one that
-steers, say) runs before the ones here, so what it changes is seen.
+state at index P − 1 + p, and its target is the token at index P + p. A hook that a test registered earlier (to steer,
+for example) runs before the ones here, so they see its changes.
 """
 
 from __future__ import annotations

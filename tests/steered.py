@@ -1,6 +1,6 @@
 """Steering the slow and obvious way: plain transformers, unsharded, one uncached forward, hooks that know every position.
 
-It shares no code with the package: positions, steps, decay and operators follow from the public interface's words.
+It shares no code with the package: positions, steps, decay and operators follow from the public interface's description.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rules of the house, read from the imports (docs/architecture.md)."""
+"""The project's rules, checked on the sources (docs/architecture.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several prompts side by side give what each gives alone: tokens, tables and states, whatever the padding."""
+"""Several prompts in a batch give what each gives alone: tokens, tables and states, whatever the padding."""
 
 from __future__ import annotations
 

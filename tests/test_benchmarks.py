@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: every baseline gives what ours gives, and does the work it is said to do."""
+"""The benchmarks measure what they claim: every baseline gives our results, and does the work it is said to do."""
 
 from __future__ import annotations
 

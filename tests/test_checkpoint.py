@@ -1,4 +1,4 @@
-"""What is refused before anything is loaded, and in which words."""
+"""Checkpoints that are refused before anything is loaded, and the error messages."""
 
 from __future__ import annotations
 

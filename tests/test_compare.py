@@ -1,4 +1,4 @@
-"""Unsteered beside steered: texts, log-probabilities and what is shown, against plain transformers, on 1 to 4 ranks."""
+"""Unsteered and steered text: tokens, log-probabilities and display, against plain transformers, on 1 to 4 ranks."""
 
 from __future__ import annotations
 

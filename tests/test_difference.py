@@ -1,4 +1,4 @@
-"""``lens.diff`` against plain transformers: both distributions whole, by brute force, on 1 to 4 ranks."""
+"""``lens.diff`` against plain transformers: both distributions in full, by brute force, on 1 to 4 ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model families: that a change at a site does what it does in plain transformers, what each rank keeps, what is refused."""
+"""Model families: a change at a site has the same effect as in plain transformers; what ranks keep; what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank's figures of its rows against float64 arithmetic done the plain way."""
+"""One rank's measures of its rows against plain float64 arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, on one that is pretended: figures that mean nothing, by the same code."""
+"""The GPU benchmark on a pretended GPU: the same code, with meaningless numbers."""
 
 from __future__ import annotations
 

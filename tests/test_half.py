@@ -1,4 +1,4 @@
-"""What splitting leaves as it was: float32 buffers of 16-bit models, far positions, configurations."""
+"""What splitting a model must not change: float32 buffers of 16-bit models, far positions, configurations."""
 
 from __future__ import annotations
 

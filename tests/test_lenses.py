@@ -1,4 +1,4 @@
-"""Tuned lenses, bases, frozen norms and followed tokens against brute force with plain transformers."""
+"""Tuned lenses, bases, frozen norms and tracked tokens against brute force with plain transformers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The magics in an IPython of their own, with one rank in this process: what they return, and what they refuse."""
+"""The magics in a separate IPython shell, with one rank in this process: what they return, and what they refuse."""
 
 from __future__ import annotations
 

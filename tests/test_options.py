@@ -1,4 +1,4 @@
-"""Options of the magics and the command line: what they mean, and the words with which the wrong ones are refused."""
+"""Options of the magics and the command line: what they mean, and the errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The panel without a browser: its widgets moved from Python, its work done by whoever is asked to."""
+"""The panel without a browser: its widgets are moved from Python, and its work runs on a queue of the test's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan against what is measured, and the refusals."""
+"""The plan's estimates against measurements, and what is refused."""
 
 from __future__ import annotations
 

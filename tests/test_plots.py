@@ -1,4 +1,4 @@
-"""Figures of a run: what they show, and that no token can disturb them."""
+"""Figures of a run: what they show, and that no token can break them."""
 
 from __future__ import annotations
 

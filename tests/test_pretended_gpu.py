@@ -1,4 +1,4 @@
-"""The package on a GPU that is pretended: the same texts and figures as on a processor, steps replayed as CUDA graphs."""
+"""The package on a pretended GPU: the same texts and numbers as on a CPU, with steps replayed as CUDA graphs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bar for all ranks: when it shows, what it says, and that nothing of it is left."""
+"""One bar for all ranks: when it shows, what it says, and that it leaves nothing behind."""
 
 from __future__ import annotations
 

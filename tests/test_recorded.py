@@ -1,4 +1,4 @@
-"""A decode step that is recorded once and replayed gives what a step run anew gives."""
+"""A decode step that is recorded once and replayed gives the same result as an eager step."""
 
 from __future__ import annotations
 

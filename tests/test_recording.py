@@ -1,4 +1,4 @@
-"""What a processor did is done again: the same operations on the same tensors, whatever those hold by then."""
+"""Replay on a CPU: the same operations on the same tensors, whatever values these hold by then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference itself, held against transformers, hand computation and its own tolerance for ties."""
+"""The reference itself, compared with transformers and hand computation, and its tolerance for ties."""
 
 from __future__ import annotations
 

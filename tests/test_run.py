@@ -1,4 +1,4 @@
-"""What a run gives away: Dataset, table, JSON, files."""
+"""Exports of a run: Dataset, table, JSON, files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks on their way: what dies, is interrupted, or changes meanwhile, and what a program started by a kernel finds."""
+"""Ranks while starting: deaths, interrupts and changes meanwhile, and what a program started by a kernel finds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read as a pair or a question, what is rejected, and which token is the label."""
+"""Reading pairs and questions: what is accepted, what is rejected, and which token is the label."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``%steer`` in an IPython of its own, with one rank in this process."""
+"""``%steer`` in a separate IPython shell, with one rank in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows projected while the model is still generating: the same rows, in order, within the time they are given."""
+"""Rows projected while the model is still generating: the same rows, in order, within their share of the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run as text: columns that line up, in a terminal of any width, and tokens that say where they are cut."""
+"""A run as text: columns align in a terminal of any width, and cut tokens are marked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Directions against plain transformers, one text at a time and unpadded; what training measures and refuses."""
+"""Directions against plain transformers, one unpadded text at a time; what training measures and refuses."""
 
 from __future__ import annotations
 

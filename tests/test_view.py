@@ -1,4 +1,4 @@
-"""The packed run, and what is made of it without a browser."""
+"""The packed run, and the views made of it without a browser."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chromium for the tests in this folder, or the reason why there is none."""
+"""Chromium for the tests in this folder, or the reason why it is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a spreadsheet gets when cells are copied to it."""
+"""Copying cells to a spreadsheet."""
 
 from __future__ import annotations
 

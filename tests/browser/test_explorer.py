@@ -1,4 +1,4 @@
-"""What the explorer offers beyond scrolling, in a real browser, against the numbers the runs were made of."""
+"""The explorer's functions beyond scrolling, in a real browser, compared with the numbers the runs were made of."""
 
 from __future__ import annotations
 

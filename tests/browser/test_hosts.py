@@ -1,4 +1,4 @@
-"""A run that is being made, in JupyterLab and in Notebook 7: rows appear while the kernel is busy, and Stop is heard."""
+"""A run in progress, in JupyterLab and in Notebook 7: rows appear while the kernel is busy, and Stop works."""
 
 from __future__ import annotations
 

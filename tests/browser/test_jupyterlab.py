@@ -1,4 +1,4 @@
-"""The first tutorial in JupyterLab, in Chromium, on a real Lens kernel: what a reader does with it."""
+"""The first tutorial in JupyterLab, in Chromium, on a real Lens kernel, used as a reader would."""
 
 from __future__ import annotations
 

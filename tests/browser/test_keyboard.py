@@ -1,4 +1,4 @@
-"""The explorer without a mouse: what is pressed keeps the focus, or hands it on, and everything can be reached."""
+"""The explorer without a mouse: a pressed control keeps the focus or passes it on, and everything can be reached."""
 
 from __future__ import annotations
 

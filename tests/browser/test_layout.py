@@ -1,4 +1,4 @@
-"""How the explorer lies on a page: in hosts that are late, with many candidates, in narrow columns, on paper."""
+"""The explorer's layout: in hosts that attach it late, with many candidates, in narrow columns, on paper."""
 
 from __future__ import annotations
 

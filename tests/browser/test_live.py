@@ -1,4 +1,4 @@
-"""The widget's side of a view: a stand-in for its model, a run that grows, several views on one page, themes."""
+"""The widget in the browser, with a stand-in for its model: a growing run, several views on one page, themes."""
 
 from __future__ import annotations
 

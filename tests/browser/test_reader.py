@@ -1,4 +1,4 @@
-"""What a reader has chosen, or is looking at, stays so whatever else changes."""
+"""The reader's choices and scroll position are kept when something else changes."""
 
 from __future__ import annotations
 

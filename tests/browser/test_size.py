@@ -1,6 +1,6 @@
-"""What the largest run the explorer is made for costs it: bytes, nodes, and how much is drawn again when.
+"""The explorer's costs on the largest run it is made for: bytes, nodes, and how much is redrawn when.
 
-Counts, which a busy machine does not change; `python -m benchmarks.explorer` measures the time.
+These are counts, which do not depend on the machine's load; `python -m benchmarks.explorer` measures the time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One kernel for all tests that leave it alive, on two ranks with a tiny model; fresh ones for what ends them."""
+"""One kernel on two ranks with a tiny model for all tests that leave it alive; fresh kernels for tests that end them."""
 
 from __future__ import annotations
 

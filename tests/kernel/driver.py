@@ -1,4 +1,4 @@
-"""A Jupyter kernel as a frontend drives it: cells in, what a reader sees out, and the processes behind it."""
+"""Drives a Jupyter kernel as a frontend does: cells in, what a reader sees out, and the processes behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests ask the ranks to do: fail at a chosen moment, pause, count, work in small portions.
+"""Functions that the tests run on the ranks: fail at a chosen moment, pause, count, work in small portions.
 
 Imported in the ranks' processes (the tests put this folder on their path) and run there by ``Group.call``.
 """

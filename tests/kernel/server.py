@@ -1,4 +1,4 @@
-"""A Jupyter server of the test's own: fresh home and configuration, the loopback interface, a free port, a token."""
+"""A Jupyter server for tests: fresh home and configuration, the loopback interface, a free port, a token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong: one clear line each, and model, ranks and variables stay as they were."""
+"""User errors: each gives one clear line, and model, ranks and variables stay as they were."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interrupts: in every phase of a run all ranks stop at the same point, what there is is kept, and the next cell works."""
+"""Interrupts: in every phase of a run all ranks stop at the same point, partial results are kept, the next cell works."""
 
 from __future__ import annotations
 

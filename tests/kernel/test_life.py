@@ -1,4 +1,4 @@
-"""A kernel's life: quick to be ready, quiet when idle, and gone without a trace however it ends."""
+"""A kernel's life cycle: it starts quickly, is quiet when idle, and leaves nothing behind however it ends."""
 
 from __future__ import annotations
 

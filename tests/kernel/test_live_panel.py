@@ -1,4 +1,4 @@
-"""The panel in a real kernel: α moved on a subshell while the main thread generates, as a browser does it."""
+"""The panel in a real kernel: α is moved on a subshell while the main thread generates, as a browser does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel's specification, and what the kernel takes from its command line and environment."""
+"""The kernel's specification, and what the kernel reads from its command line and environment."""
 
 from __future__ import annotations
 

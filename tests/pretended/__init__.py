@@ -1,10 +1,10 @@
-"""A GPU that is not there: what the package does on one, run with real numbers on a machine that has none.
+"""A pretended GPU: runs the package's GPU code with real numbers on a machine without one.
 
-Tensors say that they are on ``cuda:0`` and keep their values in the host's memory. What would go wrong on a GPU goes wrong
-here: tensors of two devices in one operation, and, while a CUDA graph is recorded, whatever waits for the device or copies
-from pageable memory. Copies to pinned memory arrive when somebody waits. Recording runs nothing, and what was made
-meanwhile is NaN until a replay. Ranks exchange tensors on the pretended GPU alone, in graphs too, as they do by NCCL.
-What it says nothing of: speed, memory, kernels' own arithmetic.
+Tensors report the device ``cuda:0`` and keep their values in the host's memory. What fails on a GPU fails here too: tensors
+of two devices in one operation, and, while a CUDA graph is recorded, whatever waits for the device or copies from pageable
+memory. Copies to pinned memory arrive only when somebody waits. Recording runs nothing, and tensors made during it are NaN
+until a replay. Ranks exchange only tensors on the pretended GPU, in graphs too, as with NCCL. It does not simulate speed,
+memory or the kernels' own arithmetic.
 """
 
 from __future__ import annotations

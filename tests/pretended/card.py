@@ -1,4 +1,4 @@
-"""Tensors on the pretended GPU, and what operations do there."""
+"""Tensors on the pretended GPU, and the operations on them."""
 
 from __future__ import annotations
 

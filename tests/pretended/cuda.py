@@ -1,4 +1,4 @@
-"""What stands in for ``torch.cuda``."""
+"""A stand-in for ``torch.cuda``."""
 
 from __future__ import annotations
 

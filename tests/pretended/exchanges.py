@@ -1,4 +1,4 @@
-"""Ranks with a pretended GPU each exchange tensors there, as by NCCL."""
+"""Exchange of tensors between ranks with a pretended GPU each, as with NCCL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in for kernels that Triton compiles for a GPU; the kernels themselves are tried in its interpreter."""
+"""Stand-ins for kernels that Triton compiles for a GPU; the kernels themselves are tested in its interpreter."""
 
 from __future__ import annotations
 
