@@ -60,7 +60,8 @@ def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     notebook.metadata["kernelspec"] = {"name": "lens", "display_name": "Lens", "language": "python"}
     nbformat.write(notebook, folder / "live.ipynb")
     options = ["--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
-    with server(folder, request.param, *(options if request.param == "lab" else ())) as running:
+    # The cell makes its run itself: no ranks are needed.
+    with server(folder, request.param, *(options if request.param == "lab" else ()), LENS_RANKS="1") as running:
         yield request.param, running
 
 
