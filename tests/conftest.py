@@ -29,6 +29,20 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A test with a number of ranks among its parameters is marked by it; any other that starts ranks says how many.
+
+    Raises:
+        pytest.UsageError: it does not say, and would start ranks anew among tests of another number.
+    """
+    marker = item.get_closest_marker("ranks")
+    if marker is None:
+        if _ranks_of(item):
+            item.add_marker("ranks")
+    elif not marker.args:
+        raise pytest.UsageError(f"{item.nodeid}: mark.ranks(2), say, or mark.ranks('own') where it starts its own")
+
+
 @pytest.hookimpl(trylast=True)  # after pytest's own order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests."""
@@ -42,14 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if hasattr(item, "callspec") else {}
+
+
 def _ranks_of(item: pytest.Item) -> int:
-    """On how many ranks a test runs: of those that have them as a parameter, or say so in their marker; else 0."""
-    parameters = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
-    count = (parameters or {}).get("ranks")
+    """On how many of the session's ranks a test runs: of those that have them as a parameter, or say so in their marker."""
+    count = _parameters(item).get("ranks")
     if isinstance(count, int):
         return count
     marker = item.get_closest_marker("ranks")
-    return int(marker.args[0]) if marker and marker.args else 0
+    return marker.args[0] if marker and marker.args and isinstance(marker.args[0], int) else 0
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +76,35 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 
     folder = tmp_path_factory.mktemp("checkpoints")
     return lambda name: models.build(name, folder)
+
+
+@pytest.fixture(scope="session")
+def large(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """About 290 MB of bfloat16 weights, tied embeddings, with a small checkpoint's tokenizer."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    folder = tmp_path_factory.mktemp("large")
+    small = checkpoints("llama-gqa")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32_000,
+        hidden_size=896,
+        intermediate_size=3072,
+        num_hidden_layers=10,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        dtype="bfloat16",
+    )
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((small / file).read_bytes())
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
 
 
 @pytest.fixture(autouse=True)

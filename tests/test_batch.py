@@ -22,8 +22,6 @@ PROMPTS = [models.PROMPT, "Grind", "Two and two are 4; 10 and 10 are 20, and the
 NAMES = ("llama-gqa", "qwen2-bias", "mistral-window", "gemma2")
 TOKENS = 12
 
-pytestmark = pytest.mark.ranks
-
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_gives_what_each_gives_alone(name: str, ranks: int, checkpoints: Checkpoints) -> None:

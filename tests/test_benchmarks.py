@@ -38,15 +38,23 @@ from benchmarks.run import Runner, agreement
 from benchmarks.store import Cell, Results
 from lens_magic.cli import main
 from lens_magic.errors import LensError
+from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 5
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1-rank", "2-ranks"])
-def bench(request: pytest.FixtureRequest, checkpoints: Checkpoints) -> Iterator[Bench]:
+@pytest.fixture(scope="session", params=[1, 2], ids=["1-rank", "2-ranks"])
+def ranks(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(scope="module")
+def bench(ranks: int, checkpoints: Checkpoints) -> Iterator[Bench]:
     """A small random Llama on which every method runs."""
-    yield Bench(str(checkpoints("llama-gqa")), "float32", request.param, models.PROMPT)
+    before = current().default_ranks
+    yield Bench(str(checkpoints("llama-gqa")), "float32", ranks, models.PROMPT)
+    current().default_ranks = before
     sharded.MODELS.clear()
 
 
@@ -55,7 +63,6 @@ def ours(bench: Bench) -> dict[str, Any]:
     return bench.measure(OURS, TOKENS, answers=True)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("method", ["published", "eager", "afterwards", "afterwards-hooked"])
 def test_a_baseline_sees_what_we_see(bench: Bench, ours: dict[str, Any], method: str) -> None:
     theirs = bench.measure(method, TOKENS, answers=True)
@@ -68,7 +75,6 @@ def test_a_baseline_sees_what_we_see(bench: Bench, ours: dict[str, Any], method:
     assert theirs["wall_s"] > 0
 
 
-@pytest.mark.ranks
 def test_the_papers_method_sees_the_same_candidates(bench: Bench, ours: dict[str, Any]) -> None:
     theirs = bench.measure("deferred", TOKENS, answers=True)
     np.testing.assert_array_equal(theirs["lens"], ours["lens"])
@@ -76,7 +82,6 @@ def test_the_papers_method_sees_the_same_candidates(bench: Bench, ours: dict[str
     np.testing.assert_allclose(theirs["probabilities"], among / among.sum(-1, keepdims=True), atol=1e-5)
 
 
-@pytest.mark.ranks
 def test_plain_generation_gives_our_tokens(bench: Bench, ours: dict[str, Any]) -> None:
     for method in ("generate", plan.BARE, plan.RESIDUAL):
         assert bench.measure(method, TOKENS, answers=True)["output_ids"] == ours["output_ids"], method

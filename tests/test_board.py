@@ -16,7 +16,7 @@ from lens_magic.ranks.environment import runtime_folder
 from lens_magic.ranks.group import Group
 from lens_magic.session import current
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.ranks("own")
 
 
 @pytest.fixture(params=["board", "mpi"])

@@ -138,6 +138,7 @@ def test_weights_of_a_type_that_nothing_multiplies(folder: Path) -> None:
     refused(folder, "its weights are float8_e4m3fn; --dtype float32, bfloat16, float16 would do")
 
 
+@pytest.mark.ranks("own")
 def test_the_model_before_comes_back_after_a_load_on_other_ranks_failed(
     checkpoints: Checkpoints, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +196,7 @@ def test_a_refused_model_leaves_the_loaded_one(checkpoints: Checkpoints, folder:
     assert len(lens.generate("To be", 2, ignore_eos=True).output_ids) == 2
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpoints) -> None:
     model = str(checkpoints("llama-gqa"))
     current().close()
@@ -211,7 +212,7 @@ def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpo
     assert len(lens.generate("A lens", 2, ignore_eos=True).output_ids) == 2
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) -> None:
     """A model on one rank after one on several has all cores again, or as many as the user had set."""
     model, own = str(checkpoints("llama-gqa")), torch.get_num_threads()

@@ -177,7 +177,7 @@ def test_listing_kernels(capsys: pytest.CaptureFixture[str]) -> None:
     assert "lens" in capsys.readouterr().out
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> None:
     outs = [tmp_path / name for name in ("run.json", "run.html", "run.nc")]
     command = [sys.executable, "-m", "lens_magic.cli", "run", str(checkpoints("llama-gqa")), models.PROMPT, "-n", "4"]
@@ -191,7 +191,7 @@ def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> N
     assert outs[1].read_text().lower().startswith("<!doctype html>")
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_equivalence(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(checkpoints("llama-gqa"))
     assert main(["equivalence", folder, models.PROMPT, "--ranks", "1,2", "-n", "8"]) == 0
@@ -202,7 +202,7 @@ def test_equivalence(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
     assert "first differs at token" in capsys.readouterr().out
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_a_launched_world_is_joined(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """``mpiexec -n 2 lens-magic run …``, as a batch scheduler would start it."""
     prefix = mpi_prefix()
@@ -218,7 +218,6 @@ def test_a_launched_world_is_joined(checkpoints: Checkpoints, tmp_path: Path) ->
     assert lens.open_run(tmp_path / "run.nc").provenance["ranks"] == 2
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize(("built_for", "remedy"), [(None, "a CUDA build"), ("13.0", "needs one for CUDA 13.0")])
 def test_the_doctor_sees_gpus_that_torch_cannot_use(
     built_for: str | None, remedy: str, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +243,7 @@ def test_the_doctor_tries_our_kernels(whose: ModuleType | None, monkeypatch: pyt
     assert ("take longer (no linker)" if whose else "compiles our kernels") in str(found)
 
 
+@pytest.mark.ranks("own")
 def test_the_doctor_finds_all_well(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out

@@ -36,7 +36,6 @@ def log_probs(model: Any, ids: Sequence[int], output: Sequence[int], changes: li
     return ref.log_softmax(logits)[np.arange(len(output)), list(output)]
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("operator", ["add", "set"])
 def test_both_texts_and_what_either_model_thinks_of_them(operator: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("qwen3-gqa")
@@ -59,7 +58,6 @@ def test_both_texts_and_what_either_model_thinks_of_them(operator: str, ranks: i
     assert compared.steered.text == lens.generate(models.PROMPT, TOKENS, ignore_eos=True, steer=term).text
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("operator", ["add", "set"])
 def test_strength_moved_while_tokens_come(operator: str, ranks: int, checkpoints: Checkpoints, replaying: None) -> None:
     """What rank 0 says is in effect from the next forward on, on every rank, within the one recorded step."""

@@ -36,7 +36,6 @@ def made(ranks: int, checkpoints: Checkpoints) -> tuple[Path, Any]:
     return folder, lens.run(models.PROMPT, 7, layers="0,1,2", prompt_tokens=True, ignore_eos=True, track=" a")
 
 
-@pytest.mark.ranks
 def test_every_cell_against_brute_force(made: tuple[Path, Any]) -> None:
     folder, run = made
     diff = lens.diff(run, steer=(term(folder),))
@@ -62,7 +61,6 @@ def test_every_cell_against_brute_force(made: tuple[Path, Any]) -> None:
     assert LAYER in first
 
 
-@pytest.mark.ranks
 def test_nothing_changes_at_alpha_zero(made: tuple[Path, Any]) -> None:
     folder, run = made
     diff = lens.diff(run, steer=term(folder, 0.0))

@@ -112,7 +112,6 @@ def plain(checkpoints: Checkpoints) -> Callable[[str], tuple[PreTrainedModel, An
     return functools.cache(lambda name: models.load_plain(checkpoints(name)))
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("resume", [True, False], ids=["resumed", "whole"])
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "gemma2", "mistral-window"])
 @pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")  # with the other tests of as many
@@ -199,7 +198,6 @@ def llama(checkpoints: Checkpoints) -> tuple[PreTrainedModel, Any]:
     return models.load_plain(folder)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [1, 2], scope="session")
 def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, ranks: int) -> None:
     folder = checkpoints("llama-gqa")
@@ -384,7 +382,6 @@ def test_a_family_whose_blocks_return_more_is_run_whole(llama: object, monkeypat
     assert vars(block)["forward"] is remembering
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [1, 2], scope="session")
 def test_nothing_is_left_behind(checkpoints: Checkpoints, ranks: int) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
@@ -413,7 +410,6 @@ def test_nothing_is_left_behind(checkpoints: Checkpoints, ranks: int) -> None:
     np.testing.assert_array_equal(again.propensities, before.propensities)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [1, 2], scope="session")
 def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     """Stopped after the first batch's last layer but one, or at its last: the questions complete by then are a report."""

@@ -28,9 +28,6 @@ def session(ranks: int, checkpoints: Checkpoints) -> lens.session.Session:  # ty
     return current()
 
 
-pytestmark = pytest.mark.ranks
-
-
 def test_one_prefill_then_one_step_a_token(session: object) -> None:
     ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
     for lengths in current().group.call(probes.forward_shapes, ids, 9):

@@ -23,7 +23,6 @@ def tolerance(name: str, ranks: int) -> ref.Tolerance:
     return ref.FLOAT32 if ranks == 1 else ref.SHARDED
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", models.MODELS)
 def test_equals_plain_transformers(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints(name)
@@ -52,7 +51,6 @@ def check_states(run: lens.LensRun, expected: Mapping[str, torch.Tensor], tolera
     assert float((added - got["resid_post"]).norm() / got["resid_post"].norm()) < tolerance
 
 
-@pytest.mark.ranks
 def test_each_rank_keeps_its_share(ranks: int, checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
     run = lens.run(models.PROMPT, TOKENS, ignore_eos=True)
@@ -64,7 +62,6 @@ def test_each_rank_keeps_its_share(ranks: int, checkpoints: Checkpoints) -> None
     assert run.memory["captures"] == max(shares)
 
 
-@pytest.mark.ranks
 def test_the_last_layer_is_what_the_model_said(ranks: int, checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("qwen3-gqa")), ranks=ranks)
     run = lens.run(models.PROMPT, TOKENS, layers=[1, -1], capture=["resid_post"], ignore_eos=True)
@@ -74,7 +71,6 @@ def test_the_last_layer_is_what_the_model_said(ranks: int, checkpoints: Checkpoi
     assert last["token_id"].isel(k=0).values.tolist() == run.output_ids
 
 
-@pytest.mark.ranks
 def test_k_may_be_the_whole_vocabulary(ranks: int, checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-odd-vocab")), ranks=ranks)
     run = lens.run(models.PROMPT, 2, top_k=331, layers="-1", ignore_eos=True)
@@ -84,7 +80,6 @@ def test_k_may_be_the_whole_vocabulary(ranks: int, checkpoints: Checkpoints) -> 
     assert abs(float(data["prob"].sum("k").min()) - 1) < 1e-5
 
 
-@pytest.mark.ranks
 def test_forced_tokens_give_the_same_as_generated_ones(ranks: int, checkpoints: Checkpoints) -> None:
     lens.load(str(checkpoints("llama-bias")), ranks=ranks)
     free = lens.run(models.PROMPT, TOKENS, ignore_eos=True)
@@ -95,7 +90,6 @@ def test_forced_tokens_give_the_same_as_generated_ones(ranks: int, checkpoints: 
         assert abs(forced.variables[name] - free.variables[name]).max() < 1e-3
 
 
-@pytest.mark.ranks
 def test_the_lens_of_a_text(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-tied")
     model, _ = models.load_plain(folder)
@@ -109,7 +103,6 @@ def test_the_lens_of_a_text(ranks: int, checkpoints: Checkpoints) -> None:
     ref.compare(run.to_xarray(), expected, tolerance("llama-tied", ranks))
 
 
-@pytest.mark.ranks
 def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpoints) -> None:
     from lens_magic.session import current
 
@@ -132,7 +125,6 @@ def test_float16_on_several_ranks(checkpoints: Checkpoints) -> None:
     assert (run.variables["target_rank"][-1, -1] == 0).all()
 
 
-@pytest.mark.ranks
 def test_a_head_of_its_own_is_used_whatever_the_configuration_says(ranks: int, tmp_path: Path) -> None:
     """transformers does not tie weights that a checkpoint has, and has different."""
     folder = models.build("llama-odd-vocab", tmp_path)

@@ -69,7 +69,6 @@ def check_tracked(run: lens.LensRun, logits: np.ndarray) -> None:
     assert (run.variables["tracked_rank"][~there] == -1).all()
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-odd-vocab", "gemma2"])
 def test_chosen_tokens_are_followed_exactly(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     model = loaded(checkpoints(name), ranks)
@@ -84,7 +83,6 @@ def test_chosen_tokens_are_followed_exactly(name: str, ranks: int, checkpoints: 
     check_tracked(run, np.stack([ref.state_logits(model, states[site]).numpy() for site in run.sites]))
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("sites", [("attn_out", "mlp_out", "resid_post"), ("mlp_out", "attn_out")])
 def test_tokens_ranked_first_are_followed(
     sites: tuple[str, ...], ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
@@ -193,7 +191,6 @@ def test_a_settled_layer_is_the_last_change_of_mind() -> None:
 # --- a basis -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize(("count", "norm"), [(7, "own"), (2, "own"), (5, "none"), (400, "frozen")])
 def test_a_basis_in_place_of_the_vocabulary(count: int, norm: str, ranks: int, checkpoints: Checkpoints) -> None:
     model = loaded(checkpoints("qwen3-gqa"), ranks)
@@ -291,7 +288,6 @@ def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: 
 # --- the frozen norm ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "qwen2-bias"])
 def test_components_add_up_under_the_frozen_norm(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     """Embedding + Σ attn_out + Σ mlp_out = the output's logits, before any soft-cap."""
@@ -398,7 +394,6 @@ def random_lens(width: int, layers: int, **more: Any) -> lens.TunedLens:
     return lens.TunedLens(weights, [torch.randn(width, generator=random) / 4 for _ in range(layers)], **more)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-odd-vocab", "gemma2"])
 def test_translators_are_applied_where_they_belong(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     """Translator i is for the input of block i: `hidden_states[i]` of transformers."""
@@ -677,7 +672,6 @@ def plainly_trained(model: Any, pieces: list[list[int]], steps: int, rate: float
     return maps
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-odd-vocab", "gemma2"])
 def test_training_is_what_automatic_differentiation_does(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     model = loaded(checkpoints(name), ranks)
@@ -694,7 +688,6 @@ def test_training_is_what_automatic_differentiation_does(name: str, ranks: int, 
             assert float((got - expected).detach().norm() / expected.detach().norm()) < 0.02
 
 
-@pytest.mark.ranks
 def test_divergences_are_measured_exactly(ranks: int, checkpoints: Checkpoints) -> None:
     model = loaded(checkpoints("gemma2"), ranks)
     text = "A lens gathers the light that leaves a lamp"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import models
@@ -14,37 +14,8 @@ import torch
 import lens_magic as lens
 from lens_magic.session import current
 
-pytestmark = pytest.mark.ranks
 RANKS = 4
 ALLOWANCE = 48 << 20  # bytes a rank: allocator slack and the sharded modules' own objects
-
-
-@pytest.fixture(scope="module")
-def large(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """About 290 MB of bfloat16 weights, tied embeddings, with a small checkpoint's tokenizer."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    folder = tmp_path_factory.mktemp("large")
-    small = checkpoints("llama-gqa")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=32_000,
-        hidden_size=896,
-        intermediate_size=3072,
-        num_hidden_layers=10,
-        num_attention_heads=16,
-        num_key_value_heads=8,
-        head_dim=64,
-        tie_word_embeddings=True,
-        max_position_embeddings=512,
-        dtype="bfloat16",
-    )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / file).write_bytes((small / file).read_bytes())
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
 
 
 def proportional(pids: list[int]) -> int:
@@ -69,6 +40,7 @@ class Watch(threading.Thread):
             time.sleep(0.01)
 
 
+@pytest.mark.ranks(RANKS)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")
 def test_ranks_share_the_pages(large: Path, checkpoints: Callable[[str], Path]) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=RANKS)  # everything is imported and connected

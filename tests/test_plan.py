@@ -13,7 +13,6 @@ import models
 import plan_probes
 import pytest
 import torch
-from test_memory import large as large  # a fixture
 from test_memory import proportional
 
 import lens_magic as lens
@@ -38,7 +37,6 @@ ODD += ("llama-3.1", "mistral-window", "qwen2-bias", "gemma", "gemma3-text", "ge
 ODD += ("olmo", "olmo2", "opt", "phi", "phi3", "gpt2", "mixtral", "qwen3-moe")
 
 
-@pytest.mark.ranks
 def test_parameters_cache_and_captures_are_what_the_ranks_hold(ranks: int, checkpoints: Checkpoints) -> None:
     """To the byte, on shapes that do not divide by the ranks."""
     prompts, tokens = [[5, 6, 7], [8, 9, 10, 11, 12]], 4
@@ -58,26 +56,25 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(ranks: int, check
         assert kept == run.memory["captures_by_rank"], name
 
 
-@pytest.mark.ranks
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("ranks", [1, 2, 4], scope="session")
+def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoints: Checkpoints) -> None:
     """Within 10 %, by what the operating system counts: a model of 278 MB, loaded and run."""
-    lens.load(str(checkpoints("llama-bf16")), ranks=count)  # everything is imported and connected
+    lens.load(str(checkpoints("llama-bf16")), ranks=ranks)  # everything is imported and connected
     lens.run(models.PROMPT, 4)
     pids = [rank["pid"] for rank in lens.status().ranks]
     current().group.call(plan_probes.give_back)
     before = proportional(pids)
-    lens.load(str(large), ranks=count)
+    lens.load(str(large), ranks=ranks)
     lens.run(models.PROMPT, 4)
     current().group.call(plan_probes.give_back)
     measured = proportional(pids) - before
     prompt = len(current().require_model().tokenizer(models.PROMPT)["input_ids"])
-    made = plan.make(str(large), count, 4, prompt, rooms=[CPU] * count)
+    made = plan.make(str(large), ranks, 4, prompt, rooms=[CPU] * ranks)
     planned = sum(need.weights + need.captures for need in made.needs)  # what stays when the run has ended
-    print(f"{count} ranks: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {measured / planned:.3f} ×")
+    print(f"{ranks} ranks: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {measured / planned:.3f} ×")
     # A process grows by some MB whatever it loads, which in a model this small nears 10 % by itself.
-    assert abs(measured - planned) <= 0.1 * planned + count * (2 << 20)
+    assert abs(measured - planned) <= 0.1 * planned + ranks * (2 << 20)
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
@@ -290,7 +287,7 @@ def a_little(rank: Any, run: bool = False) -> needs.Room:
     return needs.Room("cpu", 10_000, 1 << 40, model=1 << 30)
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_the_model_before_goes_first_where_both_do_not_fit(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     words = r"llama-gqa was dropped first: .*llama-8heads does not fit beside it"
@@ -302,7 +299,6 @@ def test_the_model_before_goes_first_where_both_do_not_fit(checkpoints: Checkpoi
     assert len(lens.run(models.PROMPT, 2, ignore_eos=True).output_ids) == 2
 
 
-@pytest.mark.ranks
 def test_a_planner_that_cannot_tell_refuses_nothing(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> Any:
         raise RuntimeError("a family's own code")
@@ -317,7 +313,6 @@ def broken_facts(config: Any, dtype: str) -> Any:
     raise AttributeError("num_attention_heads")
 
 
-@pytest.mark.ranks
 def test_ranks_agree_on_the_size_of_blocks(ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rank 0 alone believes to have little."""
     lens.load(str(checkpoints("llama-gqa")), ranks=ranks)

@@ -27,7 +27,7 @@ from lens_magic.ranks.group import Group
 from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.ranks("own")
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3], ids=lambda size: f"{size}-ranks")

@@ -68,7 +68,6 @@ def test_prompts_side_by_side_steered(
     compared(stepping, lambda: lens.run(PROMPTS, TOKENS, steer=steer, **options))
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize(("ranks", "name"), [*((n, name) for n in (1, 2) for name in models.FAMILIES), (3, "llama-gqa")])
 def test_every_family(ranks: int, name: str, checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """A prompt alone, which needs no mask but a recorded step's."""

@@ -78,7 +78,6 @@ def width_of(folder: Path) -> int:
     return int(model.config.hidden_size)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("operator", ["add", "ablate", "set"])
 @pytest.mark.parametrize("site", ref.SITES)
 def test_every_site_and_operator(site: str, operator: str, ranks: int, checkpoints: Checkpoints) -> None:
@@ -102,7 +101,6 @@ PLACES: dict[str, tuple[dict[str, Any], Callable[[int], float | None]]] = {
 }
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("place", PLACES)
 def test_where_and_when(place: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("qwen3-gqa")
@@ -126,7 +124,6 @@ def test_every_site_and_operator_at_every_place(
         check(f"{site} {operator} {place}", folder, 1, term, [Change(site, 1, v, amount, operator)])
 
 
-@pytest.mark.ranks
 def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints) -> None:
     """Positions stay right where the prompt is read in pieces."""
     folder = checkpoints("gemma2")
@@ -149,7 +146,6 @@ def test_clip_and_norm(options: dict[str, Any], checkpoints: Checkpoints) -> Non
         check("clip", folder, 1, term, [Change("mlp_out", 0, v, lambda p: ALPHA, operator, **options)])
 
 
-@pytest.mark.ranks
 def test_several_terms_in_order(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-1kv")
     width = width_of(folder)
@@ -199,7 +195,6 @@ def test_values_that_change_at_every_token(ahead: int, checkpoints: Checkpoints,
     check("changing", folder, 1, terms, changes)
 
 
-@pytest.mark.ranks
 def test_another_alpha_for_each_sequence_of_a_batch(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
     lens.load(str(folder), ranks=ranks)

@@ -28,7 +28,6 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "_PAUSE_S", 0.0)
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("options", [{}, {"prompt_tokens": True}, {"track": True}, {"track": [3, 5], "norm": "frozen"}])
 def test_streamed_rows_are_the_rows(options: dict[str, Any], ranks: int, checkpoints: Checkpoints, eager: None) -> None:
     lens.load(str(checkpoints("llama-odd-vocab")), ranks=ranks)

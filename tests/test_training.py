@@ -67,7 +67,6 @@ def require_close(vector: SteeringVector, layer: int, raw: torch.Tensor, toleran
 # --- against plain transformers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.ranks
 @pytest.mark.parametrize("name", ["llama-6heads", "gemma2", "mistral-window"])
 @pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")
 def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpoints: Checkpoints) -> None:
@@ -318,7 +317,7 @@ def test_bad_training_is_one_clear_line(given: Any, choices: dict[str, Any], wor
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks(2)
 def test_an_interrupt_stops_training_on_all_ranks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_magic import vectors
 

@@ -19,7 +19,7 @@ from server import Server, server  # noqa: E402
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(600)]
 
 TUTORIAL = ROOT / "notebooks" / "01-logit-lens.ipynb"
 SCREENSHOTS = ROOT / "out" / "screenshots"

@@ -18,7 +18,7 @@ from server import Server, server  # noqa: E402
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(300)]
 
 SCREENSHOTS = ROOT / "out" / "screenshots"
 START_MS = 60_000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from driver import PROMPT, Kernel, Reply
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 STATE = "[*[(rank['rank'], rank['pid']) for rank in lens.status().ranks], lens.status().model, id(kept)]"
 

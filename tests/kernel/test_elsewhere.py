@@ -38,7 +38,7 @@ def test_in_a_plain_python_kernel(kernel: Kernel, checkpoint: Path, tmp_path: Pa
         plain.ok("%unload_ext lens_magic")
 
 
-@pytest.mark.ranks
+@pytest.mark.ranks("own")
 def test_started_by_a_launcher(kernel: Kernel, checkpoint: Path, tmp_path: Path, no_trace: None) -> None:
     from lens_magic.ranks.environment import mpi_prefix
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from driver import PROMPT, Kernel, Reply, kill
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 RUN = f"%%lens -n 10 --ignore-eos -o result\n{PROMPT}"
 PATIENCE_S = 3.0  # as in lens_magic.ranks.group: how long an interrupt may go without effect

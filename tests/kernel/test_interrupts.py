@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from driver import PROMPT, Kernel, Reply
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PAUSE_S = 1.0  # how long rank 0 waits for the test's interrupt at the point the test is about

@@ -13,7 +13,7 @@ import pytest
 from driver import PROMPT, SETUP, Kernel, kill
 from server import server
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 GONE_S = 10.0  # after a kernel's end, however it came about, nothing runs any more
 

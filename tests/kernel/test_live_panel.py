@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from driver import PROMPT, Kernel
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 ALPHA = 60.0
 TOKENS = 60

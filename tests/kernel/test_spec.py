@@ -61,7 +61,7 @@ def test_connection_file(arguments: list[str], path: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "ranks"),
+    ("variables", "count"),
     [
         ({}, 4),
         ({"LENS_DEFAULT_RANKS": "2"}, 2),
@@ -69,12 +69,12 @@ def test_connection_file(arguments: list[str], path: str | None) -> None:
         ({"LENS_RANKS": "", "LENS_DEFAULT_RANKS": "2"}, 2),
     ],
 )
-def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], ranks: int) -> None:
+def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], count: int) -> None:
     for name in ("LENS_RANKS", "LENS_DEFAULT_RANKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert default_ranks() == ranks
+    assert default_ranks() == count
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from driver import Kernel
 
-pytestmark = [pytest.mark.kernel, pytest.mark.ranks]
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 TUTORIAL = Path(__file__).parents[2] / "notebooks" / "02-steering.ipynb"
 
