@@ -45,13 +45,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)  # after pytest's own order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests."""
+    """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests.
 
-    def place(item: pytest.Item) -> tuple[int, int]:
+    Of that, what has a checkpoint's name for a parameter runs by its name: it is loaded once (`once.load`).
+    """
+
+    def place(item: pytest.Item) -> tuple[int, int, str]:
         if item.path.parent != HERE:  # browsers and kernels
-            return 0, 0
+            return 0, 0, ""
         count = _ranks_of(item)
-        return (1, count) if count else (2, 0)
+        return (1, count, str(_parameters(item).get("name", ""))) if count else (2, 0, "")
 
     items.sort(key=place)
 

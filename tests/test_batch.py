@@ -7,6 +7,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
@@ -25,7 +26,7 @@ TOKENS = 12
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_gives_what_each_gives_alone(name: str, ranks: int, checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints(name)), ranks=ranks)
+    once.load(checkpoints(name), ranks)
     together = lens.run(PROMPTS, TOKENS, prompt_tokens=True, capture=ref.SITES)
     states = [run.activations("mlp_out") for run in together]  # before the next run takes their place
     for run, prompt, kept in zip(together, PROMPTS, states, strict=True):
@@ -43,7 +44,7 @@ def test_a_batch_gives_what_each_gives_alone(name: str, ranks: int, checkpoints:
 
 
 def test_a_batch_walks_along_given_tokens(ranks: int, checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    once.load(checkpoints("llama-gqa"), ranks)
     free = lens.run(PROMPTS, TOKENS, ignore_eos=True)
     given = [run.output_ids[: 4 + number] for number, run in enumerate(free)]  # of different lengths
     forced = lens.run(PROMPTS, force=given)
@@ -57,7 +58,7 @@ def test_a_batch_walks_along_given_tokens(ranks: int, checkpoints: Checkpoints) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_long_prompts_are_read_in_pieces(name: str, ranks: int, checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints(name)), ranks=ranks)
+    once.load(checkpoints(name), ranks)
     whole = lens.run(PROMPTS, TOKENS, ignore_eos=True, prompt_tokens=True)
     current().group.call(probes.set_prefill_columns, 4)
     try:
@@ -77,8 +78,8 @@ def forward_ends(rank: object, sequences: list[list[int]]) -> torch.Tensor:
 
 def test_one_forward_over_a_batch(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("gemma2")
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=ranks)
+    model, tokenizer = once.plain(folder)
+    once.load(folder, ranks)
     sequences = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     logits = torch.cat(current().group.call(forward_ends, sequences), -1)
     expected = torch.stack([ref.output_logits(model, ids)[-1] for ids in sequences])
@@ -126,15 +127,15 @@ def test_sequences_that_share_a_row_give_what_each_gives_alone(name: str) -> Non
 
 def test_shared_rows_on_several_ranks(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("qwen3-odd")
-    model, _ = models.load_plain(folder)
-    lens.load(str(folder), ranks=ranks)
+    model, _ = once.plain(folder)
+    once.load(folder, ranks)
     logits = torch.cat(current().group.call(forked_ends, [[0, 1], [2], [5, 4, 3]]), -1)
     expected = torch.stack([ref.output_logits(model, FORKING[number])[-1] for number in (0, 1, 2, 5, 4, 3)])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_which_sequences_share_a_row(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
 
     def rows(sequences: list[list[int]]) -> set[tuple[int, ...]]:
         return {tuple(sorted(row)) for row in current().group.call(rows_chosen, sequences)[0]}
@@ -150,13 +151,13 @@ def test_which_sequences_share_a_row(checkpoints: Checkpoints) -> None:
     assert {len(row) for row in many} == {42, 16}
     assert len(rows([[*range(1500), last, *range(600)] for last in range(2)])) == 2
     # The mask knows no window: sequences longer than one are left alone.
-    lens.load(str(checkpoints("mistral-window")), ranks=1)
+    once.load(checkpoints("mistral-window"))
     assert rows([[1, 2, 3, 4], [1, 2, 3, 5]]) == {(0, 1)}
     assert rows([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8]]) == {(0,), (1,)}
 
 
 def test_bad_batches(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     with pytest.raises(LensError, match="there is no prompt"):
         lens.run([])
     with pytest.raises(LensError, match="force has 1 continuations for 2 prompts"):
@@ -176,7 +177,7 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
 
 def test_a_text_beyond_the_context_is_refused_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the tokenizer too, which warns of what will not be tried."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     monkeypatch.setattr(current().require_model().tokenizer, "model_max_length", 512)
     warned = []
     monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda *words: warned.append(words))

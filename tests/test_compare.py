@@ -10,11 +10,12 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
 from steered import Change, steered
-from test_steering import direction, use, width_of
+from test_steering import direction, width_of
 
 import lens_magic as lens
 from lens_magic import comparing
@@ -39,13 +40,13 @@ def log_probs(model: Any, ids: Sequence[int], output: Sequence[int], changes: li
 @pytest.mark.parametrize("operator", ["add", "set"])
 def test_both_texts_and_what_either_model_thinks_of_them(operator: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("qwen3-gqa")
-    use(folder, ranks)
+    once.load(folder, ranks)
     v = direction(width_of(folder))
     term = SteeringTerm("test", {1: v}, "resid_post", ALPHA, operator=operator, positions="generated", decay=3.0)
     changes = [Change("resid_post", 1, v, lambda p: ALPHA * 0.5 ** (p / 3) if p >= 0 else None, operator)]
     compared = lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
 
-    model, tokenizer = models.load_plain(folder)
+    model, tokenizer = once.plain(folder)
     ids = tokenizer(models.PROMPT)["input_ids"]
     for side, own in ((compared.unsteered, []), (compared.steered, changes)):
         with steered(model, own, len(ids)):
@@ -62,7 +63,7 @@ def test_both_texts_and_what_either_model_thinks_of_them(operator: str, ranks: i
 def test_strength_moved_while_tokens_come(operator: str, ranks: int, checkpoints: Checkpoints, replaying: None) -> None:
     """What rank 0 says is in effect from the next forward on, on every rank, within the one recorded step."""
     folder = checkpoints("qwen3-gqa")
-    use(folder, ranks)
+    once.load(folder, ranks)
     current().group.call(probes.step_by, "replay", 256)
     v = direction(width_of(folder))
     seen = {"tokens": 0}
@@ -92,7 +93,7 @@ def test_strength_moved_while_tokens_come(operator: str, ranks: int, checkpoints
         Change("resid_post", 1, v, lambda p: ALPHA if 5 <= p < 10 else None, operator),
         Change("resid_post", 1, v, lambda p: ALPHA if p >= 10 else None, operator, clip=0.2),
     ]
-    model, tokenizer = models.load_plain(folder)
+    model, tokenizer = once.plain(folder)
     ids = tokenizer(models.PROMPT)["input_ids"]
     with steered(model, changes, len(ids)):
         assert list(compared.steered.output_ids) == ref.generate_ids(model, ids, 2 * TOKENS)
@@ -125,7 +126,7 @@ def test_an_interrupt_while_texts_are_read_again_costs_neither(
     from lens_magic.lens import compared as on_ranks
     from lens_magic.model import generate
 
-    use(folder := checkpoints("qwen3-gqa"), 1)
+    once.load(folder := checkpoints("qwen3-gqa"))
     term = SteeringTerm("test", {1: direction(width_of(folder))}, "resid_post", ALPHA)
     whole = lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
     read_again = on_ranks._log_probs
@@ -145,7 +146,7 @@ def test_an_interrupt_while_texts_are_read_again_costs_neither(
 
 
 def test_one_prompt_takes_one_alpha(checkpoints: Checkpoints) -> None:
-    use(folder := checkpoints("qwen3-gqa"), 1)
+    once.load(folder := checkpoints("qwen3-gqa"))
     v = {1: direction(width_of(folder))}
     run = lens.run(models.PROMPT, 3)
     for alphas in ((1.0, 5.0), (1.0, 2.0, 3.0)):

@@ -10,10 +10,11 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import pytest
 import reference as ref
 from steered import Change, steered
-from test_steering import direction, use, width_of
+from test_steering import direction, width_of
 
 import lens_magic as lens
 from lens_magic.errors import LensError
@@ -32,14 +33,14 @@ def term(folder: Path, alpha: float = ALPHA) -> SteeringTerm:
 @pytest.fixture
 def made(ranks: int, checkpoints: Checkpoints) -> tuple[Path, Any]:
     folder = checkpoints("llama-odd-vocab")  # no number of ranks but 1 divides its vocabulary evenly
-    use(folder, ranks)
+    once.load(folder, ranks)
     return folder, lens.run(models.PROMPT, 7, layers="0,1,2", prompt_tokens=True, ignore_eos=True, track=" a")
 
 
 def test_every_cell_against_brute_force(made: tuple[Path, Any]) -> None:
     folder, run = made
     diff = lens.diff(run, steer=(term(folder),))
-    model, _ = models.load_plain(folder)
+    model, _ = once.plain(folder)
     ids, prompt = run.prompt_ids + run.output_ids, len(run.prompt_ids)
     positions = ref.all_positions(ids, prompt, prompt_tokens=True)
     base = ref.lens(model, ids, prompt, run.sites, run.layers, positions=positions)
@@ -74,7 +75,7 @@ def test_an_interrupt_after_the_last_block_keeps_what_is_complete(
 ) -> None:
     from lens_magic import comparing, results
 
-    use(folder := checkpoints("llama-odd-vocab"), 1)
+    once.load(folder := checkpoints("llama-odd-vocab"))
     run = lens.run(models.PROMPT, 3)
     whole = lens.diff(run, steer=term(folder))
     make_run = results.make_run
@@ -91,7 +92,7 @@ def test_an_interrupt_after_the_last_block_keeps_what_is_complete(
 
 def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder = checkpoints("llama-odd-vocab")
-    use(folder, 1)
+    once.load(folder)
     run = lens.run(models.PROMPT, 0, prompt_tokens=True)  # the lens of a text: nothing generated
     diff = lens.diff(run, steer=term(folder))
     assert diff.base.positions == run.positions
@@ -117,7 +118,7 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
 
 
 def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:
-    use(folder := checkpoints("llama-odd-vocab"), 1)
+    once.load(folder := checkpoints("llama-odd-vocab"))
     diff = lens.diff(lens.run(models.PROMPT, 2, capture="resid_post", ignore_eos=True), steer=term(folder))
     lost = np.zeros(diff.kl.shape, dtype=bool)
     lost[0, :, 1] = lost[0, 0, 0] = True
@@ -133,7 +134,7 @@ def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:
 
 
 def test_a_difference_is_a_value(checkpoints: Checkpoints, tmp_path: Path, fill_disk: Callable[[], None]) -> None:
-    use(folder := checkpoints("llama-odd-vocab"), 1)
+    once.load(folder := checkpoints("llama-odd-vocab"))
     diff = lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True), steer=term(folder))
     assert pickle.loads(pickle.dumps(diff)).to_xarray().identical(diff.to_xarray())
     assert diff == diff
@@ -147,7 +148,7 @@ def test_a_difference_is_a_value(checkpoints: Checkpoints, tmp_path: Path, fill_
 
 
 def test_states_are_kept_as_the_run_kept_them(checkpoints: Checkpoints) -> None:
-    use(folder := checkpoints("llama-odd-vocab"), 1)
+    once.load(folder := checkpoints("llama-odd-vocab"))
     run = lens.run(models.PROMPT, 2, capture_dtype="bfloat16", offload=True)
     assert lens.diff(run, steer=term(folder)).base.options.items() >= {"capture_dtype": "bfloat16", "offload": True}.items()
     older = {name: value for name, value in run.options.items() if name not in ("capture_dtype", "offload")}
@@ -156,7 +157,7 @@ def test_states_are_kept_as_the_run_kept_them(checkpoints: Checkpoints) -> None:
 
 def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Checkpoints) -> None:
     """Of a run that ended early, too: steered anew with the same limit, it is steered as much."""
-    use(folder := checkpoints("llama-odd-vocab"), 1)
+    once.load(folder := checkpoints("llama-odd-vocab"))
     run = lens.run(models.PROMPT, 3, layers=-1, ignore_eos=True)
     ended_early = replace(run, options={**run.options, "max_new_tokens": 30})
     steered = replace(term(folder), schedule="linear")
@@ -168,7 +169,7 @@ def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Che
 
 def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-odd-vocab")
-    use(folder, 1)
+    once.load(folder)
     run = lens.run(models.PROMPT, 2, ignore_eos=True)
     with pytest.raises(LensError, match="needs something that makes a difference"):
         lens.diff(run, steer=())
@@ -178,6 +179,6 @@ def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
         lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True, steer=term(folder)), steer=term(folder))
     with pytest.raises(LensError, match="seen through a tuned one"):
         lens.diff(replace(run, options={**run.options, "lens": {"kind": "tuned"}}), steer=term(folder))
-    use(checkpoints("llama-6heads"), 1)
+    once.load(checkpoints("llama-6heads"))
     with pytest.raises(LensError, match=r"this run was made with .*llama-odd-vocab .* is loaded; `%lens load"):
         lens.diff(run, steer=term(checkpoints("llama-6heads")))

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
@@ -101,43 +101,36 @@ def swept(session: Session, sweep: Sweep, **options: Any) -> Propensities:
     return measured
 
 
-@pytest.fixture(scope="session")
-def of_plain() -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """What plain transformers say of a model and site, which is the same on any number of ranks."""
-    return {}
+# Of two vocabulary shards, and not the same for all prompts.
+LABELS = ((34, 35), (35, 34), (35, 34), (34, 35), (200, 7))
 
 
-@pytest.fixture(scope="module")
-def plain(checkpoints: Checkpoints) -> Callable[[str], tuple[PreTrainedModel, Any]]:
-    return functools.cache(lambda name: models.load_plain(checkpoints(name)))
+@functools.cache
+def expected_at(folder: Path, site: str) -> tuple[np.ndarray, np.ndarray]:
+    """What plain transformers say of the prompts at every layer, which is the same on any number of ranks."""
+    model, tokenizer = once.plain(folder)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    directions = unit_directions(model.config.hidden_size, range(model.config.num_hidden_layers))
+    return expected(model, prompts, LABELS, site, directions, ALPHAS)
 
 
-@pytest.mark.parametrize("resume", [True, False], ids=["resumed", "whole"])
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3-odd", "gemma2", "mistral-window"])
 @pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")  # with the other tests of as many
-def test_propensities_equal_plain_transformers(
-    plain: Callable[[str], tuple[PreTrainedModel, Any]],
-    of_plain: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]],
-    checkpoints: Checkpoints,
-    name: str,
-    ranks: int,
-    resume: bool,
-) -> None:
-    (model, tokenizer), folder = plain(name), checkpoints(name)
-    lens.load(str(folder), ranks=ranks)
+def test_propensities_equal_plain_transformers(checkpoints: Checkpoints, name: str, ranks: int) -> None:
+    """Resumed behind the change, and whole."""
+    folder = checkpoints(name)
+    once.load(folder, ranks)
+    model, tokenizer = once.plain(folder)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
-    labels = [(34, 35), (35, 34), (35, 34), (34, 35), (200, 7)]  # of two vocabulary shards, and not the same for all prompts
-    layers = range(model.config.num_hidden_layers)
-    directions = unit_directions(model.config.hidden_size, layers)
-    for site in ref.SITES if ranks == 2 and resume else ("post_ln", "resid_pre"):
-        measured = swept(current(), Sweep(prompts, labels, site, directions, ALPHAS, resume=resume))
-        if (name, site) not in of_plain:
-            of_plain[name, site] = expected(model, prompts, labels, site, directions, ALPHAS)
-        unsteered, steered = of_plain[name, site]
-        np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
-        np.testing.assert_allclose(measured.steered, steered, atol=CLOSE)
-        assert measured.resumed == resume
-        assert np.abs(steered - unsteered[:, None]).max() > 0.05  # it did steer
+    directions = unit_directions(model.config.hidden_size, range(model.config.num_hidden_layers))
+    for resume in (True, False):
+        for site in ref.SITES if ranks == 2 and resume else ("post_ln", "resid_pre"):
+            measured = swept(current(), Sweep(prompts, LABELS, site, directions, ALPHAS, resume=resume))
+            unsteered, steered = expected_at(folder, site)
+            np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
+            np.testing.assert_allclose(measured.steered, steered, atol=CLOSE)
+            assert measured.resumed == resume
+            assert np.abs(steered - unsteered[:, None]).max() > 0.05  # it did steer
 
 
 FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "phi3", "gpt2", "mixtral", "qwen3-moe")
@@ -147,8 +140,8 @@ FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "
 def test_propensities_of_other_families(checkpoints: Checkpoints, name: str) -> None:
     """What is skipped hangs on how a family's blocks call their parts: tuples, tokens in one row, parallel residuals."""
     folder = checkpoints(name)
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=1)
+    model, tokenizer = once.plain(folder)
+    once.load(folder)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS[:2]]
     labels = [(34, 35), (35, 34)]
     directions = unit_directions(model.config.hidden_size, range(model.config.num_hidden_layers), count=1)
@@ -193,16 +186,15 @@ def vector_of(directions: dict[int, torch.Tensor], **options: Any) -> SteeringVe
 @pytest.fixture
 def llama(checkpoints: Checkpoints) -> tuple[PreTrainedModel, Any]:
     folder = checkpoints("llama-gqa")
-    if current().model is None or current().model.name != str(folder) or current().group.size != 1:
-        lens.load(str(folder), ranks=1)
-    return models.load_plain(folder)
+    once.load(folder)
+    return once.plain(folder)
 
 
 @pytest.mark.parametrize("ranks", [1, 2], scope="session")
 def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, ranks: int) -> None:
     folder = checkpoints("llama-gqa")
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=ranks)
+    model, tokenizer = once.plain(folder)
+    once.load(folder, ranks)
     vector = vector_of(unit_directions(128, [1, 3]))
     report = lens.evaluate(vector, items(), alphas=(1, -1.5, 0))
     assert report.alphas == (-1.5, 0.0, 1.0)
@@ -384,7 +376,7 @@ def test_a_family_whose_blocks_return_more_is_run_whole(llama: object, monkeypat
 
 @pytest.mark.parametrize("ranks", [1, 2], scope="session")
 def test_nothing_is_left_behind(checkpoints: Checkpoints, ranks: int) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    once.load(checkpoints("llama-gqa"), ranks)
     vector = vector_of(unit_directions(128, range(4)))
     before = lens.evaluate(vector, items(), alphas=(-1, 1))
     seen: list[Any] = []
@@ -414,7 +406,7 @@ def test_nothing_is_left_behind(checkpoints: Checkpoints, ranks: int) -> None:
 def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     """Stopped after the first batch's last layer but one, or at its last: the questions complete by then are a report."""
     monkeypatch.setattr(steerability, "Sweep", functools.partial(Sweep, tokens=1))  # one question a batch
-    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    once.load(checkpoints("llama-gqa"), ranks)
     vector = vector_of(unit_directions(128, range(4)))
     whole = lens.evaluate(vector, items(), alphas=(-1, 1))
 
@@ -639,7 +631,7 @@ DEMO_DATA = Path(lens.__file__).parent / "demo" / "data"
 
 def test_the_demo_models_persona_is_steered_in_its_middle() -> None:
     """On questions whose groups and situations neither the direction nor the model has seen."""
-    lens.load("demo", ranks=1)
+    once.load("demo")
     vector = lens.train_vector(DEMO_DATA / "persona-pairs.jsonl", layers=[3], site="resid_post", position="mean")
     report = lens.evaluate(vector, DEMO_DATA / "persona-heldout.jsonl", alphas=(-1.5, 1.5), random_directions=2)
     row = report.summary().loc[3]
@@ -652,7 +644,7 @@ def test_the_demo_models_persona_is_steered_in_its_middle() -> None:
 
 
 def test_the_demo_models_mood_turns_its_stories() -> None:
-    lens.load("demo", ranks=1)
+    once.load("demo")
     vector = lens.train_vector(DEMO_DATA / "mood-pairs.jsonl", layers=[3], site="resid_post", position="mean")
     opening = "Once upon a time, Tom walked to the park."
     glad, sad = (lens.generate(opening, 40, steer=vector * alpha).text for alpha in (0.5, -0.5))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
@@ -28,9 +28,9 @@ Checkpoints = Callable[[str], Path]
 SEQUENCES = [[20, 41, 7, 133, 98, 250, 3, 77, 160], [91, 14, 222, 30]]  # side by side, the shorter padded on the left
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain(checkpoints: Checkpoints) -> Callable[[str], PreTrainedModel]:
-    return cache(lambda name: models.load_plain(checkpoints(name))[0])
+    return lambda name: once.plain(checkpoints(name))[0]
 
 
 @pytest.fixture(scope="session", params=(1, 2), ids=lambda count: f"{count}-ranks")
@@ -48,7 +48,7 @@ def test_a_visit_changes_the_logits_as_a_plain_hook_does(
     name: str, ranks: int, checkpoints: Checkpoints, plain: Callable[[str], PreTrainedModel]
 ) -> None:
     model = plain(name)
-    lens.load(str(checkpoints(name)), ranks=ranks)
+    once.load(checkpoints(name), ranks)
     untouched = last_logits(model)
     for layer, site in [(0, site) for site in ref.SITES] + [(1, "resid_post")]:
         vector = torch.randn(current().require_model().width, generator=torch.Generator().manual_seed(layer))
@@ -68,7 +68,7 @@ def last_logits(model: PreTrainedModel) -> np.ndarray:
 
 
 def shapes(name: str, ranks: int, checkpoints: Checkpoints) -> list[Mapping[str, tuple[int, ...]]]:
-    lens.load(str(checkpoints(name)), ranks=ranks)
+    once.load(checkpoints(name), ranks)
     held: list[Mapping[str, tuple[int, ...]]] = current().group.call(probes.parameters)
     return held
 
@@ -153,7 +153,7 @@ def test_a_model_its_row_is_not_true_of_is_refused(
     name: str, settings: dict[str, Any], words: str, checkpoints: Checkpoints, tmp_path: Path
 ) -> None:
     folder = changed(models.build(name, tmp_path), **settings)
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     for ranks in (1, 3):
         with pytest.raises(lens.LensError, match=words) as caught:
             find(str(folder), ranks)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import once
 import probes
 import pytest
 import reference as ref
@@ -24,7 +25,7 @@ Checkpoints = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def session(ranks: int, checkpoints: Checkpoints) -> lens.session.Session:  # type: ignore[name-defined]
-    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    once.load(checkpoints("llama-gqa"), ranks)
     return current()
 
 
@@ -99,7 +100,7 @@ def test_an_interrupt_in_the_projection_keeps_the_positions_done(
     """On one rank: the size of blocks can be changed in this process alone (tests/kernel has two)."""
     from lens_magic.lens import decode
 
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     monkeypatch.setitem(decode._BLOCK_BYTES, "cpu", 4 * 320 * 3)  # three positions a block
 
     def stop(event: tuple[str, int]) -> None:
@@ -157,8 +158,8 @@ def test_sampling_is_the_same_on_any_number_of_ranks(session: object, temperatur
 def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoints) -> None:
     """First tokens over many seeds: none outside the nucleus, and frequencies within chance of its probabilities."""
     folder = checkpoints("llama-gqa")
-    model, _ = models.load_plain(folder)
-    lens.load(str(folder), ranks=1)
+    model, _ = once.plain(folder)
+    once.load(folder)
     ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
     expected = torch.tensor(ref.Sampling(temperature=2.0, top_p=0.8).distribution(ref.output_logits(model, ids)[-1]))
     draws = 400

@@ -10,6 +10,7 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import pytest
 import reference as ref
 import torch
@@ -30,9 +31,8 @@ def ranks(request: pytest.FixtureRequest) -> int:
 
 def loaded(folder: Path, ranks: int) -> Any:
     """The checkpoint on the ranks, and its plain model."""
-    model, _ = models.load_plain(folder)
-    lens.load(str(folder), ranks=ranks)
-    return model
+    once.load(folder, ranks)
+    return once.plain(folder)[0]
 
 
 def brute(model: Any, run: lens.LensRun) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -110,7 +110,7 @@ def test_tokens_ranked_first_are_followed(
 
 
 def test_followed_tokens_survive_saving_and_make_a_table(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     for track, name in ((" point, the", "chosen"), (True, "first")):
         run = lens.run(models.PROMPT, TOKENS, ignore_eos=True, track=track)
         for ending in (".nc", ".zarr"):
@@ -134,7 +134,7 @@ def test_followed_tokens_survive_saving_and_make_a_table(checkpoints: Checkpoint
 
 
 def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     assert lens.run(models.PROMPT, 1, track="id:7, id:9").variables["tracked_id"].tolist() == [[7, 9]]
     assert lens.run(models.PROMPT, 1, track=np.array([7, 5])).options["track"] == [7, 5]
     for track, words in (
@@ -240,7 +240,7 @@ def test_a_lens_on_the_ranks_goes_with_its_model(checkpoints: Checkpoints) -> No
 
 def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:
     """Which may be more than there are tokens."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     basis = lens.Basis(np.random.default_rng(0).normal(size=(330, 128)))
     assert lens.run(models.PROMPT, 1, top_k=330, lens=basis).variables["token_id"].shape[-1] == 330
     with pytest.raises(lens.LensError, match=r"top-k 331 is out of range; 1 to 330 \(the basis\) would do"):
@@ -248,7 +248,7 @@ def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:
 
 
 def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     hostile = "<script>alert(1)</script>"
     basis = lens.Basis(torch.eye(128)[:3], ["up", hostile, "strange"], name="quarks")
     path = basis.save(tmp_path / "quarks.safetensors")
@@ -313,7 +313,7 @@ def test_components_add_up_under_the_frozen_norm(name: str, ranks: int, checkpoi
 
 def test_the_last_output_is_the_models_own_in_16_bits_too(checkpoints: Checkpoints) -> None:
     """The module's norm rounds there, and the norm taken apart does not."""
-    lens.load(str(checkpoints("llama-bf16")), ranks=1)
+    once.load(checkpoints("llama-bf16"))
     own, frozen = (
         lens.run(models.PROMPT, TOKENS, capture="resid_post", layers="0,-1", top_k=320, norm=norm, ignore_eos=True)
         for norm in ("own", "frozen")
@@ -378,7 +378,7 @@ def test_norms_are_taken_apart() -> None:
 
 
 def test_what_has_no_frozen_norm_is_refused(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     with pytest.raises(lens.LensError, match="post_ln is no part of the residual stream"):
         lens.run(models.PROMPT, 1, capture="post_ln", norm="frozen")
     with pytest.raises(lens.LensError, match="leave norm 'frozen' or the lens out"):
@@ -434,7 +434,7 @@ def test_translators_are_applied_where_they_belong(name: str, ranks: int, checkp
 
 @pytest.mark.ranks(2)
 def test_prompts_side_by_side_are_seen_as_one_by_one(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    once.load(checkpoints("llama-gqa"), 2)
     prompts, tuned = [models.PROMPT, "A lamp"], random_lens(128, 4)
     for how in ({"lens": tuned, "track": True}, {"norm": "frozen", "track": " point"}):
         together = lens.run(prompts, 4, prompt_tokens=True, ignore_eos=True, **how)
@@ -448,7 +448,7 @@ def test_prompts_side_by_side_are_seen_as_one_by_one(checkpoints: Checkpoints) -
 
 def test_the_tuned_lens_projects_format(checkpoints: Checkpoints, tmp_path: Path) -> None:
     """The layout of that project's folders, with `params.pt` converted."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     theirs = random_lens(128, 4)
     tensors = {f"{i}.weight": theirs.weights[i].half() for i in range(4)} | {
         f"{i}.bias": theirs.biases[i].half() for i in range(4)
@@ -580,7 +580,7 @@ def test_what_a_file_says_of_itself_is_checked(read: Any, record: dict[str, Any]
 
 
 def test_wrong_tuned_lenses_are_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "params.pt").write_bytes(b"never opened")
     (tmp_path / "empty").mkdir()
@@ -615,7 +615,7 @@ def test_the_magics_take_lenses(checkpoints: Checkpoints, tmp_path: Path) -> Non
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output
 
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     shell = InteractiveShell.instance()
     try:
         shell.run_line_magic("load_ext", "lens_magic")
@@ -703,7 +703,7 @@ def test_divergences_are_measured_exactly(ranks: int, checkpoints: Checkpoints) 
 
 @pytest.mark.ranks(2)
 def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    once.load(checkpoints("llama-gqa"), 2)
     seen: list[int] = []
 
     def stop_at_two(event: tuple[Any, ...]) -> None:
@@ -729,7 +729,7 @@ def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
 @pytest.mark.ranks(2)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_measuring_can_be_stopped(when: str, checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    once.load(checkpoints("llama-gqa"), 2)
     seen: list[tuple[Any, ...]] = []
 
     def stop(event: tuple[Any, ...]) -> None:
@@ -750,14 +750,14 @@ def test_measuring_can_be_stopped(when: str, checkpoints: Checkpoints) -> None:
 
 
 def test_training_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)  # 4 layers, 128 wide: 16 · 4 · 128 · 129 bytes
+    once.load(checkpoints("llama-gqa"))  # 4 layers, 128 wide: 16 · 4 · 128 · 129 bytes
     monkeypatch.setenv("LENS_FREE_MEMORY", "1000000")
     with pytest.raises(lens.LensError, match=r"needs 1\.1 MB on a rank .*, where 1\.0 MB is free; more ranks would do"):
         lens.train_tuned_lens(TEXTS, steps=2)
 
 
 def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     for texts, more, words in (
         ([], {}, "no texts to train on"),
         (["", ""], {}, "no texts"),
@@ -779,7 +779,7 @@ def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
 
 
 def test_numpys_numbers_may_be_trained_with_and_saved(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     asked = {"steps": np.int32(1), "tokens_per_step": np.int64(20), "held_out": np.float64(0.2), "seed": np.int64(3)}
     tuned = lens.train_tuned_lens(np.array(TEXTS), learning_rate=torch.tensor(0.5), **asked)  # type: ignore[arg-type]
     again = lens.load_tuned_lens(tuned.save(tmp_path / "tuned"))
@@ -794,7 +794,7 @@ def test_a_trained_lens_is_nearer_to_the_output_on_held_out_text() -> None:
     import lens_magic.demo
     from lens_magic.demo.make import corpus
 
-    lens.load("demo", ranks=1)
+    once.load("demo")
     rng = random.Random(11)
     tuned = lens.train_tuned_lens([corpus.document(rng, 64) for _ in range(600)], steps=16, tokens_per_step=512)
     items = json.loads((lens_magic.demo.path().parent / "data" / "heldout.json").read_text(encoding="utf-8"))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import models
+import once
 import pytest
-from test_steering import direction, use, width_of
+from test_steering import direction, width_of
 
 import lens_magic as lens
 from lens_magic.errors import LensError
@@ -24,7 +25,7 @@ TOKENS = 10
 @pytest.fixture
 def panel(checkpoints: Checkpoints) -> Panel:
     folder = checkpoints("qwen3-gqa")
-    use(folder, 2)
+    once.load(folder, 2)
     vector = SteeringVector.of({1: direction(width_of(folder)) * 10}, site="resid_post", name="v")
     queued: list[Callable[[], None]] = []
     made = Panel(current(), {"v": vector}, queued.append)

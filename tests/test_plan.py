@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import models
+import once
 import plan_probes
 import pytest
 import torch
@@ -37,23 +38,23 @@ ODD += ("llama-3.1", "mistral-window", "qwen2-bias", "gemma", "gemma3-text", "ge
 ODD += ("olmo", "olmo2", "opt", "phi", "phi3", "gpt2", "mixtral", "qwen3-moe")
 
 
-def test_parameters_cache_and_captures_are_what_the_ranks_hold(ranks: int, checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("name", ODD)
+def test_parameters_cache_and_captures_are_what_the_ranks_hold(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     """To the byte, on shapes that do not divide by the ranks."""
     prompts, tokens = [[5, 6, 7], [8, 9, 10, 11, 12]], 4
-    for name in ODD:
-        folder = checkpoints(name)
-        lens.load(str(folder), ranks=ranks)
-        group = current().group
-        made = plan.make(str(folder), ranks, tokens, prompt=5, batch=2, layers="1-", rooms=[CPU] * ranks)
-        weights = footprint.weights(footprint.skeleton(read_config(folder), made.facts.dtype), ranks)
-        assert [one.total for one in weights] == [held["total"] for held in group.call(plan_probes.parameters)], name
-        assert [need.cache for need in made.needs] == group.call(plan_probes.cache, prompts, tokens), name
+    folder = checkpoints(name)
+    once.load(folder, ranks)
+    group = current().group
+    made = plan.make(str(folder), ranks, tokens, prompt=5, batch=2, layers="1-", rooms=[CPU] * ranks)
+    weights = footprint.weights(footprint.skeleton(read_config(folder), made.facts.dtype), ranks)
+    assert [one.total for one in weights] == [held["total"] for held in group.call(plan_probes.parameters)]
+    assert [need.cache for need in made.needs] == group.call(plan_probes.cache, prompts, tokens)
 
-        run = lens.run(models.PROMPT, tokens, layers="1-", ignore_eos=True)
-        made = plan.make(str(folder), ranks, tokens, prompt=len(run.prompt_ids), layers="1-", rooms=[CPU] * ranks)
-        one_step = [need.captures // (tokens + 1) for need in made.needs]  # the buffer, and one step beside it
-        kept = [need.captures - step for need, step in zip(made.needs, one_step, strict=True)]
-        assert kept == run.memory["captures_by_rank"], name
+    run = lens.run(models.PROMPT, tokens, layers="1-", ignore_eos=True)
+    made = plan.make(str(folder), ranks, tokens, prompt=len(run.prompt_ids), layers="1-", rooms=[CPU] * ranks)
+    one_step = [need.captures // (tokens + 1) for need in made.needs]  # the buffer, and one step beside it
+    kept = [need.captures - step for need, step in zip(made.needs, one_step, strict=True)]
+    assert kept == run.memory["captures_by_rank"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")

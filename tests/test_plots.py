@@ -12,6 +12,7 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import pytest
 
 import lens_magic as lens
@@ -25,7 +26,7 @@ HOSTILE += ["", "\x00", "&amp;"]
 
 @pytest.fixture(scope="module")
 def run(checkpoints: Callable[[str], Path]) -> Any:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     return lens.run(models.PROMPT, 12, ignore_eos=True, track=[3, 5])
 
 

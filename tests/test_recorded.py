@@ -13,6 +13,7 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import steering_items
@@ -62,7 +63,7 @@ def replays() -> int:
 def test_prompts_side_by_side_steered(
     name: str, temperature: float, checkpoints: Callable[[str], Path], stepping: Stepping
 ) -> None:
-    lens.load(str(checkpoints(name)), ranks=1)
+    once.load(checkpoints(name))
     steer = steering_items.changing(current().require_model().width)
     options = {"temperature": temperature, "top_p": 0.9, "ignore_eos": True, "capture": ("resid_pre", "mlp_out")}
     compared(stepping, lambda: lens.run(PROMPTS, TOKENS, steer=steer, **options))
@@ -71,7 +72,7 @@ def test_prompts_side_by_side_steered(
 @pytest.mark.parametrize(("ranks", "name"), [*((n, name) for n in (1, 2) for name in models.FAMILIES), (3, "llama-gqa")])
 def test_every_family(ranks: int, name: str, checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """A prompt alone, which needs no mask but a recorded step's."""
-    lens.load(str(checkpoints(name)), ranks=ranks)
+    once.load(checkpoints(name), ranks)
     compared(stepping, lambda: [lens.run(models.PROMPT, TOKENS, ignore_eos=True)], tied=0.01)
 
 
@@ -94,7 +95,7 @@ def compared(stepping: Stepping, run: Callable[[], list[lens.LensRun]], tied: fl
 
 def test_a_model_with_hooks_of_its_owner_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """They are to be called at every token."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     stepping(True)
     layer = current().group.rank.store["model"].model.model.layers[0].mlp
     called: list[int] = []
@@ -111,7 +112,7 @@ def test_a_compiled_module_is_never_replayed(
     checkpoints: Callable[[str], Path], stepping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What compiled code does is not seen by who records."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     stepping(True)
     layer = current().group.rank.store["model"].model.model.layers[0].mlp
     monkeypatch.setattr(layer, "_compiled_call_impl", layer.forward)  # as nn.Module.compile does
@@ -121,7 +122,7 @@ def test_a_compiled_module_is_never_replayed(
 
 def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """It may keep count in Python."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     stepping(True)
     layer: Any = current().group.rank.store["model"].model.model.layers[0].mlp
     usual = type(layer)
@@ -145,7 +146,7 @@ def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable
 def test_attention_of_somebody_elses_is_never_replayed(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
     """It may take no mask, and so look at columns that only a recorded step has in sight."""
     folder = checkpoints("llama-gqa")
-    lens.load(str(folder), ranks=1)
+    once.load(folder)
     expected = lens.generate(models.PROMPT, TOKENS, ignore_eos=True).output_ids
     shown: list[int] = []
 
@@ -166,7 +167,7 @@ def test_attention_of_somebody_elses_is_never_replayed(checkpoints: Callable[[st
 
 
 def test_few_steps_are_not_worth_a_recording(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     stepping(True)
     lens.generate(models.PROMPT, 3, ignore_eos=True)
     assert replays() == 0
@@ -285,7 +286,7 @@ def test_a_recording_goes_with_its_generation(checkpoints: Callable[[str], Path]
             made.append(weakref.ref(self))
 
     monkeypatch.setattr("lens_magic.model.graph.Recording", Noted)
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     gc.disable()
     try:
         lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
@@ -298,7 +299,7 @@ def test_a_recording_goes_with_a_generation_that_failed(
     checkpoints: Callable[[str], Path], stepping: Stepping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long its error is kept: NCCL's communicators wait for the last graph that uses them."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     stepping(True)
     kept: list[weakref.ref[Recording]] = []
     usual = Chooser.read

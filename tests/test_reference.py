@@ -10,6 +10,7 @@ from pathlib import Path
 
 import models
 import numpy as np
+import once
 import pytest
 import reference as ref
 import torch
@@ -34,9 +35,8 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return cache(lambda name: models.load_plain(models.build(name, folder)))
+def load(checkpoints: Callable[[str], Path]) -> Load:
+    return lambda name: once.plain(checkpoints(name))
 
 
 @pytest.fixture(scope="module")
@@ -380,12 +380,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_checkpoints_are_the_same_bytes_every_time(name: str, tmp_path: Path) -> None:
+def test_checkpoints_are_the_same_bytes_every_time(name: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     torch.manual_seed(1)
-    first = digests(models.build(name, tmp_path / "a"))
+    first = digests(checkpoints(name))
     torch.manual_seed(2)
     expected = torch.get_rng_state()
-    assert digests(models.build(name, tmp_path / "b")) == first
+    assert digests(models.build(name, tmp_path)) == first
     assert torch.equal(torch.get_rng_state(), expected)
     assert list(first) == FILES
 

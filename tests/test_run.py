@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import models
 import numpy as np
+import once
 import pytest
 import torch
 import xarray as xr
@@ -26,7 +27,7 @@ Checkpoints = Callable[[str], Path]
 
 @pytest.fixture(scope="module")
 def run(checkpoints: Checkpoints) -> lens.LensRun:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     return lens.run(models.PROMPT, 6, top_k=4, layers="::2", prompt_tokens=True, ignore_eos=True)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
@@ -54,8 +55,8 @@ def steered_run(model: Any, steer: Any, force: list[int] | None = None) -> Any:
 
 def check(name: str, folder: Path, ranks: int, terms: Any, changes: list[Change]) -> None:
     """Steered generation and steered teacher forcing both give the reference's logits at every position."""
-    model, _ = models.load_plain(folder)
-    use(folder, ranks)
+    model, _ = once.plain(folder)
+    once.load(folder, ranks)
     for run in (made := steered_run(model, terms), steered_run(model, terms, made.output_ids)):
         ids, prompt = run.prompt_ids + run.output_ids, len(run.prompt_ids)
         with steered(model, changes, prompt):
@@ -66,15 +67,8 @@ def check(name: str, folder: Path, ranks: int, terms: Any, changes: list[Change]
     assert set(current().group.call(probes.hooks)) == {0}
 
 
-def use(folder: Path, ranks: int) -> None:
-    """Load a checkpoint, unless the test before has left it there."""
-    loaded = current().model
-    if loaded is None or loaded.name != str(folder) or current().group.size != ranks:
-        lens.load(str(folder), ranks=ranks)
-
-
 def width_of(folder: Path) -> int:
-    model, _ = models.load_plain(folder)
+    model, _ = once.plain(folder)
     return int(model.config.hidden_size)
 
 
@@ -128,7 +122,7 @@ def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints) -> None:
     """Positions stay right where the prompt is read in pieces."""
     folder = checkpoints("gemma2")
     v = direction(width_of(folder))
-    lens.load(str(folder), ranks=ranks)
+    once.load(folder, ranks)
     current().group.call(probes.set_prefill_columns, 3)
     try:
         term = SteeringTerm("test", {2: v}, "resid_post", ALPHA, positions=(-4, 3))
@@ -197,7 +191,7 @@ def test_values_that_change_at_every_token(ahead: int, checkpoints: Checkpoints,
 
 def test_another_alpha_for_each_sequence_of_a_batch(ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
-    lens.load(str(folder), ranks=ranks)
+    once.load(folder, ranks)
     v = direction(width_of(folder))
     alphas = (-3.0, 0.0, 3.0)
     together = lens.generate(
@@ -218,7 +212,7 @@ def test_another_alpha_for_each_sequence_of_a_batch(ranks: int, checkpoints: Che
 
 def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
-    lens.load(str(folder), ranks=1)
+    once.load(folder)
     v = direction(width_of(folder))
     before = lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids
 
@@ -279,7 +273,7 @@ def test_positions_and_schedules_as_users_write_them() -> None:
 @pytest.mark.parametrize("positions", ["last", "prompt", "generated", (-3, 4), frozenset({-2, 0, 5})])
 def test_padding_shifts_no_positions(positions: Any, checkpoints: Checkpoints) -> None:
     """Prompts of different lengths side by side, each as it would be alone."""
-    use(folder := checkpoints("llama-gqa"), 1)
+    once.load(folder := checkpoints("llama-gqa"))
     term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 6.0, positions=positions)
     prompts = ["A lens", models.PROMPT, "The oldest university of technology is"]
 
@@ -297,7 +291,7 @@ def test_padding_shifts_no_positions(positions: Any, checkpoints: Checkpoints) -
 
 @pytest.mark.parametrize("schedule", ["linear", lambda step: 1 - step / TOKENS])
 def test_a_schedule_is_over_the_run(schedule: Any, checkpoints: Checkpoints) -> None:
-    use(folder := checkpoints("llama-gqa"), 1)
+    once.load(folder := checkpoints("llama-gqa"))
     v = direction(width_of(folder))
     stated = SteeringTerm("test", {1: v}, "post_ln", 6.0, schedule=tuple(1 - step / TOKENS for step in range(TOKENS)))
     vector = SteeringVector.of({1: v}, name="test", site="post_ln")
@@ -311,7 +305,7 @@ def test_a_schedule_is_over_the_run(schedule: Any, checkpoints: Checkpoints) -> 
 
 
 def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
-    use(folder := checkpoints("llama-gqa"), 1)
+    once.load(folder := checkpoints("llama-gqa"))
     v = SteeringVector.of({1: direction(width_of(folder)), 3: direction(width_of(folder))}, name="v", site="post_ln")
     term = v.steer([1.5, 2.5], positions="-2:5", steps="0:4", decay=2, clip=0.1, scale={-1: 0.5}, keep_norm=True)
     first, second = lens.run([models.PROMPT] * 2, 3, layers=-1, steer=[term, (v * 3).for_sequences(1)])
@@ -324,7 +318,7 @@ def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
 
 
 def test_an_error_in_the_middle_leaves_no_hooks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(folder := checkpoints("llama-gqa"), 1)
+    once.load(folder := checkpoints("llama-gqa"))
     term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 3.0)
     before = lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import models
 import numpy as np
+import once
 import pytest
 
 import lens_magic as lens
@@ -30,7 +31,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"prompt_tokens": True}, {"track": True}, {"track": [3, 5], "norm": "frozen"}])
 def test_streamed_rows_are_the_rows(options: dict[str, Any], ranks: int, checkpoints: Checkpoints, eager: None) -> None:
-    lens.load(str(checkpoints("llama-odd-vocab")), ranks=ranks)
+    once.load(checkpoints("llama-odd-vocab"), ranks)
     seen: list[tuple[int, int]] = []
     tokens = 0
 
@@ -58,7 +59,7 @@ def test_streamed_rows_are_the_rows(options: dict[str, Any], ranks: int, checkpo
 
 
 def test_an_interrupt_keeps_what_was_streamed(checkpoints: Checkpoints, eager: None) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     group = current().group
     with pytest.raises(lens.Interrupted) as stopped:
         runs.run(
@@ -95,6 +96,6 @@ def test_projecting_takes_its_share_of_the_time(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_cannot_be_streamed(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     with pytest.raises(LensError, match="only a single prompt's tokens can be streamed"):
         lens.run(["A", "B"], stream_lens=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
+import once
 import probes
 import pytest
 import reference as ref
@@ -54,6 +56,12 @@ def reference_sides(model: Any, tokenizer: Any, kind: str, site: str, layer: int
     return sides
 
 
+@functools.cache
+def expected_at(folder: Path, kind: str, site: str, layer: int, position: str) -> torch.Tensor:
+    """What plain transformers say, which is the same on any number of ranks."""
+    return mean_difference(reference_sides(*once.plain(folder), kind, site, layer, position))
+
+
 def mean_difference(sides: Sides) -> torch.Tensor:
     return torch.stack([positive - negative for positive, negative in sides]).mean(0)
 
@@ -71,8 +79,7 @@ def require_close(vector: SteeringVector, layer: int, raw: torch.Tensor, toleran
 @pytest.mark.parametrize("ranks", [1, 2, 3], scope="session")
 def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpoints: Checkpoints) -> None:
     folder = checkpoints(name)
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=ranks)
+    once.load(folder, ranks)
     cases = [
         ("questions", "post_ln", "label"),
         ("questions", "resid_post", "last"),
@@ -85,7 +92,7 @@ def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpo
         vector = lens.train_vector(given, layers=[1, 2], site=site, position=position)
         assert vector.layers == (1, 2)
         for layer in vector.layers:
-            require_close(vector, layer, mean_difference(reference_sides(model, tokenizer, kind, site, layer, position)))
+            require_close(vector, layer, expected_at(folder, kind, site, layer, position))
     assert set(current().group.call(probes.hooks)) == {0}
 
 
@@ -93,8 +100,8 @@ def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpo
 @pytest.mark.parametrize("method", ["pca", "logistic"])
 def test_other_methods(method: str, position: str, checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=1)
+    model, tokenizer = once.plain(folder)
+    once.load(folder)
     vector = lens.train_vector(questions(), layers=2, site="resid_post", position=position, method=method)
     sides = reference_sides(model, tokenizer, "questions", "resid_post", 2, position)
     differences = np.array([(positive - negative).numpy() for positive, negative in sides])
@@ -115,7 +122,7 @@ def test_other_methods(method: str, position: str, checkpoints: Checkpoints) -> 
 
 def test_both_orders_are_used(checkpoints: Checkpoints) -> None:
     """Swapping every item changes nothing, and what only tells A from B cancels."""
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     swapped = []
     for item in data.read(questions()).questions:
         other = item.swapped()
@@ -163,8 +170,8 @@ def test_sides_that_are_tokenised_alike_are_left_out(checkpoints: Checkpoints) -
 
 def test_bfloat16(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-bf16")
-    model, tokenizer = models.load_plain(folder)
-    lens.load(str(folder), ranks=1)
+    model, tokenizer = once.plain(folder)
+    once.load(folder)
     vector = lens.train_vector(pairs(), layers=[1], site="resid_post", position="last")
     expected = mean_difference(reference_sides(model, tokenizer, "texts", "resid_post", 1, "last"))
     assert float(vector.directions[1].double() @ (expected / expected.norm())) > 0.999
@@ -172,7 +179,7 @@ def test_bfloat16(checkpoints: Checkpoints) -> None:
 
 
 def test_padding_and_batches_change_nothing(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     together = lens.train_vector(questions(), layers=None, site="resid_post", position="mean")
     monkeypatch.setattr(train, "_TEXTS_A_BATCH", 2)
     apart = lens.train_vector(questions(), layers=None, site="resid_post", position="mean")
@@ -188,7 +195,7 @@ def test_padding_and_batches_change_nothing(checkpoints: Checkpoints, monkeypatc
 def test_what_the_sides_of_an_example_share_is_read_once(
     kind: str, position: str, rows: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lens.load(str(checkpoints("llama-6heads")), ranks=1)
+    once.load(checkpoints("llama-6heads"))
     sizes: list[int] = []
     read = train.read_batch
 
@@ -268,7 +275,7 @@ def test_the_orders_of_a_question_are_never_apart(monkeypatch: pytest.MonkeyPatc
 def test_in_the_demo_model_labels_know_their_options_from_layer_2_on() -> None:
     from lens_magic import demo
 
-    lens.load("demo", ranks=1)
+    once.load("demo")
     folder = demo.path().parent / "data"
     label = lens.train_vector(folder / "persona-train.jsonl", layers="0-3")
     assert label.training.questions == 80
@@ -283,7 +290,7 @@ def test_in_the_demo_model_labels_know_their_options_from_layer_2_on() -> None:
 
 
 def test_one_pair_has_no_measure(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     vector = lens.train_vector(pairs()[:1], layers=[1], position="last")
     assert vector.quality[1].auc is None
     assert "–" in repr(vector)
@@ -311,7 +318,7 @@ def test_one_pair_has_no_measure(checkpoints: Checkpoints) -> None:
     ],
 )
 def test_bad_training_is_one_clear_line(given: Any, choices: dict[str, Any], words: str, checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     with pytest.raises(lens.LensError, match=words) as caught:
         lens.train_vector(given(), **{"layers": [1], **choices})
     assert "\n" not in str(caught.value)
@@ -321,7 +328,7 @@ def test_bad_training_is_one_clear_line(given: Any, choices: dict[str, Any], wor
 def test_an_interrupt_stops_training_on_all_ranks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     from lens_magic import vectors
 
-    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    once.load(checkpoints("llama-gqa"), 2)
     session = current()
     # More texts than go into one batch.
     many = [{"positive": f"She read it {number}", "negative": f"A lamp {number}"} for number in range(80)]
@@ -347,7 +354,7 @@ def test_an_interrupt_after_the_last_layer_is_heard(
     from lens_magic import vectors
     from lens_magic.steer import train
 
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     learn_layer = train.learn_layer
 
     def late(*given: Any) -> Any:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import once
 import pytest
 import torch
 from steering_items import questions
@@ -132,12 +133,12 @@ def test_a_vector_is_refused_by_another_kind_of_model(model: tuple[str, int, int
 
 
 def test_generating_with_a_vector_that_does_not_fit_is_refused(checkpoints: Checkpoints) -> None:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     vector = lens.train_vector(questions(), layers=[1])
     plain = lens.generate("It is", 4, ignore_eos=True).output_ids
     assert lens.generate("It is", 4, ignore_eos=True, steer=vector * 0.0).output_ids == plain
     assert lens.generate("It is", 4, ignore_eos=True, steer=vector * 50.0 + vector * 1).output_ids != plain
-    lens.load(str(checkpoints("qwen3-odd")), ranks=1)
+    once.load(checkpoints("qwen3-odd"))
     with pytest.raises(lens.LensError, match="made for a llama of 4 layers, width 128"):
         lens.generate("It is", 4, steer=vector * 1.0)
 
@@ -157,7 +158,7 @@ def same(one: SteeringVector, two: SteeringVector) -> bool:
 
 @pytest.fixture
 def trained(checkpoints: Checkpoints) -> SteeringVector:
-    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    once.load(checkpoints("llama-gqa"))
     return lens.train_vector([*questions(), {"question": "?"}], layers="1-2", site="resid_post").named("warm")
 
 
