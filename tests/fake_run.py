@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -192,3 +193,8 @@ def without_numbers(run: FakeRun, layer: int, position: int) -> FakeRun:
         if name in run.dataset:
             run.dataset[name][:, layer, position] = -1
     return run
+
+
+def encoded(buffers: dict[str, bytes]) -> dict[str, str]:
+    """Buffers as JSON can carry them."""
+    return {name: base64.b64encode(value).decode() for name, value in buffers.items()}

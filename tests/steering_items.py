@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lens_magic.steer.term import SteeringTerm
@@ -25,10 +27,10 @@ def asked(stem: str, first: str, second: str) -> str:
     return f"{stem}\n\nChoices:\n (A) {first}\n (B) {second}\n\nAnswer:"
 
 
-def questions() -> list[dict[str, str]]:
+def questions(stems: Sequence[tuple[str, str, str]] = STEMS) -> list[dict[str, str]]:
     """The matching answer is always the first text of a stem; it stands at (A) or (B) by turns."""
     found = []
-    for number, (stem, yes, no) in enumerate(STEMS):
+    for number, (stem, yes, no) in enumerate(stems):
         text = asked(stem, yes, no) if number % 2 else asked(stem, no, yes)
         ours, theirs = (" (A)", " (B)") if number % 2 else (" (B)", " (A)")
         found.append({"question": text, "answer_matching_behavior": ours, "answer_not_matching_behavior": theirs})

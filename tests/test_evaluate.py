@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import probes
 import pytest
 import reference as ref
 import torch
+from steering_items import STEMS, asked
+from steering_items import questions as items
 from transformers import PreTrainedModel
 
 import lens_magic as lens
@@ -37,32 +38,6 @@ TEXTS = (
 CLOSE = 1e-4
 
 
-@contextmanager
-def steered(model: PreTrainedModel, site: str, layer: int, change: torch.Tensor) -> Iterator[None]:
-    """Add a vector at a site, at every position, by a hook of our own."""
-    family = ref.family_of(model)
-    block = ref._part(model, family.layers)[layer]
-
-    def on_input(_: Any, args: tuple, kwargs: dict) -> Any:
-        if args:
-            return (args[0] + change, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + change}
-
-    def on_output(_: Any, __: tuple, output: Any) -> Any:
-        return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
-
-    if site in ("resid_pre", "post_ln"):
-        module = block if site == "resid_pre" else ref._part(block, family.mlp)
-        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
-    else:
-        module = block if site == "resid_post" else ref._part(block, getattr(family, site))
-        handle = module.register_forward_hook(on_output)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def expected(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -82,7 +57,7 @@ def expected(
     for place, layer in enumerate(sorted(directions)):
         for number, direction in enumerate(directions[layer]):
             for column, alpha in enumerate(alphas):
-                with steered(model, site, layer, alpha * direction):
+                with ref.added(model, site, layer, alpha * direction):
                     found[place, number, :, column] = [propensity(*each) for each in zip(prompts, labels, strict=True)]
     return unsteered, found
 
@@ -153,29 +128,6 @@ def test_propensities_of_other_families(checkpoints: Checkpoints, name: str) -> 
 
 
 # -- evaluate -------------------------------------------------------------------------------------------------------------
-
-STEMS = (
-    ("What gathers the light?", "a lens, and a point", "a lamp"),
-    ("What did she read?", "the letters", "the grain of the paper itself, and the capitals"),
-    ("Two and two are", "4", "20"),
-    ("Which year was it? Look at the small print, and look again.", "1999", "10"),
-    ("Grind the glass a little", "thinner", "unevenly and every edge is fringed"),
-)
-
-
-def asked(stem: str, first: str, second: str) -> str:
-    return f"{stem}\n\nChoices:\n (A) {first}\n (B) {second}\n\nAnswer:"
-
-
-def items(stems: Sequence[tuple[str, str, str]] = STEMS) -> list[dict[str, str]]:
-    """The matching answer, a stem's first, stands at (A) and at (B) by turns."""
-    found = []
-    for number, (stem, yes, no) in enumerate(stems):
-        text, matching = (asked(stem, yes, no), "A") if number % 2 else (asked(stem, no, yes), "B")
-        other = "AB".replace(matching, "")
-        answers = {"answer_matching_behavior": f" ({matching})", "answer_not_matching_behavior": f" ({other})"}
-        found.append({"question": text, **answers})
-    return found
 
 
 def vector_of(directions: dict[int, torch.Tensor], **options: Any) -> SteeringVector:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_run import FakeRun, fake_run
+from fake_run import FakeRun, encoded, fake_run
 from reading import NODES, check, expected, place, scroll
 
 from lens_magic.view import bundle, page_html
@@ -228,7 +227,7 @@ def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) 
     table = fallback_html([(run, "")], "abc")
     page = visit.open(f"<!DOCTYPE html><style>{bundle.style()}</style><div id=out></div>{table}", tmp_path / "empty.html")
     page.add_script_tag(type="module", content=bundle.script().replace(entry, "globalThis.lensRender = render;"))
-    buffers = {name: base64.b64encode(b).decode() for name, b in packed.to_bytes().items()}
+    buffers = encoded(packed.to_bytes())
     page.wait_for_function("() => globalThis.lensRender")
     page.evaluate(
         """([header, encoded]) => {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from fake_run import FakeRun, fake_run
+from fake_run import FakeRun, encoded, fake_run
 from reading import cells, check, scroll, settle
 
 from lens_magic.view import LiveView, bundle
@@ -41,10 +41,6 @@ MODEL = """(state) => {
   };
   globalThis.leave = lensRender({ model, el: document.getElementById("out") });
 }"""
-
-
-def encoded(buffers: dict[str, bytes]) -> dict[str, str]:
-    return {name: base64.b64encode(value).decode() for name, value in buffers.items()}
 
 
 def open_widget(visit: Visit, folder: Path, state: dict[str, Any], attributes: str = "") -> Page:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fake_run import FakeRun, fake_run, follow, track, without_numbers  # noqa: E402
+from fake_run import FakeRun, encoded, fake_run, follow, track, without_numbers  # noqa: E402
 
 from lens_magic.view import LiveView, bundle  # noqa: E402
 from lens_magic.view.data import pack, path  # noqa: E402
@@ -46,10 +45,6 @@ def test_types(node: str) -> None:
 def test_files_are_small() -> None:
     for source in bundle.FOLDER.glob("*.js"):
         assert len(source.read_text(encoding="utf-8").splitlines()) <= 400, source.name
-
-
-def encoded(buffers: dict[str, bytes]) -> dict[str, str]:
-    return {name: base64.b64encode(value).decode() for name, value in buffers.items()}
 
 
 def truth(run: FakeRun) -> dict[str, Any]:

@@ -153,6 +153,19 @@ class Kernel:
     def interrupt(self) -> None:
         self.manager.interrupt_kernel()
 
+    def pids(self) -> list[int]:
+        """Of its ranks."""
+        return list(self.value("[rank['pid'] for rank in lens.status().ranks]"))
+
+    def subshell(self) -> str:
+        """A thread of the kernel that hears messages while a cell runs, as frontends ask for."""
+        request = self.client.session.msg("create_subshell_request")
+        self.client.control_channel.send(request)
+        while True:
+            reply = self.client.get_control_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == request["header"]["msg_id"]:
+                return str(reply["content"]["subshell_id"])
+
     def processes(self) -> list[psutil.Process]:
         return marked(self.mark)
 

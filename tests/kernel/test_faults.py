@@ -14,10 +14,6 @@ RUN = f"%%lens -n 10 --ignore-eos -o result\n{PROMPT}"
 PATIENCE_S = 3.0  # as in lens_magic.ranks.group: how long an interrupt may go without effect
 
 
-def pids(kernel: Kernel) -> list[int]:
-    return kernel.value("[rank['pid'] for rank in lens.status().ranks]")
-
-
 def lost(reply: Reply, words: str) -> None:
     """One clear line that says which rank is gone and what to do."""
     assert (reply.status, reply.ename) == ("error", "RanksLost"), reply
@@ -31,7 +27,7 @@ def comes_back(kernel: Kernel, tokens: list[int], before: list[int]) -> None:
     assert kernel.value("kept.output_ids") == tokens
     reply = kernel.ok("%lens restart")
     assert "on 2 ranks" in reply.stdout
-    after = pids(kernel)
+    after = kernel.pids()
     assert after[0] == before[0]
     assert after[1] not in before
     assert kernel.value("tokens(10)") == tokens
@@ -91,7 +87,7 @@ def test_output_of_ranks(kernel: Kernel) -> None:
 
 
 def test_a_rank_that_dies_while_nothing_runs(kernel: Kernel, tokens: list[int]) -> None:
-    before = pids(kernel)
+    before = kernel.pids()
     kill(before[1])
     begun = time.monotonic()
     time.sleep(0.5)
@@ -107,7 +103,7 @@ def test_a_rank_that_dies_while_nothing_runs(kernel: Kernel, tokens: list[int]) 
 
 @pytest.mark.parametrize("phase", ["token", "projecting", "loading"])
 def test_a_rank_that_dies_at_work(kernel: Kernel, tokens: list[int], phase: str, checkpoint: Path) -> None:
-    before = pids(kernel)
+    before = kernel.pids()
     kernel.ok(f"call(faulty.arm, 'kill:1:{phase}:1')")
     begun = time.monotonic()
     lost(kernel.run(f"%lens load {checkpoint}" if phase == "loading" else RUN), f"rank 1 (pid {before[1]}) ended unexpectedly")
@@ -117,7 +113,7 @@ def test_a_rank_that_dies_at_work(kernel: Kernel, tokens: list[int], phase: str,
 
 
 def test_a_rank_that_hangs(kernel: Kernel, tokens: list[int]) -> None:
-    before = pids(kernel)
+    before = kernel.pids()
     kernel.ok("call(faulty.arm, 'hang:1:token:3')")
     cell = kernel.start(RUN)
     time.sleep(1.0)

@@ -18,10 +18,6 @@ pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 GONE_S = 10.0  # after a kernel's end, however it came about, nothing runs any more
 
 
-def pids(kernel: Kernel) -> list[int]:
-    return kernel.value("[rank['pid'] for rank in lens.status().ranks]")
-
-
 def used_s(processes: list[psutil.Process]) -> dict[int, float]:
     return {process.pid: sum(process.cpu_times()[:2]) for process in processes}
 
@@ -66,7 +62,7 @@ def test_from_start_to_shutdown(tmp_path: Path, no_trace: None) -> None:
         assert kernel.value("__import__('os').environ.get('LENS_RANKS')") is None
 
         processes = kernel.processes()
-        assert {kernel.pid, *pids(kernel)} <= {process.pid for process in processes}
+        assert {kernel.pid, *kernel.pids()} <= {process.pid for process in processes}
         shares = share_of_a_core(processes, 3.0)
         assert all(share < 0.02 for share in shares.values()), shares
 
@@ -74,7 +70,7 @@ def test_from_start_to_shutdown(tmp_path: Path, no_trace: None) -> None:
         kernel.client.wait_for_ready(timeout=60)
         assert all(not process.is_running() or process.status() == psutil.STATUS_ZOMBIE for process in processes)
         kernel.ok(SETUP)
-        again = pids(kernel)
+        again = kernel.pids()
         assert len(again) == 3
         assert not {process.pid for process in processes} & {process.pid for process in kernel.processes()}
 
@@ -113,9 +109,9 @@ def test_two_kernels_and_the_sudden_end_of_one(kernel: Kernel, checkpoint: Path,
 
 def test_another_number_of_ranks(kernel: Kernel, checkpoint: Path) -> None:
     """One rank in the kernel's own process, and back; the same code, the same tokens, the same interrupt."""
-    expected, before = kernel.value("tokens()"), pids(kernel)
+    expected, before = kernel.value("tokens()"), kernel.pids()
     assert "on 1 rank " in kernel.ok(f"%lens load {checkpoint} --ranks 1").stdout
-    assert pids(kernel) == before[:1]
+    assert kernel.pids() == before[:1]
     assert driver.alive(before[1]) is False
     assert kernel.value("tokens()") == expected
     kernel.ok("call(faulty.watch, ('token', 3), 1.0)")

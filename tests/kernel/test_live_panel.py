@@ -27,16 +27,6 @@ panel.heard = lambda event: time.sleep(0.02)
 """
 
 
-def subshell(kernel: Kernel) -> str:
-    client = kernel.client
-    message = client.session.msg("create_subshell_request")
-    client.control_channel.send(message)
-    while True:
-        reply = client.get_control_msg(timeout=30)
-        if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-            return str(reply["content"]["subshell_id"])
-
-
 def tell(kernel: Kernel, shell: str, comm: str, data: dict[str, Any]) -> None:
     """What a browser's widget sends, on a subshell."""
     message = kernel.client.session.msg("comm_msg", {"comm_id": comm, "data": data})
@@ -62,7 +52,7 @@ def test_alpha_takes_effect_while_tokens_come(kernel: Kernel) -> None:
     kernel.ok(MAKE)
     parts = ", ".join(f"panel.{part}.model_id" for part in ("start", "stop", "alpha", "output"))
     start, stop, alpha, output = kernel.value(parts)
-    shell = subshell(kernel)
+    shell = kernel.subshell()
     tell(kernel, shell, start, {"method": "custom", "content": {"event": "click"}})
     wait_for_update(kernel, output, "lens-steered")
     time.sleep(0.5)

@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 from driver import PROMPT, Kernel
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(200)]
-
-
-def subshell(kernel: Kernel) -> str:
-    """A thread of the kernel that hears messages while a cell runs, as frontends ask for."""
-    client = kernel.client
-    client.control_channel.send(client.session.msg("create_subshell_request"))
-    return str(client.get_control_msg(timeout=20)["content"]["subshell_id"])
+pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(200)]
 
 
 def press_stop(kernel: Kernel, comm: str, shell: str) -> None:
@@ -28,7 +21,7 @@ def press_stop(kernel: Kernel, comm: str, shell: str) -> None:
 
 
 def test_rows_come_while_the_cell_runs_and_stop_is_heard(kernel: Kernel) -> None:
-    shell = subshell(kernel)
+    shell = kernel.subshell()
     cell = f"%%lens -n 400 --ignore-eos --stream-lens -o streamed\n{PROMPT}"
     request = kernel.client.execute(cell, allow_stdin=False, stop_on_error=False)
     comm, rows, error, pressed = "", 0, "", False
