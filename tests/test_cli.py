@@ -172,9 +172,12 @@ def test_the_doctor_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     ] == ["torch"] * 4
 
 
-def test_listing_kernels(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
+    assert main(["kernel", "install", "--prefix", str(tmp_path), "--name", "mine"]) == 0
+    folder = capsys.readouterr().out.strip()
     assert main(["kernel", "list"]) == 0
-    assert "lens" in capsys.readouterr().out
+    assert f"mine  {folder}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.ranks("own")
