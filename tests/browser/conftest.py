@@ -1,7 +1,8 @@
-"""Chromium for the tests in this folder, or the reason why it is missing."""
+"""Chromium and JupyterLab for the tests in this folder, or the reason why one is missing."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,9 +14,12 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+TESTS = Path(__file__).parents[1]
+sys.path.insert(0, str(TESTS))
+sys.path.append(str(TESTS / "kernel"))
 
-from chromium import launch
+from chromium import launch  # noqa: E402
+from server import Server, server  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +32,24 @@ def browser() -> Iterator[Browser]:
             pytest.skip(f"Chromium does not start: {str(error).splitlines()[0]}")
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A JupyterLab that asks a reader nothing; notebooks are put into its folder, and open in a workspace of their own.
+
+    Its kernels load on two ranks: on four the tutorial runs in `make demo`.
+    """
+    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+    folder = tmp_path_factory.mktemp("lab")
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = {"fetchNews": "false", "checkForUpdates": False}
+    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+    options = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
+    more = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    with server(folder, "lab", *options, LENS_RANKS="2", **more) as running:
+        yield running
 
 
 @dataclass

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
+from typing import TYPE_CHECKING
 
-import nbformat
+import opening
 import pytest
-
-TESTS = Path(__file__).parents[1]
-sys.path.append(str(TESTS / "kernel"))
-
-from server import Server, server  # noqa: E402
+from server import Server, server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.timeout(300)]
 
+TESTS = Path(__file__).parents[1]
 # The kernel's main thread does not come back to its queue until the run is stopped or at its end.
 CELL = f"""
 import sys, threading, time
@@ -50,42 +43,25 @@ print("made", made, "stopped", stop.is_set())
 """
 
 
-@pytest.fixture(scope="module", params=["lab", "notebook"])
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Server]]:
-    name = {"lab": "jupyterlab", "notebook": "notebook"}[request.param]
-    if find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
-    folder = tmp_path_factory.mktemp(request.param)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
-    notebook.metadata["kernelspec"] = {"name": "lens", "display_name": "Lens", "language": "python"}
-    nbformat.write(notebook, folder / "live.ipynb")
-    options = ["--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
+@pytest.fixture(params=["lab", "notebook"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Server]]:
+    """A server, and where in it the notebook is."""
+    if request.param == "lab":
+        yield "lab/workspaces/live/tree/live.ipynb", request.getfixturevalue("lab")
+        return
+    if find_spec("notebook") is None:
+        pytest.skip("notebook is not installed")
     # The cell makes its run itself: no ranks are needed.
-    with server(folder, request.param, *(options if request.param == "lab" else ()), LENS_RANKS="1") as running:
-        yield request.param, running
-
-
-def kernels(running: Server) -> list[dict[str, Any]]:
-    """The server's kernels; none while it cannot say, as in the moment in which one is being added."""
-    with suppress(HTTPError):
-        return list(running.ask("kernels"))
-    return []
+    with server(tmp_path, "notebook", "--JupyterNotebookApp.expose_app_in_browser=True", LENS_RANKS="1") as running:
+        yield "notebooks/live.ipynb", running
 
 
 def test_a_growing_run(browser: Browser, host: tuple[str, Server]) -> None:
-    name, running = host
+    place, running = host
+    opening.write(running.folder / "live.ipynb", [CELL])
     page = browser.new_page(viewport={"width": 1300, "height": 900})
     page.set_default_timeout(60_000)
-    where = "lab/tree" if name == "lab" else "notebooks"
-    page.goto(f"{running.url}/{where}/live.ipynb?token={running.token}")
-    page.locator(".jp-Notebook .cm-content").first.wait_for()
-    deadline = time.monotonic() + 60  # "run" before the kernel is connected asks which kernel to run on
-    while not any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels(running)):
-        assert time.monotonic() < deadline, "no kernel"
-        page.wait_for_timeout(200)
-    page.wait_for_timeout(1500)
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    opening.open_and_run(page, running, place)
     stop = page.get_by_role("button", name="Stop generating")
     stop.wait_for()
     grid = page.get_by_role("grid").first
@@ -101,4 +77,4 @@ def test_a_growing_run(browser: Browser, host: tuple[str, Server]) -> None:
     assert page.get_by_role("grid").first.get_attribute("aria-rowcount") == str(made + 1)
     assert "interrupted" in page.locator(".lens-title").inner_text()
     assert not page.locator("[data-lens-for]").is_visible()
-    page.close()
+    opening.close(page, running)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import opening
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "kernel"))
-
-from server import Server, server  # noqa: E402
+from opening import START_MS, shoot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
+    from server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(600)]
 
-TUTORIAL = ROOT / "notebooks" / "01-logit-lens.ipynb"
-SCREENSHOTS = ROOT / "out" / "screenshots"
-START_MS = 120_000  # for what waits for a server, a kernel or a model
+TUTORIAL = Path(__file__).parents[2] / "notebooks" / "01-logit-lens.ipynb"
 STEP_MS = 30_000
 
 # Everything the notebook's code cells have come to: how many have run, and which of their outputs are errors.
@@ -37,22 +31,6 @@ PROGRESS = """() => {
     errors: outputs.filter((output) => output.output_type === "error").map((output) => output.ename + ": " + output.evalue),
   };
 }"""
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """JupyterLab with the tutorial in its folder."""
-    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-    folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(TUTORIAL, folder / TUTORIAL.name)
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = {"fetchNews": "false", "checkForUpdates": False}
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-    options = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
-    more = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
-    with server(folder, "lab", *options, LENS_RANKS="2", **more) as running:  # on four it runs in `make demo`
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +50,14 @@ def page(browser: Browser, lab: Server, noise: list[str]) -> Iterator[Page]:
 
     page.on("console", heard)
     page.on("pageerror", lambda error: noise.append(f"uncaught: {error}"))
-    page.goto(f"{lab.url}/lab/tree/{TUTORIAL.name}?token={lab.token}", timeout=START_MS)
-    page.locator(".jp-Notebook").wait_for(timeout=START_MS)
-    page.get_by_role("button", name="Lens |").or_(page.locator(".jp-Toolbar-kernelName", has_text="Lens")).first.wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    shutil.copy(TUTORIAL, lab.folder / TUTORIAL.name)
+    opening.open_and_run(page, lab, f"lab/workspaces/tutorial/tree/{TUTORIAL.name}")
     page.wait_for_function(
         f"() => {{ const p = ({PROGRESS})(); return p.done === p.cells || p.errors.length; }}", timeout=START_MS
     )
     yield page
-    page.close()
+    theme(page, "JupyterLab Light")  # it is the server's
+    opening.close(page, lab)
 
 
 def explorer(page: Page) -> Any:
@@ -90,11 +66,6 @@ def explorer(page: Page) -> Any:
     root.scroll_into_view_if_needed()
     root.wait_for()
     return root
-
-
-def shoot(page: Page, name: str) -> None:
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
 
 def theme(page: Page, name: str) -> None:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import opening
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tests" / "kernel"))
-
-from server import Server, server  # noqa: E402
+from opening import START_MS, shoot
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+    from server import Server
 
 pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(300)]
 
-SCREENSHOTS = ROOT / "out" / "screenshots"
-START_MS = 60_000
 CELLS = (
     "%lens load demo",
     """from importlib.resources import files
@@ -37,35 +30,14 @@ panel""",
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-    import nbformat
-
-    folder = tmp_path_factory.mktemp("lab")
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "lens", "display_name": "Lens", "language": "python"}})
-    notebook.cells = [nbformat.v4.new_code_cell(code) for code in CELLS]
-    nbformat.write(notebook, folder / "steering.ipynb")
-    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    options = ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=", "--LabApp.extension_manager=readonly"]
-    more = {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
-    with server(folder, "lab", *options, LENS_RANKS="2", **more) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def page(browser: Browser, lab: Server) -> Iterator[Page]:
     page = browser.new_page(viewport={"width": 1300, "height": 1200})
     page.set_default_timeout(60_000)
-    page.goto(f"{lab.url}/lab/tree/steering.ipynb?token={lab.token}", timeout=START_MS)
-    page.locator(".jp-Notebook").wait_for(timeout=START_MS)
-    page.get_by_text("Lens | Idle").wait_for()  # a run that is asked for before is forgotten
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_text("Run All Cells", exact=True).click()
+    opening.write(lab.folder / "steering.ipynb", CELLS)
+    opening.open_and_run(page, lab, "lab/workspaces/steering/tree/steering.ipynb")
     page.locator(".widget-button, .jupyter-button").first.wait_for(timeout=START_MS)
     yield page
-    page.close()
+    opening.close(page, lab)
 
 
 def test_both_texts_are_shown(page: Page) -> None:
@@ -73,8 +45,7 @@ def test_both_texts_are_shown(page: Page) -> None:
     shown.scroll_into_view_if_needed()
     assert shown.locator(".lens-column").count() == 2
     assert shown.locator(".lens-text .lens-first").count() == 2
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SCREENSHOTS / "steer-cell.png")
+    shoot(page, "steer-cell")
 
 
 def test_the_panel_generates_and_hears_alpha_meanwhile(page: Page) -> None:
@@ -88,6 +59,6 @@ def test_the_panel_generates_and_hears_alpha_meanwhile(page: Page) -> None:
     slider.focus()
     for _ in range(5):
         slider.press("PageDown")
-    page.screenshot(path=SCREENSHOTS / "steer-panel-running.png")
+    shoot(page, "steer-panel-running")
     panel.locator(".lens-first").first.wait_for()  # only the finished texts are marked
-    page.screenshot(path=SCREENSHOTS / "steer-panel.png")
+    shoot(page, "steer-panel")

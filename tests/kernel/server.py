@@ -26,6 +26,7 @@ class Server:
     token: str
     mark: str
     pid: int
+    folder: Path
     log: Path
 
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str | None = None) -> Any:
@@ -53,7 +54,7 @@ def server(temporary: Path, application: str = "server", *options: str, **more: 
     with log.open("wb") as words:
         process = subprocess.Popen(command, env=env, stdout=words, stderr=subprocess.STDOUT, cwd=temporary)
     try:
-        running = Server(f"http://127.0.0.1:{port}", token, env[driver.MARK], process.pid, log)
+        running = Server(f"http://127.0.0.1:{port}", token, env[driver.MARK], process.pid, temporary, log)
         deadline = time.monotonic() + 60
         while True:
             with suppress(OSError):
