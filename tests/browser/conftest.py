@@ -19,7 +19,10 @@ sys.path.insert(0, str(TESTS))
 sys.path.append(str(TESTS / "kernel"))
 
 from chromium import launch  # noqa: E402
+from fake_run import FakeRun, fake_run  # noqa: E402
 from server import Server, server  # noqa: E402
+
+from lens_magic.view import page_html  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +35,17 @@ def browser() -> Iterator[Browser]:
             pytest.skip(f"Chromium does not start: {str(error).splitlines()[0]}")
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def big() -> FakeRun:
+    """As large as the explorer is made for: 1,500 tokens × 80 layers × 3 sites × 5 candidates."""
+    return fake_run(1500, 80, vocabulary=20_000)
+
+
+@pytest.fixture(scope="session")
+def big_html(big: FakeRun) -> str:
+    return page_html(big)
 
 
 @pytest.fixture(scope="session")

@@ -20,16 +20,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def big() -> FakeRun:
-    return fake_run(1500, 80, vocabulary=20_000)
-
-
-@pytest.fixture(scope="module")
-def big_html(big: FakeRun) -> str:
-    return page_html(big)
-
-
 def test_scrolls_both_ways_over_the_right_cells(visit: Visit, big: FakeRun, big_html: str, tmp_path: Path) -> None:
     page = visit.open(big_html, tmp_path / "big.html")
     check(page, big, "resid_post")

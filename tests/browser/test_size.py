@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_run import fake_run
+from fake_run import FakeRun
 from reading import NODES
 
-from lens_magic.view import page_html
 from lens_magic.view.data import pack
 
 if TYPE_CHECKING:
@@ -60,14 +59,15 @@ DRAWN = """() => {
 
 
 @pytest.fixture
-def largest(visit: Visit, tmp_path: Path) -> Page:
-    """1,500 tokens × 80 layers × 3 sites × 5 candidates."""
-    run = fake_run(1500, 80, vocabulary=20_000)
-    packed = pack(run)
-    assert packed.nbytes + len(json.dumps(packed.header, ensure_ascii=False).encode()) < 10_000_000
-    page = visit.open(page_html(run), tmp_path / "large.html")
+def largest(visit: Visit, big_html: str, tmp_path: Path) -> Page:
+    page = visit.open(big_html, tmp_path / "large.html")
     page.wait_for_function("() => performance.getEntriesByName('lens-first-paint').length")
     return page
+
+
+def test_bytes_stay_few(big: FakeRun) -> None:
+    packed = pack(big)
+    assert packed.nbytes + len(json.dumps(packed.header, ensure_ascii=False).encode()) < 10_000_000
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 60), (0, -60), (40, 0), (-40, 0), (0, 400), (30, 45)])

@@ -21,25 +21,28 @@ def arm(rank: Any, plan: str) -> None:
     del os.environ[faults.VARIABLE]
 
 
-def watch(rank: Any, pause_at: tuple[str, int] | None = None, seconds: float = 0.0) -> None:
-    """Count events; at the n-th of a kind rank 0 says so in the notebook, and lets the test act for a while."""
+def watch(rank: Any, pause_at: tuple[str, int] | None = None, seconds: float = 0.0, once: bool = True) -> None:
+    """Count events; at the n-th of a kind rank 0 says so in the notebook, and lets the test act for a while.
+
+    Until it has interrupted, where that is `once`.
+    """
     rank.store["seen"] = seen = Counter()
 
     def note(event: Any) -> None:
         seen[event[0]] += 1
         if rank.rank == 0 and pause_at == (event[0], seen[event[0]]):
-            say_and_wait(seconds)
+            say_and_wait(rank, seconds, once)
 
     rank._fault = note
 
 
-def say_and_wait(seconds: float) -> None:
+def say_and_wait(rank: Any, seconds: float, once: bool = True) -> None:
     from IPython.display import display
 
     display({"text/plain": "paused"}, raw=True)  # not printed: what is printed while a model loads is held back
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        time.sleep(0.05)
+    while time.monotonic() < end and not (once and rank.stop_requested):
+        time.sleep(0.02)
 
 
 def seen(rank: Any) -> dict[str, int]:
@@ -54,7 +57,7 @@ def pause_in_prefill(rank: Any, seconds: float) -> None:
 
     def hook(module: Any, arguments: Any) -> None:
         handle.remove()
-        say_and_wait(seconds)
+        say_and_wait(rank, seconds)
 
     handle = rank.store["model"].backbone.layers[1].register_forward_pre_hook(hook)
 

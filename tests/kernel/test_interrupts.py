@@ -11,7 +11,7 @@ from driver import PROMPT, Kernel, Reply
 pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own")]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-PAUSE_S = 1.0  # how long rank 0 waits for the test's interrupt at the point the test is about
+PAUSE_S = 1.0  # how long rank 0 waits for the test's interrupts at the point the test is about
 
 
 def stopped(reply: Reply, words: str) -> None:
@@ -22,7 +22,7 @@ def stopped(reply: Reply, words: str) -> None:
 
 def interrupt_at(kernel: Kernel, event: str, count: int, code: str, times: int = 1) -> Reply:
     """Run a cell and interrupt it when its ranks come to an event for the count-th time."""
-    kernel.ok(f"call(faulty.watch, ({event!r}, {count}), {PAUSE_S})")
+    kernel.ok(f"call(faulty.watch, ({event!r}, {count}), {PAUSE_S}, {times == 1})")
     cell = kernel.start(code).says("paused")
     for _ in range(times):
         kernel.interrupt()

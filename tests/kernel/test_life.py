@@ -29,6 +29,10 @@ def share_of_a_core(processes: list[psutil.Process], seconds: float) -> dict[int
     return {pid: (after - before[pid]) / elapsed for pid, after in used_s(processes).items()}
 
 
+def quiet(shares: dict[int, float]) -> bool:
+    return all(share < 0.02 for share in shares.values())
+
+
 def test_from_start_to_shutdown(tmp_path: Path, no_trace: None) -> None:
     """A kernel installed for three ranks: started, restarted, shut down."""
     prefix = tmp_path / "prefix"
@@ -58,13 +62,13 @@ def test_from_start_to_shutdown(tmp_path: Path, no_trace: None) -> None:
         while kernel.value("call(faulty.heavy)") != [[], ahead, ahead]:
             assert time.monotonic() < deadline
             time.sleep(1)  # they import between calls
-        time.sleep(5)
         assert kernel.value("__import__('os').environ.get('LENS_RANKS')") is None
 
         processes = kernel.processes()
         assert {kernel.pid, *kernel.pids()} <= {process.pid for process in processes}
-        shares = share_of_a_core(processes, 3.0)
-        assert all(share < 0.02 for share in shares.values()), shares
+        deadline = time.monotonic() + 7
+        while not quiet(shares := share_of_a_core(processes, 3.0)):  # at first they may have something to do still
+            assert time.monotonic() < deadline, shares
 
         kernel.manager.restart_kernel()
         kernel.client.wait_for_ready(timeout=60)
@@ -83,7 +87,7 @@ def test_idle_ranks_with_a_model(kernel: Kernel) -> None:
     time.sleep(0.5)
     shares = share_of_a_core(kernel.processes(), 3.0)
     assert len(shares) >= 3  # both ranks, and MPI's daemon
-    assert all(share < 0.02 for share in shares.values()), shares
+    assert quiet(shares), shares
 
 
 def test_two_kernels_and_the_sudden_end_of_one(kernel: Kernel, checkpoint: Path, tmp_path: Path, no_trace: None) -> None:
