@@ -1,7 +1,7 @@
-"""What DeepSpeed's AutoTP leaves undone in some families' blocks: small functions, named by a family's row.
+"""Functions that finish what DeepSpeed's AutoTP leaves undone in some families' blocks; a family's row names them.
 
-Each takes a block that AutoTP has been through (or, where the row says ``autotp=False``, one that is still whole) and makes
-this rank's share of it right. Every rank calls them for every block, in order; they may exchange numbers with the other ranks.
+Each takes a block that AutoTP has split (or, if the row says ``autotp=False``, a whole one) and corrects this rank's share
+of it. Every rank calls them for every block, in order; they may exchange numbers with the other ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .head import shard_bounds
 
 
 class Summed(nn.Module):
-    """A module of which each rank computes a share: what it gives is the sum over the ranks, and then the bias."""
+    """A module of which each rank computes a share: its output is the sum over the ranks, plus the bias."""
 
     def __init__(self, rank: Rank, share: nn.Module, bias: torch.Tensor | None = None) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Summed(nn.Module):
 
 
 class SplitRMSNorm(nn.Module):
-    """RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) over a width of which each rank holds a part.
+    """RMS norm (Zhang & Sennrich 2019, arXiv:1910.07467) over a width that is split over the ranks.
 
-    One number a token is summed over the ranks.
+    The ranks sum one number per token.
     """
 
     def __init__(self, rank: Rank, weight: torch.Tensor, width: int, epsilon: float) -> None:
@@ -55,7 +55,7 @@ class SplitRMSNorm(nn.Module):
 
 
 class _LocalHeads:
-    """A configuration as one layer sees it, with the number of query heads that this rank has."""
+    """A configuration for one layer, with this rank's number of query heads."""
 
     def __init__(self, config: Any, heads: int) -> None:
         self._config = config
@@ -66,13 +66,13 @@ class _LocalHeads:
 
 
 def count_local_heads(rank: Rank, block: Any) -> None:
-    """Phi-3 computes the width of its queries from the configuration's number of heads, which is the whole model's."""
+    """Give Phi-3's attention this rank's number of heads: it takes its queries' width from the whole model's configuration."""
     attention = block.self_attn
     attention.config = _LocalHeads(attention.config, attention.o_proj.weight.shape[1] // attention.head_dim)
 
 
 def split_full_width_norms(rank: Rank, block: Any) -> None:
-    """OLMo 2 normalises queries and keys over all heads together, of which a rank has some."""
+    """Split OLMo 2's norms of queries and keys, which run over all heads together, while a rank has some of them."""
     attention = block.self_attn
     for norm, projection in (("q_norm", attention.q_proj), ("k_norm", attention.k_proj)):
         whole = getattr(attention, norm)
@@ -84,11 +84,11 @@ def split_full_width_norms(rank: Rank, block: Any) -> None:
 
 
 def sum_experts(rank: Rank, block: Any) -> None:
-    """Add up what the ranks' slices of the experts give (:mod:`.experts`); AutoTP would leave experts whole on every rank.
+    """Sum the outputs of the ranks' slices of the experts (:mod:`.experts`); AutoTP would leave experts whole on every rank.
 
-    All ranks choose the same experts, as the router sees the same states on each.
+    All ranks choose the same experts, because the router sees the same states on each.
     """
-    if hasattr(block.mlp, "experts"):  # else a dense layer among sparse ones: AutoTP has split it
+    if hasattr(block.mlp, "experts"):  # otherwise a dense layer among sparse ones, which AutoTP has split
         block.mlp.experts = Summed(rank, block.mlp.experts)
 
 
@@ -116,10 +116,10 @@ def _keep_outputs(layer: Any, kept: list[slice]) -> None:
 
 
 def _inputs_kept(rank: Rank, layer: Any, kept: slice) -> Summed:
-    """The same layer over some of its inputs; the ranks' outputs add up to the whole's."""
+    """Keep some inputs of a transposed linear layer; the ranks' outputs add up to the whole layer's."""
     bias = layer.bias.clone()
     layer.weight = nn.Parameter(layer.weight[kept].clone(), requires_grad=False)
-    del layer.bias  # its own product still wants one; the whole's is added once, to the sum
+    del layer.bias  # the layer still needs one, so it gets zeros; the real one is added once, to the sum
     layer.register_buffer("bias", torch.zeros_like(bias), persistent=False)
     layer.nx = layer.weight.shape[0]
     return Summed(rank, layer, bias)
@@ -131,20 +131,20 @@ ADJUSTMENTS: Mapping[str, Callable[[Rank, Any], None]] = {
     "sum_experts": sum_experts,
     "split_gpt2": split_gpt2,
 }
-"""By the name a family's row calls them by."""
+"""The adjustments, by the name that a family's row gives."""
 
 
 # --- shapes after splitting, for `lens-magic plan` -------------------------------------------------------------------------
 
 
 def kept_shapes(anatomy: Anatomy, block: Any, rank: int, ranks: int) -> dict[str, tuple[int, ...]]:
-    """Shapes that a rank keeps of a block's parameters, of those that an adjustment splits otherwise than AutoTP would.
+    """Return the shapes that a rank keeps of those parameters of a block that an adjustment splits differently from AutoTP.
 
     Args:
-        block: with all its parameters, with or without storage (torch's "meta" device).
+        block: the block before it is split, with or without storage (torch's "meta" device).
 
     Returns:
-        By the parameter's name in the block that is not split yet; empty on a single rank.
+        Shapes by the parameter's name in the unsplit block; empty on a single rank.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for name in anatomy.adjust if ranks > 1 else ():

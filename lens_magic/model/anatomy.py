@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ..errors import LensError
 
 SITES = ("resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post")
-"""All sites of a block, in the order data passes them."""
+"""All sites of a block, in the order in which data passes through them."""
 
 DEFAULT_SITES = ("attn_out", "mlp_out", "resid_post")
 
@@ -28,11 +28,11 @@ class Tap:
 
 @dataclass(frozen=True)
 class Need:
-    """What a model of the family must be for the row to be true of it.
+    """A condition that a model must meet for its family's row to apply.
 
     Attributes:
-        met: asked with the model's configuration.
-        otherwise: completes "models of type 'x' …" where it is not met; says what would do.
+        met: given the model's configuration, whether it is met.
+        otherwise: completes the error "models of type 'x' …" if it is not met; says what would work.
     """
 
     met: Callable[[Any], bool]
@@ -50,19 +50,19 @@ _PRE_NORM = {
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One family.
+    """One family of models.
 
     Attributes:
         backbone, blocks, norm, head, embedding: attribute paths from the causal language model down.
         sites: paths from a block down.
-        needs: without which a model of the family is refused.
+        needs: conditions; a model that does not meet them all is refused.
         unused: parts the language model runs without; they are dropped.
         autotp: whether DeepSpeed's AutoTP splits the blocks; if not, ``adjust`` does.
-        adjust: functions of :mod:`.adjust` that a block goes through afterwards, by name, on more than one rank.
-        experts: the setting that says how wide experts are inside, where there are any (:mod:`.experts`).
-        has_sdpa: whether transformers lets torch attend; if not, every score of a forward is held at once.
-        wants_mask: without one it makes its own, from the cache's length, which a recorded step must not ask for.
-        whole: what every rank keeps all of, in words.
+        adjust: names of functions of :mod:`.adjust`, applied to each block afterwards, on more than one rank.
+        experts: the configuration's setting for the inner width of experts, if there are any (:mod:`.experts`).
+        has_sdpa: whether torch's scaled dot-product attention can run it; if not, all scores of a forward are held at once.
+        wants_mask: without a mask the model makes its own, from the cache's length, which a recorded step must not read.
+        whole: what every rank keeps in full, in words.
     """
 
     backbone: str = "model"
@@ -81,14 +81,14 @@ class Anatomy:
     whole: str = "embedding and norms"
 
 
-# Where a norm follows a sublayer, what it puts out is what is added to the residual stream.
+# If a norm follows a sublayer, the norm's output is what is added to the residual stream.
 _POST_NORM = {
     **_PRE_NORM,
     "attn_out": Tap("post_attention_layernorm", "output"),
     "mlp_out": Tap("post_feedforward_layernorm", "output"),
 }
 
-# OPT has no module for its MLP: the two linear layers stand in the block, and see tokens in one row ([tokens, d]).
+# OPT has no module for its MLP: the two linear layers are in the block itself, and get all tokens in one row ([tokens, d]).
 _BARE_MLP = {**_PRE_NORM, "post_ln": Tap("fc1", "input"), "mlp_out": Tap("fc2", "output")}
 
 _EXPERTS = Anatomy(adjust=("sum_experts",), whole="embedding, norms and routers")
@@ -99,7 +99,7 @@ FAMILIES: Mapping[str, Anatomy] = {
     "qwen2": Anatomy(),
     "qwen3": Anatomy(),
     "gemma": Anatomy(),
-    "gemma2": Anatomy(sites=_POST_NORM, has_sdpa=False),  # it caps scores
+    "gemma2": Anatomy(sites=_POST_NORM, has_sdpa=False),  # it soft-caps scores
     "gemma3_text": Anatomy(
         sites=_POST_NORM,
         needs=(
@@ -109,7 +109,7 @@ FAMILIES: Mapping[str, Anatomy] = {
             ),
         ),
     ),
-    "gemma3": Anatomy(  # the checkpoints that also see; their language model alone
+    "gemma3": Anatomy(  # multimodal checkpoints; only their language model
         backbone="model.language_model",
         blocks="model.language_model.layers",
         norm="model.language_model.norm",
@@ -165,17 +165,17 @@ FAMILIES: Mapping[str, Anatomy] = {
     "mixtral": replace(_EXPERTS, experts="intermediate_size"),
     "qwen3_moe": replace(_EXPERTS, experts="moe_intermediate_size"),
 }
-"""By ``model_type`` of the configuration. What stands here is compared with plain transformers by the tests."""
+"""The families, by the configuration's ``model_type``. The tests compare them with plain transformers."""
 
 
 def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
-    """The family's row.
+    """Return the family's row.
 
     Args:
-        config: the model's configuration, to be held against what the row needs.
+        config: the model's configuration, checked against the row's ``needs``.
 
     Raises:
-        LensError: the family is not in the table, or this model of it is built otherwise.
+        LensError: the family is not in the table, or the model does not meet its needs.
     """
     try:
         anatomy = FAMILIES[model_type]
@@ -189,18 +189,18 @@ def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
 
 
 def context_of(config: Any) -> int:
-    """The longest sequence a model takes.
+    """Return the longest sequence a model takes.
 
-    With long RoPE (Phi-3 and 4 of 128k) that is where its other factors would begin: beyond, all of a text is read with
-    those, what came before included, which no key-value cache holds and no reading by pieces gives. With YaRN (switched on in
-    the configuration, as the Qwen models describe) it is what that stretches the original length to.
+    With long RoPE (Phi-3 and 4 of 128k) that is the length up to which its short factors apply. Beyond it the long factors
+    apply to the whole text, its beginning included, which neither a key-value cache nor reading in chunks can do. With YaRN
+    (enabled in the configuration, as the Qwen models describe) it is the length to which YaRN stretches the original one.
 
     Args:
-        config: of the language model.
+        config: the language model's configuration.
     """
     longest = int(config.max_position_embeddings)
     rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some families have one for each kind of layer
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some families have one per kind of layer
     for kind in kinds:
         if kind.get("rope_type") == "longrope":
             longest = min(longest, int(kind.get("original_max_position_embeddings", longest)))
@@ -211,10 +211,10 @@ def context_of(config: Any) -> int:
 
 
 def part(model: Any, path: str) -> Any:
-    """The part of a model at an attribute path; the model itself for an empty one.
+    """Return the part of a model at an attribute path; the model itself for an empty path.
 
     Raises:
-        LensError: there is nothing at that path, so the model is not built as its family is.
+        LensError: there is nothing at that path, so the model is not built like its family.
     """
     if not path:
         return model

@@ -1,7 +1,7 @@
-"""Sequences of different lengths side by side: padded on the left, so that their last tokens stand in one column.
+"""Batches of sequences of different lengths, padded on the left so that their last tokens are in one column.
 
-Sequences that begin alike can stand in one row, what they share there once: each token sees what its own sequence holds
-before it, so the row gives what each alone would.
+Sequences with a common prefix can share a row, which holds the prefix once: each token attends only to the tokens before it
+in its own sequence, so the results are the same as in separate rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tokens import common_prefix
 
 Ids = Sequence[int]
 
-_LONGEST_ROW = 2048  # of several sequences: its mask has the square of that
+_LONGEST_ROW = 2048  # tokens of a row of several sequences; its mask has the square of that
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Forks:
     """Where rows fork into the sequences they hold.
 
     Attributes:
-        branch: of each row once, ``[rows, columns]``: 0 where sequences share a token, 1, 2 … where it is one's own, −1 for
-            padding.
-        times: how often each row stands there, one after another.
-        places: ``[rows · times, columns]``: each token's place in its own sequence.
-        ends: row and column of each sequence's last token, in their order.
+        branch: ``[rows, columns]``, without repetitions: 0 for a token that sequences share, 1, 2 … for one sequence's own,
+            −1 for padding.
+        times: how often each row is repeated; copies are adjacent.
+        places: ``[rows · times, columns]``: each token's position in its own sequence.
+        ends: row and column of each sequence's last token, in the order of the sequences.
     """
 
     branch: torch.Tensor
@@ -38,22 +38,22 @@ class Forks:
     ends: tuple[torch.Tensor, torch.Tensor]
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """What is added to attention's scores, ``[rows · times, 1, columns, columns]``: 0 for what a token sees."""
+        """Return the mask to add to attention's scores, ``[rows · times, 1, columns, columns]``: 0 for what a token sees."""
         column = torch.arange(self.branch.shape[1], device=self.branch.device)
         looking, at = self.branch[:, :, None], self.branch[:, None, :]
         seen = (column[:, None] >= column) & ((at == 0) | (at == looking)) & (at >= 0)
-        # Not −∞: padding sees nothing at all, and an average over nothing is NaN.
+        # Not −∞: padding sees nothing at all, and a softmax over −∞ alone is NaN.
         mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
         return mask.expand(self.times, -1, -1, -1) if len(mask) == 1 else mask.repeat_interleave(self.times, 0)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Left-padded sequences, one a row or, where they fork, several.
+    """Left-padded sequences, one per row or, if rows fork, several.
 
     Attributes:
-        ids: ``[rows, columns]``; what stands in padded places is never looked at.
-        padding: for each row, how many columns on the left hold nothing.
+        ids: ``[rows, columns]``; values in padded places are ignored.
+        padding: for each row, the number of padded columns on its left.
     """
 
     ids: torch.Tensor
@@ -62,7 +62,7 @@ class Batch:
 
     @classmethod
     def of(cls, sequences: Sequence[Ids], device: torch.device) -> Batch:
-        """Put sequences side by side."""
+        """Batch sequences, one per row."""
         columns = max(len(sequence) for sequence in sequences)
         padding = tuple(columns - len(sequence) for sequence in sequences)
         rows = [[0] * empty + list(sequence) for empty, sequence in zip(padding, sequences, strict=True)]
@@ -70,10 +70,10 @@ class Batch:
 
     @classmethod
     def forked(cls, rows: Sequence[Sequence[Ids]], device: torch.device, times: int = 1) -> Batch:
-        """Put rows of sequences side by side, what a row's sequences begin with alike there once.
+        """Batch rows of one or more sequences; a row holds the common prefix of its sequences once.
 
         Args:
-            times: how often each row, one after another.
+            times: how often to repeat each row; copies are adjacent.
         """
         laid = [row for sequences in rows for row in [_Row.of(sequences)] * times]
         batch = cls.of([row.ids for row in laid], device)
@@ -89,7 +89,7 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """How many rows."""
+        """Number of rows."""
         return len(self.padding)
 
     @property
@@ -104,14 +104,14 @@ class Batch:
 
     @property
     def ends(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and column of each sequence's last token, in their order."""
+        """Row and column of each sequence's last token, in the order of the sequences."""
         if self.forks is not None:
             return self.forks.ends
         row = torch.arange(self.size, device=self.ids.device)
         return row, torch.full_like(row, self.columns - 1)
 
     def columns_of(self, number: int, begin: int) -> torch.Tensor:
-        """The columns of a sequence's tokens from its ``begin``-th on."""
+        """Return the columns of a sequence's tokens, from position ``begin`` in the sequence on."""
         row, end = (int(places[number]) for places in self.ends)
         if self.forks is None:
             return torch.arange(self.padding[row] + begin, self.columns, device=self.ids.device)
@@ -120,10 +120,11 @@ class Batch:
         return (seen & (self.forks.places[row] >= begin)).nonzero()[:, 0]
 
     def mask(self, columns: int, always: bool = False) -> torch.Tensor | None:
-        """Which of so many columns hold a token, ``[rows, columns]``; None where all do. Columns to come hold one.
+        """Return which of the first ``columns`` columns hold a token, ``[rows, columns]``; None if all do.
 
         Args:
-            always: where all do, too.
+            columns: may exceed the batch's; columns yet to come count as tokens.
+            always: return a mask even if all do.
         """
         if not self.padded and not always:
             return None
@@ -131,7 +132,7 @@ class Batch:
         return torch.arange(columns, device=self.ids.device) >= empty[:, None]
 
     def position_ids(self, start: int, length: int) -> torch.Tensor:
-        """Each token's place in its own sequence, ``[rows, length]``."""
+        """Return each token's position in its own sequence, ``[rows, length]``."""
         if self.forks is not None:
             return self.forks.places[:, start : start + length]
         empty = torch.tensor(self.padding, device=self.ids.device)
@@ -140,7 +141,7 @@ class Batch:
 
 @dataclass
 class _Row:
-    """Sequences in one row: tokens, the branch and the place of each, and where the sequences end."""
+    """Sequences in one row: tokens, the branch and position of each, and the index of each sequence's last token."""
 
     ids: list[int]
     branch: list[int]
@@ -160,9 +161,9 @@ class _Row:
 
 
 def rows_of(loaded: Loaded, sequences: Sequence[Ids]) -> list[list[int]]:
-    """Which sequences to put into one row, by their numbers, for the fewest tokens to run.
+    """Group sequences into rows, by their indices, to have fewer tokens to run.
 
-    They are sorted, and each joins the row of the one before where that spares more.
+    They are sorted, and each joins the row of the previous one if that saves more tokens.
     """
     rows: list[list[int]] = []
     for number in sorted(range(len(sequences)), key=lambda number: tuple(sequences[number])):
@@ -176,12 +177,12 @@ def rows_of(loaded: Loaded, sequences: Sequence[Ids]) -> list[list[int]]:
 
 
 def may_share(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
-    """Whether sequences can stand in one row: attention heeds a mask, the same in all of its layers, and the mask stays small.
+    """Whether sequences can share a row: attention uses our mask, the same in all of its layers, and the mask stays small.
 
-    No row is longer than two of its sequences, or than is sensible, for attention and its mask cost the square.
+    A row is at most twice as long as its longest sequence, and at most 2048 tokens, as attention and its mask cost the square.
     """
     config, longest = loaded.model.config.get_text_config(), max(map(len, sequences))
-    window = getattr(config, "sliding_window", None)  # which the mask does not know
+    window = getattr(config, "sliding_window", None)  # our mask does not implement it
     return (
         config._attn_implementation in ("eager", "sdpa")
         and (window is None or longest <= window)
@@ -190,11 +191,11 @@ def may_share(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
 
 
 def packed(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:
-    """Sequences of like length together, so that little is padded: their numbers, a batch at a time.
+    """Yield batches of sequences of similar length, so that little is padded, as lists of indices.
 
     Args:
-        tokens: in a batch, padding included, unless a single sequence is longer.
-        most: sequences in a batch.
+        tokens: the most tokens in a batch, padding included; a longer sequence is a batch of its own.
+        most: the most sequences in a batch.
     """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -207,7 +208,7 @@ def packed(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iter
 
 
 def row_length(sequences: Sequence[Ids]) -> int:
-    """How many tokens a row of these holds."""
+    """Return the number of tokens in a row of these sequences."""
     return sum(map(len, sequences)) - _spared(sequences)
 
 
@@ -216,20 +217,21 @@ def _spared(sequences: Sequence[Ids]) -> int:
 
 
 def shared_tokens(sequences: Sequence[Ids]) -> int:
-    """How many tokens all begin with alike; of several sequences, none's last token counts."""
+    """Return the length of the sequences' common prefix; of several sequences, it never includes a last token."""
     most = min(map(len, sequences)) - (len(sequences) > 1)
     return min(most, common_prefix(*sequences))
 
 
 def read_forward(loaded: Loaded, sequences: Sequence[Ids], visitors: Sequence[Visitor] = ()) -> torch.Tensor:
-    """:func:`read_batch` of sequences side by side, one a row."""
+    """Call :func:`read_batch` on a batch of sequences, one per row."""
     return read_batch(loaded, Batch.of(sequences, loaded.device), visitors)
 
 
 def read_batch(loaded: Loaded, batch: Batch, visitors: Sequence[Visitor] = ()) -> torch.Tensor:
-    """One uncached forward over whole sequences, with visitors attached.
+    """Run one uncached forward over whole sequences, with visitors attached.
 
-    Every rank calls it with the same batch. Position 0 is the last column, each sequence's last token unless rows fork.
+    Every rank calls it with the same batch. Position 0 is the last column, which has each sequence's last token unless rows
+    fork.
 
     Returns:
         The normalised final state of each sequence's last token, ``[sequences, d]``, the same on every rank.

@@ -1,8 +1,8 @@
-"""Keys and values of a generation whose greatest length is known: allocated once, written by position.
+"""Key-value cache of a generation whose maximum length is known: allocated once, written by position.
 
-A cache that grows by concatenation copies everything it holds at every token. One of static shape, as a recorded step
-needs it, reads what it does not hold yet. This one is written in place and read up to where it is filled; only a recorded
-step, whose shapes are frozen, reads on to the next boundary.
+A cache that grows by concatenation copies everything it holds at every token. With one of static shape, which a recorded
+step needs, attention also reads columns that are not filled yet. This one is written in place and read up to where it is
+filled; only a recorded step, whose shapes are frozen, reads on to the next boundary.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ _ALIGNED = 16
 
 
 def room_for(columns: int) -> int:
-    """How many columns a cache has for so many: on a GPU, kernels read what is aligned without a copy to align it."""
+    """Round a number of columns up to what a cache allocates: GPU kernels read aligned memory without copying it first."""
     return -(-columns // _ALIGNED) * _ALIGNED
 
 
 class Place:
-    """Where in the sequence the running forward stands; shared by the layers of a cache.
+    """The columns of the sequence that the running forward writes and reads; shared by the layers of a cache.
 
     Attributes:
-        capacity: columns there is room for.
+        capacity: number of columns allocated.
         start, length: the columns being written.
-        visible: up to which column attention reads.
-        column: ``start`` as a tensor ``[1]`` that stays where it is, for recorded steps.
-        recorded: the forward is one that is recorded, or replayed.
+        visible: number of columns that attention reads.
+        column: ``start`` as a tensor ``[1]`` with a fixed address, for recorded steps.
+        recorded: whether the forward is recorded or replayed.
     """
 
     def __init__(self, columns: int, device: torch.device) -> None:
@@ -40,7 +40,7 @@ class Place:
         self.column = torch.zeros(1, dtype=torch.long, device=device)
 
     def move(self, length: int, boundary: int = 1) -> None:
-        """Stand at the next ``length`` columns; attention reads on to a multiple of ``boundary``."""
+        """Move on to the next ``length`` columns; attention reads up to a multiple of ``boundary``."""
         self.start, self.length = self.start + self.length, length
         self.column.fill_(self.start)
         end = self.start + length
@@ -63,7 +63,7 @@ class _Layer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         def empty(states: torch.Tensor) -> torch.Tensor:
             batch, heads, _, width = states.shape
-            # Zeros: what is masked is multiplied by 0, and 0 times what memory happens to hold may be NaN.
+            # Zeros: masked values are multiplied by 0, and 0 times uninitialised memory may be NaN.
             return states.new_zeros((batch, heads, self.place.capacity, width))
 
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -88,7 +88,7 @@ class _Layer(CacheLayerMixin):
         return self.place.visible, 0
 
     def get_seq_length(self) -> int:
-        # As a tensor where it must not be frozen into what is recorded.
+        # A tensor in a recorded step, as a number would be frozen into the recording.
         return self.place.column[0] if self.place.recorded else self.place.start  # type: ignore[return-value]
 
     def get_max_length(self) -> int:
@@ -96,10 +96,10 @@ class _Layer(CacheLayerMixin):
 
 
 def cache_of(layers: int, place: Place) -> Cache:
-    """A cache for a model of so many layers."""
+    """Create a cache for a model with this number of layers."""
     return Cache(layers=[_Layer(place) for _ in range(layers)])
 
 
 def nbytes(cache: Cache) -> int:
-    """Bytes the cache holds on this rank."""
+    """Return the bytes that the cache holds on this rank."""
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)

@@ -1,4 +1,4 @@
-"""Finding a checkpoint and judging it before anything of it is loaded."""
+"""Finding a checkpoint and checking it before any of it is loaded."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .anatomy import anatomy_of, context_of
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-_SAME_AGAIN = ["consolidated*", "original/*"]  # the weights under their makers' own names
+_SAME_AGAIN = ["consolidated*", "original/*"]  # the same weights once more, under their publishers' names
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that can be loaded on the ranks at hand.
+    """A checkpoint that can be loaded on the given number of ranks.
 
     Attributes:
         name: what the user asked for.
         folder: where its files are.
-        dtype: float32, bfloat16 or float16; the checkpoint's own unless another was asked for.
+        dtype: "float32", "bfloat16" or "float16"; the checkpoint's own unless another was asked for.
         fingerprint: identifies the weights (see :func:`fingerprint`).
         context: longest sequence the model takes.
     """
@@ -49,7 +49,7 @@ class Checkpoint:
 def find(
     name: str, ranks: int, dtype: str | None = None, revision: str | None = None, trust_remote_code: bool = False
 ) -> Checkpoint:
-    """Resolve a model name and check all that can be checked without loading.
+    """Resolve a model name and check everything that can be checked without loading.
 
     Args:
         name: a folder, a hub id, or "demo".
@@ -66,7 +66,7 @@ def find(
     folder = _folder(name, revision, trust_remote_code)
     stated, whole_config = _stated(folder), read_config(folder)
     anatomy = anatomy_of(whole_config.model_type, whole_config)
-    config = whole_config.get_text_config()  # models that also see or hear keep the language model's settings one level down
+    config = whole_config.get_text_config()  # multimodal models keep the language model's settings one level down
     _require_tokenizer(folder)
     _require_plain_weights(name, stated)
     files = _weight_files(folder)
@@ -102,7 +102,7 @@ def _folder(name: str, revision: str | None, trust_remote_code: bool) -> Path:
 
 
 def _here(name: str) -> Path | None:
-    """The embedded model's folder, or one on this machine."""
+    """Return the folder of the embedded model or of a model on this machine; None if it is neither."""
     if name == "demo":
         from ..demo import path
 
@@ -123,12 +123,12 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
 
 
 def one_line(error: Exception) -> str:
-    """All that an error says. (The hub's begin with a number; why access was refused, or what was not found, comes below.)"""
+    """Return an error's whole text on one line. (The hub's errors begin with a number and give the reason on later lines.)"""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _stated(folder: Path) -> Mapping[str, Any]:
-    """The configuration as the file has it."""
+    """Return the configuration as the file states it."""
     file = folder / "config.json"
     if not file.is_file():
         raise LensError(f"{folder} has no config.json, so it is not a model folder")
@@ -136,7 +136,7 @@ def _stated(folder: Path) -> Mapping[str, Any]:
 
 
 def _settings(file: Path) -> dict[str, Any]:
-    """What a JSON file states."""
+    """Return the settings in a JSON file."""
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -147,19 +147,19 @@ def _settings(file: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration with the family's defaults for what the file leaves out, under the names all families share.
+    """Return the configuration with the family's defaults for what the file omits, under the names all families share.
 
     Raises:
-        LensError: there is none, it is not understood, or the family is not supported.
+        LensError: there is none, it is invalid, or the family is not supported.
     """
     from transformers import CONFIG_MAPPING
 
     stated = _stated(folder)
     model_type = str(stated.get("model_type"))
-    anatomy_of(model_type)  # before its configuration is asked for: transformers may not know the family either
+    anatomy_of(model_type)  # first, because transformers may not know the family either
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(stated))
-    except Exception as error:  # what is wrong with a setting is told by errors without a common base
+    except Exception as error:  # errors about invalid settings have no common base
         raise LensError(
             f"{folder / 'config.json'} is not a configuration of a {model_type!r} model: {one_line(error)}"
         ) from error
@@ -168,7 +168,7 @@ def read_config(folder: Path) -> Any:
 
 
 def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
-    """What the checkpoint's weights are kept in."""
+    """Return the dtype that the checkpoint's configuration states; float32 if it states none."""
     for config in (stated, stated.get("text_config") or {}):
         if own := config.get("dtype") or config.get("torch_dtype"):
             own = str(own).removeprefix("torch.")
@@ -179,7 +179,7 @@ def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
 
 
 def _require_plain_weights(name: str, stated: Mapping[str, Any]) -> None:
-    """Quantised weights come in modules that cannot be split, and need packages that may not be there."""
+    """Refuse quantised weights: their modules cannot be split, and need packages that may be missing."""
     for config in (stated, stated.get("text_config") or {}):
         if quantised := config.get("quantization_config"):
             method = quantised.get("quant_method", "it does not say how")
@@ -213,10 +213,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def read_header(file: Path) -> dict[str, Any]:
-    """The table at a safetensors file's head, checked against the file's length.
+    """Return a safetensors file's header, checked against the file's length.
 
     Raises:
-        LensError: it is damaged, or the file is cut off.
+        LensError: it is damaged, or the file is truncated.
     """
     size = file.stat().st_size
     try:
@@ -239,7 +239,7 @@ def _tensor_bytes(header: Mapping[str, Any]) -> int:
 
 
 def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """A checkpoint's end tokens. Of its ``generation_config`` nothing else is taken."""
+    """Return a checkpoint's end tokens. Nothing else of its ``generation_config`` is used."""
     generation = folder / "generation_config.json"
     stated = _settings(generation) if generation.is_file() else {}
     config = _stated(folder)
@@ -248,10 +248,10 @@ def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
 
 
 def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """End tokens as the generation configuration states them, else the model's, else the tokenizer's own.
+    """Return the end tokens of the generation configuration, else of the model's configuration, else of the tokenizer.
 
     Raises:
-        LensError: they are no whole numbers.
+        LensError: they are not whole numbers.
     """
     for stated in (generation, config, tokenizer.eos_token_id):
         if stated is not None:
@@ -263,7 +263,7 @@ def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _require_splittable(name: str, config: Any, ranks: int) -> None:
-    """A rank without an attention head, or without a row of the vocabulary, would have nothing to do."""
+    """Refuse more ranks than attention heads or vocabulary rows: some would have nothing to do."""
     heads, vocabulary = int(config.num_attention_heads), int(config.vocab_size)
     most = min(heads, vocabulary)
     if ranks > most:
@@ -271,7 +271,7 @@ def _require_splittable(name: str, config: Any, ranks: int) -> None:
 
 
 def _require_separate_experts(name: str, headers: Iterable[Mapping[str, Any]]) -> None:
-    """What cuts experts while they are read does it one by one."""
+    """Refuse a layer's experts in one tensor: slicing while reading takes them one by one (:mod:`.experts`)."""
     if any(tensor.endswith(".experts.gate_up_proj") for header in headers for tensor in header):
         raise LensError(
             f"{name} keeps each layer's experts in one tensor, which can be read on 1 rank only; saved by transformers in its "
@@ -280,9 +280,9 @@ def _require_separate_experts(name: str, headers: Iterable[Mapping[str, Any]]) -
 
 
 def fingerprint(folder: Path, files: list[Path]) -> str:
-    """SHA-256 over the configuration, every weight file's size and table, and 64 evenly spaced samples of its bytes.
+    """Return the SHA-256 of the configuration and of every weight file's name, size and 64 evenly spaced samples of 64 KiB.
 
-    Tells checkpoints apart (fine-tunes of one model too) without reading hundreds of gigabytes.
+    It tells checkpoints apart (fine-tunes of one model too) without reading hundreds of gigabytes.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in files:

@@ -28,7 +28,7 @@ _GROUP, _MANY = 128, 8192
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step has come to, the same on every rank: a token for each sequence, and what rank 0 had to tell."""
+    """Result of a step, the same on every rank: each sequence's token, whether to stop, and the numbers rank 0 sent."""
 
     tokens: list[int]
     stop: bool
@@ -36,11 +36,11 @@ class Choice:
 
 
 class Chooser:
-    """Chooses each sequence's next token. One exchange a step carries the ranks' candidates and what rank 0 has to tell.
+    """Chooses each sequence's next token. One exchange per step carries the ranks' candidates and the numbers rank 0 sends.
 
     Args:
-        batch: how many sequences.
-        told: how many numbers rank 0 tells the others with every token, beside its wish to stop.
+        batch: number of sequences.
+        told: how many numbers rank 0 sends the others with every token, besides its stop flag.
     """
 
     def __init__(self, rank: Rank, loaded: Loaded, sampling: Sampling, batch: int, told: int = 0) -> None:
@@ -53,11 +53,11 @@ class Chooser:
         # Each sequence draws as it would alone; on the host, so that the numbers do not depend on the device.
         self._random = [torch.Generator().manual_seed(sampling.seed) for _ in range(batch)]
         self._draws = torch.zeros(batch, dtype=torch.float64, device=loaded.device)
-        self._news = torch.zeros(1 + told, dtype=torch.float64, device=loaded.device)  # stop, and what rank 0 tells
+        self._news = torch.zeros(1 + told, dtype=torch.float64, device=loaded.device)  # stop flag, then what rank 0 sends
         self._sent: list[float] = [0.0] * (1 + told)
 
     def prepare(self, tell: Sequence[float] = ()) -> None:
-        """Before a step, outside of it: put in place what the step will use."""
+        """Write the values a step will use to its tensors; called before the step, outside of it."""
         news = [float(self.rank.stop_requested), *tell]
         if news != self._sent:
             self._news.copy_(torch.tensor(news, dtype=torch.float64))
@@ -67,19 +67,19 @@ class Chooser:
             self._draws.copy_(torch.stack(draws))
 
     def __call__(self, normalised: torch.Tensor) -> torch.Tensor:
-        """The tokens after the states ``[batch, d]``, then what rank 0 told: ``[batch + 1 + told]`` float64.
+        """Choose the tokens after states ``[batch, d]``; returns them, the stop flag and what rank 0 sent.
 
-        A token that could not be chosen, for want of finite logits, is the vocabulary's size or more.
+        The result is ``[batch + 1 + told]`` float64. A token whose logits are not finite is the vocabulary's size.
         """
         logits = self.head.logits(normalised)  # [batch, rows]
         return self._greedy(logits) if self.sampling.temperature == 0 else self._sampled(logits)
 
     def read(self, chosen: torch.Tensor) -> Choice:
-        """What a step has come to, on the host; a step's only wait for the device.
+        """Bring a step's result to the host, which is a step's only wait for the device.
 
         Raises:
-            LensError: the model's logits are not finite; on every rank at once.
-            Aborted: another rank has failed, so that what came of the exchange may be anything.
+            LensError: the model's logits are not finite; raised on every rank.
+            Aborted: another rank has failed, so the exchanged numbers are undefined.
         """
         values: list[float] = chosen.tolist()
         if self.rank.aborted.is_set():
@@ -92,7 +92,7 @@ class Chooser:
     def _greedy(self, logits: torch.Tensor) -> torch.Tensor:
         nowhere = self.vocabulary
         place = first_largest(logits)
-        best = logits.gather(1, place[:, None])[:, 0]  # NaN, if any is
+        best = logits.gather(1, place[:, None])[:, 0]  # NaN if any logit is
         first = torch.where(best.isfinite(), place + self.head.offset, nowhere)  # [batch]
         if self.rank.size == 1:
             return torch.cat([first.double(), self._news])
@@ -100,14 +100,14 @@ class Chooser:
         shared = self.rank.all_gather(mine)  # [ranks, 2 · batch + 1 + told]
         bests, firsts = shared[:, : self.batch], shared[:, self.batch : 2 * self.batch]
         won = torch.where(bests == bests.amax(0), firsts, nowhere).amin(0)
-        lost = (firsts == nowhere).any(0)  # where any rank's logits are not finite, there is no best
+        lost = (firsts == nowhere).any(0)  # if any rank's logits are not finite, there is no best
         return torch.cat([torch.where(lost, nowhere, won), shared[0, 2 * self.batch :]])
 
     def _sampled(self, logits: torch.Tensor) -> torch.Tensor:
         if self.rank.size == 1:
             return torch.cat([self._draw(logits), self._news])
         batch, widest = self.batch, max(self._sizes)
-        news = self._news.view(torch.float32)  # its bits, not its values: nothing rank 0 tells is rounded
+        news = self._news.view(torch.float32)  # its bits, not its values: nothing rank 0 sends is rounded
         mine = logits.new_zeros(batch * widest + news.shape[0])
         mine[: batch * widest].view(batch, widest)[:, : logits.shape[1]] = logits
         mine[batch * widest :] = news
@@ -116,10 +116,10 @@ class Chooser:
         return torch.cat([self._draw(torch.cat(parts, -1)), shared[0, batch * widest :].clone().view(torch.float64)])
 
     def _draw(self, logits: torch.Tensor) -> torch.Tensor:
-        """Draw by the inverse of the cumulative distribution, so that only rounding at its steps could depend on the ranks.
+        """Draw by inverting the cumulative distribution: only rounding at its steps could depend on the number of ranks.
 
         Args:
-            logits: of the whole vocabulary, ``[batch, vocabulary]``.
+            logits: over the whole vocabulary, ``[batch, vocabulary]``.
         """
         probabilities = nucleus(torch.softmax(logits.double() / self.sampling.temperature, -1), self.sampling.top_p)
         cumulative = probabilities.cumsum(-1)
@@ -132,9 +132,9 @@ class Chooser:
 
 
 def first_largest(logits: torch.Tensor) -> torch.Tensor:
-    """The index of the largest of each row, ``[batch, rows]`` → ``[batch]``; of equals the first, of NaNs one.
+    """Return the index of each row's largest value, ``[batch, rows]`` → ``[batch]``; the first of equals, a NaN if any is.
 
-    Of many, first which group of them it is in: the search for an index takes ten times as long as that for a maximum.
+    In long rows the group with the maximum is found first: searching for an index takes ten times as long as for a maximum.
     """
     rows = logits.shape[1]
     if rows < _MANY:

@@ -1,7 +1,7 @@
 """Reading a slice of every expert from a checkpoint.
 
-transformers gathers the tensors of a layer's experts, which a checkpoint keeps one by one, into one tensor: on every rank, in
-memory of its own. Cut before they are gathered, a rank never holds more than its share of them.
+transformers merges the tensors of a layer's experts, which a checkpoint stores one by one, into one tensor, on every rank in
+its own memory. Here they are sliced before they are merged, so that a rank never holds more than its share of them.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from ..ranks.rank import Rank
 from .anatomy import Anatomy
 from .head import shard_bounds
 
-_UNITS = (64, 8, 1)  # widths that matrix units like, best first
-_ROW = 8  # grouped products want rows of whole 16 bytes
+_UNITS = (64, 8, 1)  # slices of whole multiples suit matrix units, the first best
+_ROW = 8  # grouped matrix products need rows of a multiple of 16 bytes
 
 
 def inner_bounds(inner: int, ranks: int) -> list[int]:
-    """Where each rank's slice of an MLP's inner width begins, and where the last ends: ``ranks + 1`` numbers."""
+    """Return where each rank's slice of an MLP's inner width begins, and where the last ends: ``ranks + 1`` numbers."""
     unit = next((unit for unit in _UNITS if inner % unit == 0 and inner // unit >= ranks), 1)
     return [unit * bound for bound in shard_bounds(inner // unit, ranks)]
 
 
 def padded(width: int) -> int:
-    """The width a slice is made up to with zeros. They add nothing: what comes of them is multiplied by zeros again."""
+    """Return the width to which a slice is zero-padded. Zeros do not change results: they are multiplied by zeros again."""
     return -(-width // _ROW) * _ROW
 
 
 class _Cut(ConversionOps):
-    """Of each expert's matrix, what one rank keeps."""
+    """Conversion step that slices each expert's matrix to what one rank keeps."""
 
     def __init__(self, dim: int, begin: int, end: int) -> None:
         self.dim, self.begin, self.end = dim, begin, end
@@ -51,10 +51,10 @@ class _Cut(ConversionOps):
 
 @contextlib.contextmanager
 def cut_while_reading(rank: Rank, anatomy: Anatomy, config: Any) -> Iterator[None]:
-    """Within it, transformers builds a model with this rank's slice of every expert, and reads no more into it.
+    """Let transformers build and load a model with only this rank's slice of every expert, within the ``with`` block.
 
     Args:
-        config: of the model that is to be built; within, its experts' width is this rank's.
+        config: of the model to build; within the block its experts' width is this rank's.
     """
     if anatomy.experts is None or rank.size == 1:
         yield
@@ -63,7 +63,7 @@ def cut_while_reading(rank: Rank, anatomy: Anatomy, config: Any) -> Iterator[Non
     bounds = inner_bounds(width, rank.size)
     begin, end = bounds[rank.rank], bounds[rank.rank + 1]
     setattr(config, anatomy.experts, padded(end - begin))
-    usual, changed = (get_checkpoint_conversion_mapping(config.model_type) for _ in range(2))  # each call gives a copy
+    usual, changed = (get_checkpoint_conversion_mapping(config.model_type) for _ in range(2))  # each call returns a copy
     for step in changed:
         _cut_first(step, begin, end)
     register_checkpoint_conversion_mapping(config.model_type, changed, overwrite=True)
@@ -75,9 +75,9 @@ def cut_while_reading(rank: Rank, anatomy: Anatomy, config: Any) -> Iterator[Non
 
 
 def _cut_first(step: Any, begin: int, end: int) -> None:
-    """Have a step of a conversion that gathers experts cut them before."""
+    """Make a conversion step that merges experts slice them first; other steps stay as they are."""
     if not (isinstance(step, WeightConverter) and isinstance(step.operations[0], MergeModulelist)):
         return
-    # Gates and what they gate are split by their outputs, the last layer by its inputs.
+    # Gate and up projections are split by their outputs, the down projection by its inputs.
     dim = 0 if any(isinstance(operation, Concatenate) for operation in step.operations) else 1
     step.operations.insert(0, _Cut(dim, begin, end))

@@ -1,9 +1,9 @@
-"""What a model takes on each rank, told from its configuration alone: nothing is loaded.
+"""A model's memory on each rank, computed from its configuration alone: nothing is loaded.
 
-The modules are built without storage (torch's "meta" device), so that every tensor is of the shape transformers would give
-it, and split as AutoTP splits them: linear layers of the blocks by key/value heads or, where that does not divide (and in MLPs
-always), by grains of 64; what a family's adjustments split instead, as they do (:func:`.adjust.kept_shapes`); everything else,
-such as norms, embeddings and routers, is whole on every rank.
+The modules are built without storage (torch's "meta" device), so that every tensor has the shape transformers would give it.
+They are split as AutoTP does: linear layers of the blocks by key/value heads or, if these do not divide the width (and always
+in MLPs), by grains of 64. What a family's adjustments split instead is split as they do (:func:`.adjust.kept_shapes`).
+Everything else, such as norms, embeddings and routers, is whole on every rank.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
 GRAIN = 64  # AutoTP's tp_grain_size
-# Layers whose input is split (their outputs are summed over the ranks); of all others the output is.
+# Layers split by their inputs (their outputs are summed over the ranks); all others are split by their outputs.
 _SUMMED = ("o_proj", "down_proj", "out_proj", "dense", "dense_4h_to_h", "fc2", "w2")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A model's measures.
+    """A model's dimensions.
 
     Attributes:
         inner: width inside the MLP.
         heads, kv_heads, head_width: of attention.
         itemsize: bytes of one number.
         vocabulary: rows of the head.
-        autotp: heads are divided as AutoTP does, not by a family's own adjustment.
-        has_sdpa: torch attends; if not, all scores of a forward are held at once.
-        kinds: of layers by what they attend to (all, a window), each with a mask of its own.
+        autotp: whether AutoTP divides the heads, not a family's own adjustment.
+        has_sdpa: whether torch's scaled dot-product attention can be used; if not, all scores of a forward are held at once.
+        kinds: number of kinds of layers by what they attend to (everything, a window), each with its own mask.
     """
 
     layers: int
@@ -61,7 +61,7 @@ class Facts:
 
     @classmethod
     def of(cls, config: Any, dtype: str) -> Facts:
-        """From a transformers configuration."""
+        """Read the dimensions from a transformers configuration."""
         anatomy = anatomy_of(config.model_type, config)
         config = config.get_text_config()
         heads, width = int(config.num_attention_heads), int(config.hidden_size)
@@ -88,9 +88,9 @@ class Weights:
     """Bytes of a model's parameters on one rank.
 
     Attributes:
-        split: this rank's part of what is split, its own.
-        whole: what every rank has whole: embeddings, norms, routers and experts.
-        head: this rank's rows of the head; 0 where they are rows of the embedding.
+        split: this rank's part of what is split.
+        whole: what every rank holds in full: embeddings, norms, routers and experts.
+        head: this rank's rows of the head; 0 if the head is tied to the embedding.
         experts: how much of ``whole`` is routers and experts.
     """
 
@@ -101,12 +101,12 @@ class Weights:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Bytes of all parts."""
         return self.split + self.whole + self.head
 
 
 def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
-    """How much of a dimension one rank gets; ``heads`` where it is to be split by key/value heads."""
+    """Return how much of a dimension one rank gets; ``heads`` if it is to be split by key/value heads."""
     if heads is not None and total % heads == 0:
         return total * (heads // ranks + (rank < heads % ranks)) // heads
     if total < GRAIN:
@@ -116,9 +116,10 @@ def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
 
 
 def stored_dtypes(folder: Path) -> set[str]:
-    """Types of the weights in a folder's safetensors files, from their tables ("float32", …); empty without weights.
+    """Return the dtypes of the weights in a folder's safetensors files, from their headers ("float32", …); empty without any.
 
-    Left out is what old checkpoints have besides weights: masks, and rotary frequencies of another type.
+    Tensors of old checkpoints that are not weights do not count: masks (integer or boolean), and rotary frequencies of
+    another dtype (any dtype with at most 1 % of the bytes).
     """
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     tables = [read_header(file) for file in sorted(folder.glob("model*.safetensors"))]
@@ -131,7 +132,7 @@ def stored_dtypes(folder: Path) -> set[str]:
 
 
 def skeleton(config: Any, dtype: str) -> Any:
-    """The model's modules without storage."""
+    """Build the model's modules without storage."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -139,10 +140,10 @@ def skeleton(config: Any, dtype: str) -> Any:
 
 
 def weights(model: Any, ranks: int) -> list[Weights]:
-    """Bytes of a model's parameters on each of so many ranks.
+    """Return the bytes of a model's parameters on each rank.
 
     Args:
-        model: a causal language model, with or without storage, that is not split yet.
+        model: a causal language model that is not split yet, with or without storage.
     """
     anatomy = anatomy_of(model.config.model_type, model.config)
     head = part(model, anatomy.head)
@@ -174,7 +175,7 @@ def weights(model: Any, ranks: int) -> list[Weights]:
 
 
 def _kept_bytes(anatomy: Anatomy, blocks: Any, rank: int, ranks: int) -> dict[int, int]:
-    """Bytes that a rank keeps of the parameters its family's adjustments split, by the whole parameter's identity."""
+    """Return the bytes a rank keeps of each parameter that its family's adjustments split, by ``id`` of the parameter."""
     kept = {}
     for block in blocks:
         parameters = dict(block.named_parameters())
@@ -188,7 +189,7 @@ def _is_expert(name: str) -> bool:
 
 
 def _linear_bytes(name: str, module: torch.nn.Linear, ranks: int, rank: int, kv_heads: int) -> int:
-    """A linear layer's bytes on one rank; ``name`` begins with the block's number."""
+    """Return a linear layer's bytes on one rank; ``name`` begins with the block's number."""
     bias = 0 if module.bias is None else module.bias.nbytes
     if ranks == 1 or name.endswith("mlp.gate"):
         return module.weight.nbytes + bias
@@ -198,7 +199,7 @@ def _linear_bytes(name: str, module: torch.nn.Linear, ranks: int, rank: int, kv_
     item = module.weight.element_size()
     if last in _SUMMED:
         return module.out_features * share(module.in_features, ranks, rank, heads) * item + bias
-    fused = 2 if last == "gate_up_proj" else 1  # two layers in one, each split for itself
+    fused = 2 if last == "gate_up_proj" else 1  # two layers in one, each split on its own
     rows = fused * share(module.out_features // fused, ranks, rank, heads)
     return rows * module.in_features * item + bias * rows // max(1, module.out_features)
 
@@ -212,7 +213,7 @@ def _head_bytes(parameters: Mapping[int, torch.Tensor], ranks: int, rank: int) -
 
 
 def kv_heads_of(facts: Facts, ranks: int, rank: int) -> int:
-    """Key/value heads of one rank."""
+    """Return the number of key/value heads of one rank."""
     if facts.autotp:
         return share(facts.kv_heads, ranks, rank, facts.kv_heads)
     bounds = shard_bounds(facts.kv_heads, ranks)
@@ -220,17 +221,17 @@ def kv_heads_of(facts: Facts, ranks: int, rank: int) -> int:
 
 
 def cache_bytes(facts: Facts, ranks: int, rank: int, columns: int, batch: int) -> int:
-    """Keys and values of so many columns on one rank: its own key/value heads' in every layer."""
+    """Return the bytes of keys and values of ``columns`` columns on one rank: its own key/value heads' in every layer."""
     heads = kv_heads_of(facts, ranks, rank) * facts.head_width
     return 2 * facts.layers * batch * room_for(columns) * heads * facts.itemsize
 
 
 def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
-    """About what one forward over so many columns needs at a time on one rank.
+    """Estimate the peak memory in bytes of a forward over ``columns`` columns on one rank, besides weights and cache.
 
-    Residual stream, norm and inside an MLP, or attention in the last chunk, whichever is more beside the residual stream:
-    keys and values repeated for every query head and a mask of every kind of layer; where torch does not attend also all
-    scores, in the model's type and in float32.
+    It is the residual stream and norms, a mask for every kind of layer, and the larger of an MLP's inner states and attention
+    in the last chunk: keys and values repeated for every query head and, without torch's scaled dot-product attention, all
+    scores in the model's dtype and in float32.
     """
     length = min(columns, PREFILL_COLUMNS)
     inner = max(share(facts.inner, ranks, rank, None) for rank in range(ranks))
@@ -243,7 +244,7 @@ def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
 
 
 def _local(name: str) -> Path | None:
-    """The folder with the configuration of a model that is on this machine: "demo", a folder, or a config.json."""
+    """Return the folder with a local model's configuration, given "demo", a folder or a config.json; None for other names."""
     if name == "demo":
         from ..demo import path
 
@@ -255,7 +256,7 @@ def _local(name: str) -> Path | None:
 
 
 def config_only(name: str, revision: str | None = None) -> Path:
-    """A folder with a model's config.json; of a model on the hub nothing else is fetched.
+    """Return a folder with a model's config.json; for a model on the hub nothing else is fetched.
 
     Raises:
         LensError: there is no such model.

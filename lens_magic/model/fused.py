@@ -1,9 +1,9 @@
-"""A decode step in fewer kernels: on a GPU a small model's is bound by how many it has, not by what they compute.
+"""Decode steps in fewer kernels: on a GPU a small model's step is bound by the number of kernels, not by their work.
 
-Of a Qwen 3 layer's sixty, norms are thirty-two, and turning queries and keys by their angles ten. Norms run in two kernels
-each; where Triton can be had and a step is recorded as a CUDA graph, in one, and so do rotation and the MLP's gate; attention
-runs in two that have all of the GPU read keys and values. (Called one by one, kernels of Triton take longer to start than they
-save.) What is computed and where it is rounded stay the model's own, but for attention's sums, whose order nobody promises.
+Of a Qwen 3 layer's sixty kernels, norms take thirty-two, and the rotation of queries and keys ten. Here a norm takes two.
+With Triton, in a step recorded as a CUDA graph, a norm takes one, as do the rotation and the MLP's gate, and attention takes
+two, which use the whole GPU to read keys and values. (Called one by one, Triton's kernels take longer to launch than they
+save.) Computation and rounding stay the model's own, except for the order of attention's sums, which nobody promises.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _recording = False
 
 @contextlib.contextmanager
 def recorded() -> Iterator[None]:
-    """Steps within are recorded, or will be, so that the time a kernel takes to start does not count."""
+    """Declare that steps within the ``with`` block are recorded, or will be: the time to launch a kernel does not count."""
     global _recording
     before, _recording = _recording, True
     try:
@@ -43,14 +43,14 @@ def recorded() -> Iterator[None]:
 
 @contextlib.contextmanager
 def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Have a model's steps run in few kernels for a while, where that is a gain: on a GPU."""
+    """Run a model's steps in few kernels within the ``with`` block, where that is a gain: on a GPU."""
     if device.type != "cuda":
         yield
         return
     kernels, attends = (there.trouble(device, dtype) is None for there in (steps, attention))
     found = {module: forward for module in model.modules() if (forward := _fused(module, kernels, attends)) is not None}
     plans = torch.backends.cuda.cudnn_sdp_enabled()
-    # What torch takes first on Hopper: cuDNN's attention plans for tens of milliseconds wherever a length is new, as all are.
+    # On Hopper torch prefers cuDNN's attention, which plans for tens of milliseconds at every new length, and all are new.
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with standing_in(found):
@@ -60,10 +60,10 @@ def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterato
 
 
 def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
-    """What a module's forward becomes, where it is one of those known.
+    """Return the replacement for a module's forward; None if the module is of no known kind.
 
     Args:
-        kernels, attends: whether those of a step can be had, and those of attention.
+        kernels, attends: whether the kernels of a step, and those of attention, are available.
     """
     if has_known_norm(module):
         return norm_in_few(module, kernels)
@@ -74,7 +74,7 @@ def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
 
 
 def has_known_norm(module: nn.Module) -> bool:
-    """Whether it is an RMS norm that gives weight · round(x / rms(x)), rounded to the model's type before the weight.
+    """Whether a module is an RMS norm that computes weight · round(x / rms(x)), rounding to the model's type before the weight.
 
     (OLMo 2 and Gemma round after it, and are left as they are.)
     """
@@ -82,13 +82,13 @@ def has_known_norm(module: nn.Module) -> bool:
 
 
 def has_known_gate(module: nn.Module) -> bool:
-    """Whether it is an MLP that computes what Llama's does, with SiLU."""
+    """Whether a module is an MLP that computes what Llama's does, with SiLU."""
     known = _is_theirs(module, "MLP") and _same_code(type(module).forward, _llama().LlamaMLP.forward)
     return known and "SiLU" in type(module.act_fn).__name__
 
 
 def has_known_rotation(module: nn.Module) -> bool:
-    """Whether it is an attention that turns queries and keys as Llama's does."""
+    """Whether a module is an attention that rotates queries and keys as Llama's does."""
     if not _is_theirs(module, "Attention"):
         return False
     forward = type(module).forward
@@ -97,7 +97,7 @@ def has_known_rotation(module: nn.Module) -> bool:
 
 
 def has_known_attention(module: nn.Module) -> bool:
-    """Whether it is an attention that leaves attending to the function of transformers that is chosen for it."""
+    """Whether a module is an attention that calls the attention function chosen from transformers' table."""
     if not _is_theirs(module, "Attention"):
         return False
     forward = type(module).forward
@@ -106,12 +106,12 @@ def has_known_attention(module: nn.Module) -> bool:
 
 
 def _is_headless(module: nn.Module) -> bool:
-    """Whether this rank has no heads of an attention, as where there are fewer key/value heads than ranks."""
+    """Whether this rank has no heads of an attention, as happens with fewer key/value heads than ranks."""
     return any(not parameter.numel() for parameter in module.parameters())
 
 
 def _is_theirs(module: nn.Module, kind: str) -> bool:
-    """Whether it is transformers' own module of a kind, whose forward nobody has replaced."""
+    """Whether a module is transformers' own, of a class whose name ends with ``kind``, with its original forward."""
     kinds, forward = type(module), type(module).forward
     theirs = kinds.__module__.startswith(_THEIRS) and kinds.__name__.endswith(kind) and "forward" not in vars(module)
     return theirs and isinstance(forward, types.FunctionType) and forward.__module__ == kinds.__module__
@@ -127,16 +127,16 @@ def _transformers() -> Any:
 
 
 def _same_code(one: Any, other: Any) -> bool:
-    """Whether two functions have the same code; not where either is somebody else's than transformers'."""
+    """Whether two functions of transformers have the same code; False if either is from elsewhere."""
     if not all(isinstance(each, types.FunctionType) and each.__module__.startswith(_THEIRS) for each in (one, other)):
         return False
     first, second = one.__code__, other.__code__
-    numbers = [[value for value in code.co_consts if not isinstance(value, str)] for code in (first, second)]  # not texts
+    numbers = [[value for value in code.co_consts if not isinstance(value, str)] for code in (first, second)]  # no strings
     return (first.co_code, first.co_names, numbers[0]) == (second.co_code, second.co_names, numbers[1])
 
 
 def norm_in_few(norm: Any, kernels: bool = False) -> Forward:
-    """The forward of a known norm in two kernels, in a recorded step in one."""
+    """Return a forward for a known norm that takes two kernels, and one in a recorded step."""
     width, epsilon = tuple(norm.weight.shape), norm.variance_epsilon
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ def norm_in_few(norm: Any, kernels: bool = False) -> Forward:
 
 
 def gate_in_one(mlp: Any) -> Forward:
-    """The forward of a known MLP, with one kernel between its matrix products in a recorded step."""
+    """Return a forward for a known MLP, with one kernel between its matrix products in a recorded step."""
     inner = mlp.forward
 
     def forward(x: torch.Tensor) -> Any:
@@ -162,9 +162,9 @@ def gate_in_one(mlp: Any) -> Forward:
 
 
 def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
-    """The forward of a known attention, in which a recorded step's queries and keys are turned and attended by few kernels.
+    """Return a forward for a known attention that, in a recorded step, rotates and attends in few kernels.
 
-    It is the attention's own code, which finds our functions by the names of those that turn and attend.
+    It is the attention's own code, with our functions under the global names by which it calls rotation and attention.
     """
     own = type(attention).forward
     names = dict(own.__globals__)
@@ -178,7 +178,7 @@ def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
 
 
 def _turning(theirs: Forward) -> Forward:
-    """Their function that turns queries and keys, in one kernel where it can be."""
+    """Return transformers' rotation of queries and keys, in one kernel where possible."""
 
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any) -> Any:
         alike = q.shape[2] == 1 and q.dtype in steps.KINDS and {q.dtype, k.dtype, cos.dtype, sin.dtype} == {q.dtype}
@@ -190,7 +190,7 @@ def _turning(theirs: Forward) -> Forward:
 
 
 def _choosing(theirs: Forward) -> Forward:
-    """Their choice of a function that attends, with ours in the place of torch's where it can be."""
+    """Return transformers' choice of an attention function, with ours in place of torch's where possible."""
 
     def choose(name: str, default: Forward) -> Forward:
         chosen = theirs(name, default)
@@ -203,7 +203,7 @@ def _choosing(theirs: Forward) -> Forward:
 def _attend(
     theirs: Forward, module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **named: Any
 ) -> tuple[torch.Tensor, Any]:
-    if not q.shape[1]:  # a GPU cannot be asked to start a kernel over no heads
+    if not q.shape[1]:  # a kernel cannot be launched over no heads
         return q.transpose(1, 2), None
     scale = named.get("scaling")
     asks = named.get("dropout") or named.get("output_attentions")
@@ -215,7 +215,7 @@ def _attend(
 
 
 def _suits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> bool:
-    """Whether it is one position, of types and widths that the kernels are for, under a boolean mask."""
+    """Whether our kernels apply: one position, dtypes and widths they support, and a boolean mask."""
     (batch, heads, length, width), key_heads, columns = q.shape, k.shape[1], k.shape[2]
     alike = k.shape == v.shape and {q.dtype, k.dtype, v.dtype} == {q.dtype} and heads % key_heads == 0
     if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.shape[1:] != (1, 1, columns):

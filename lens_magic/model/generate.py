@@ -1,4 +1,4 @@
-"""The one decode loop: a prefill, then one cached forward a token, the same on every rank."""
+"""The one decode loop: a prefill, then one cached forward per token, the same on every rank."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
     from .load import Loaded
 
 PREFILL_COLUMNS = 2048
-"""A prompt is read so many tokens at a time: what a forward needs does not grow with the prompt, and it can be stopped."""
+"""Tokens of a prompt read at a time, which limits a forward's memory on long prompts and lets the user stop in between."""
 
 AfterStep = Callable[[int, Sequence[float]], None]
-"""Called on every rank between two steps, with the number of tokens chosen so far and what rank 0 told with the last."""
+"""Called on every rank between two steps, with the number of tokens chosen so far and the numbers rank 0 sent with the last."""
 
 
 @dataclass
 class Generation:
-    """What a generation gave.
+    """Result of a generation.
 
     Attributes:
-        outputs: for each prompt its tokens, an end token included.
+        outputs: for each prompt its new tokens, an end token included.
         prefill_s, decode_s: seconds to the first token, and from the first to the last.
-        interrupted: the user stopped it.
+        interrupted: whether the user stopped it.
         forwards: how often the model ran.
-        streamed, stream_s: how many positions were projected meanwhile, and the seconds of ``decode_s`` that took.
+        streamed, stream_s: number of positions projected while generating, and the seconds of ``decode_s`` this took.
     """
 
     outputs: list[list[int]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Generation:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest output."""
+        """Number of tokens of the longest output."""
         return max(len(output) for output in self.outputs)
 
 
@@ -81,10 +81,10 @@ def generate(
 
     Args:
         visitors: in the order in which they see the states.
-        forced: for each prompt, tokens to walk along instead of choosing; known beforehand, they need no steps.
-        tell: numbers, always as many, that rank 0 tells all ranks with every token (others' are not looked at).
-        after_step: called between steps with what was told.
-        made: filled in as it goes, for those who look at it meanwhile; what is returned.
+        forced: for each prompt, tokens to read instead of choosing any; as they are known, they take no steps.
+        tell: returns numbers, always equally many, that rank 0 sends to all ranks with every token (other ranks' are ignored).
+        after_step: called between steps with the numbers rank 0 sent.
+        made: the generation to fill in and return, for callers that read it meanwhile; by default a new one.
 
     Raises:
         LensError: the model's logits are not finite.
@@ -112,9 +112,9 @@ def generate(
 
 
 def _side_by_side(prompts: Sequence[Sequence[int]], endings: Sequence[Sequence[int]], device: torch.device) -> Batch:
-    """Prompts with their last tokens in one column, and what is walked along after them, less its last token.
+    """Batch prompts, their last tokens in one column, followed by their endings without the longest one's last token.
 
-    What stands to the right of a shorter ending is never looked at by what stands to the left of it.
+    Shorter endings are padded on the right, which the tokens to the left never attend to.
     """
     longest = max(len(ending) for ending in endings)
     walks = [[*ending, *[0] * (longest - len(ending))][:-1] for ending in endings]
@@ -122,7 +122,7 @@ def _side_by_side(prompts: Sequence[Sequence[int]], endings: Sequence[Sequence[i
 
 
 def _prefill(rank: Rank, sequence: _Sequence) -> torch.Tensor:
-    """Read the prompts; returns the last tokens' normalised states ``[batch, d]``."""
+    """Read the prompts and return the last tokens' normalised states ``[batch, d]``."""
     total = sequence.batch.columns
     for begin in range(0, total, PREFILL_COLUMNS):
         end = min(total, begin + PREFILL_COLUMNS)
@@ -136,7 +136,7 @@ def _prefill(rank: Rank, sequence: _Sequence) -> torch.Tensor:
 
 
 class _Sequence:
-    """A batch of sequences on their way through the model: the cache, and where they stand."""
+    """A batch of sequences on its way through the model: the cache, and the current columns."""
 
     def __init__(
         self, loaded: Loaded, batch: Batch, columns: int, visitors: Sequence[Visitor], window: Window, made: Generation
@@ -149,20 +149,20 @@ class _Sequence:
         self.position_ids = batch.position_ids(batch.columns, 1)
 
     def read(self, begin: int, end: int) -> torch.Tensor:
-        """Run over columns of the prompts; returns the last one's normalised states ``[batch, d]``."""
+        """Run over columns of the prompts and return the last one's normalised states ``[batch, d]``."""
         self.move(end - begin)
         normalised = self._forward(self.batch.ids[:, begin:end], self.batch.position_ids(begin, end - begin))
         self.moved()
         return normalised
 
     def step(self) -> torch.Tensor:
-        """Run over the next token of each sequence; between :meth:`move` and :meth:`moved`, on the device alone."""
+        """Run over the next token of each sequence, on the device only; called between :meth:`move` and :meth:`moved`."""
         normalised = self._forward(self.tokens, self.position_ids)
         self.position_ids += 1
         return normalised
 
     def move(self, length: int, boundary: int = 1, recorded: bool = False) -> None:
-        """Stand at the next columns; before a forward."""
+        """Move on to the next columns; called before a forward."""
         self.place.recorded = recorded
         self.place.move(length, boundary)
         self.window.start, self.window.length = self.place.start, length
@@ -170,7 +170,7 @@ class _Sequence:
             visitor.prepare(self.window)
 
     def moved(self) -> None:
-        """After a forward."""
+        """Count a forward and call the visitors' ``finish``; called after a forward."""
         self.made.forwards += 1
         for visitor in self.visitors:
             visitor.finish(self.window)
@@ -210,7 +210,7 @@ class _Loop:
     def run(self, normalised: torch.Tensor, started: float) -> None:
         """Choose the first tokens from the prefill's states, then step until all sequences have ended."""
         loaded = self.sequence.loaded
-        # No attribute: what it records holds on to this loop, and all of it is to go when the run ends.
+        # Not an attribute: its recording refers to this loop, and both must be freed when the run ends.
         run_step = runner_for(self.rank, loaded.backbone, loaded.device)
         try:
             self._steps(run_step, normalised, started)
@@ -246,7 +246,7 @@ class _Loop:
 
     def _step(self, calls_python: bool) -> torch.Tensor:
         normalised = self.sequence.step()
-        if calls_python:  # as late as can be: what is told now is heard with this token
+        if calls_python:  # as late as possible: what rank 0 sends now arrives with this token
             do(self._prepare)
         return self._choose(normalised)
 
@@ -255,7 +255,7 @@ class _Loop:
 
     def _choose(self, normalised: torch.Tensor) -> torch.Tensor:
         chosen = self.chooser(normalised)
-        # The next step's input, without a way round by the host; a sequence that has ended goes on unheard.
+        # The next step's input, without a detour through the host; sequences that have ended run on, their output ignored.
         self.sequence.tokens.copy_(chosen[: self.sequence.batch.size, None])
         return chosen
 

@@ -1,8 +1,8 @@
-"""Recording a decode step once and replaying it: a step of many small operations is bound by calling them one by one.
+"""Recording a decode step once and replaying it: a step of many small operations is bound by the calls, one by one.
 
-A recorded step repeats the same operations on the same tensors: on a GPU a CUDA graph, on a CPU what :mod:`..ranks.recording`
-has noted. Everything that changes from step to step must therefore be in tensors that stay where they are, written before the
-step and read after it.
+A recorded step repeats the same operations on the same tensors: on a GPU as a CUDA graph, on a CPU as a recording
+(:mod:`..ranks.recording`). Everything that changes from step to step must therefore be in tensors with fixed addresses, which
+are written before the step and read after it.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ from .fused import recorded
 Step = Callable[[], torch.Tensor]
 Replay = Callable[[], object]
 
-BOUNDARY = 256  # a recorded step's attention reads on to a multiple of so many columns; there is a recording for each
-LEAST = 16  # of fewer steps to come none is recorded: that takes as long as eight of them save
+BOUNDARY = 256  # columns: a recorded step's attention reads up to a multiple of this; there is a recording for each
+LEAST = 16  # steps: with fewer to come none is recorded, since recording takes as long as eight of them save
 
 _KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
-_ATTENTION = ("sdpa", "eager")  # others may take no mask, and a recorded step reads on to columns that are not filled yet
+_ATTENTION = ("sdpa", "eager")  # others may take no mask, but a recorded step also reads columns not filled yet
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Eager:
-    """Runs each step as it is."""
+    """Runs each step without recording it."""
 
     boundary = 1
     recorded = False
     calls_python = True
 
     def __call__(self, step: Step, shape: Hashable, like_it: int) -> torch.Tensor:
-        """The step's result."""
+        """Run a step and return its result."""
         return step()
 
     def forget(self) -> None:
-        """Nothing is kept."""
+        """Do nothing, as nothing is kept."""
 
 
 class Recorder(Protocol):
-    """What records steps, on one kind of device.
+    """An object that records steps on one kind of device.
 
     Attributes:
-        calls_python: what a step asks of Python by :func:`..ranks.recording.do` is asked in a replay too.
+        calls_python: whether a replay repeats the actions that a step gives to :func:`..ranks.recording.do`.
     """
 
     calls_python: bool
 
     def warm_up(self, step: Step) -> torch.Tensor:
-        """Run the first step of a shape as it is; what must not be initialised while recording is by then."""
+        """Run the first step of a shape without recording, to initialise what cannot be initialised while recording."""
 
     def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
-        """Run a step and record it: what replays it, None where nothing can, and the tensor that holds the results."""
+        """Run and record a step; return its replay (None if it cannot be recorded) and the tensor that holds the results."""
 
 
 class Recorded:
-    """Records the step once for each shape, and replays it. Shapes only grow: of the recordings only the newest is kept."""
+    """Records the step once for each shape, and replays it. Shapes only grow, so only the newest recording is kept."""
 
     boundary = BOUNDARY
     recorded = True
@@ -79,11 +79,11 @@ class Recorded:
         self._refused = False
 
     def __call__(self, step: Step, shape: Hashable, like_it: int) -> torch.Tensor:
-        """The step's result; the tensor is overwritten by the next.
+        """Run or replay a step and return its result, a tensor that the next step overwrites.
 
         Args:
-            shape: what the shapes of its tensors hang on.
-            like_it: how many steps of that shape there may be from this one on.
+            shape: a value that determines the shapes of the step's tensors.
+            like_it: how many steps of that shape there can be from this one on.
         """
         if self._recording is not None and shape == self._shape:
             replay, result = self._recording
@@ -102,7 +102,7 @@ class Recorded:
         return result
 
     def forget(self) -> None:
-        """Let go of the recording: an error's traceback may hold on to all the rest, and NCCL cannot end before its graphs."""
+        """Drop the recording: an error's traceback may keep the rest alive, and NCCL cannot end before its graphs."""
         self._recording = None
 
 
@@ -112,7 +112,7 @@ class OnCPU:
     calls_python = True
 
     def warm_up(self, step: Step) -> torch.Tensor:
-        """Nothing more than the step."""
+        """Run the step; nothing else is needed."""
         return step()
 
     def record(self, step: Step) -> tuple[Replay | None, torch.Tensor]:
@@ -127,7 +127,7 @@ class OnGPU:
 
     Args:
         device: the model's, which need not be the process's own.
-        telling: whether this rank is the one to warn where a step cannot be recorded; the others need not repeat it.
+        telling: whether this rank warns if a step cannot be recorded; one rank is enough.
     """
 
     calls_python = False
@@ -138,8 +138,8 @@ class OnGPU:
         self._watched: Watching | None = None
 
     def warm_up(self, step: Step) -> torch.Tensor:
-        """The step, watched for what would be an error while a graph is recorded."""
-        with recorded():  # so that every kernel has been made before one is recorded
+        """Run the step and watch for what would be an error while a graph is recorded."""
+        with recorded():  # so that every kernel is compiled before one is recorded
             if self._watched is not None:
                 return step()
             with Watching() as self._watched:
@@ -150,14 +150,14 @@ class OnGPU:
         if self._watched is None or self._watched.refusal is not None:
             return None, step()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        # A pool of its own: the recording before has gone by now, and its pool with it. "thread_local": what the user's other
-        # threads do with the GPU meanwhile is no error, and does not end the recording.
+        # A pool of its own: the previous recording is gone by now, and its pool with it. "thread_local": what the user's other
+        # threads do with the GPU meanwhile is no error and does not end the recording.
         recording = torch.cuda.graph(graph, pool, _recording_stream(self._device), capture_error_mode="thread_local")
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             try:
                 with _no_garbage_collected(), recording, recorded():
-                    result = step()  # runs nothing
+                    result = step()  # recorded, not run
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)
                 self._give_up(error, pool)
@@ -168,9 +168,12 @@ class OnGPU:
         return graph.replay, result
 
     def _give_up(self, error: RuntimeError, pool: tuple[int, int]) -> None:
-        """Some operations copy to the host within (grouped products, before Hopper), which nobody can tell from outside."""
+        """Clean up after a failed recording, and warn.
+
+        Some operations copy to the host internally (grouped products, before Hopper), which cannot be detected from outside.
+        """
         for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-            with contextlib.suppress(RuntimeError):  # where torch has done so already
+            with contextlib.suppress(RuntimeError):  # if torch has done so already
                 give_back(torch.cuda.current_device(), pool)
         if self._telling:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -179,7 +182,7 @@ class OnGPU:
 
 @contextlib.contextmanager
 def _no_garbage_collected() -> Iterator[None]:
-    """What a notebook has left in cycles may be graphs and whatever else frees what no recording can have freed."""
+    """Disable garbage collection: a notebook's reference cycles may hold graphs and other things not to be freed meanwhile."""
     on = gc.isenabled()
     gc.disable()
     try:
@@ -191,12 +194,12 @@ def _no_garbage_collected() -> Iterator[None]:
 
 @functools.cache
 def _recording_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that graphs are recorded on; one, as torch keeps workspaces for every stream that had a matrix product."""
+    """Return the stream for recording graphs: a single one, as torch keeps workspaces for every stream with matrix products."""
     return torch.cuda.Stream(device)
 
 
 def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager | Recorded:
-    """How decode steps of a model are run here, with what is attached to it by now."""
+    """Choose how to run a model's decode steps, given its device and what is attached to it by now."""
     if not all(map(_is_plain, backbone.modules())) or torch_module._has_any_global_hook():
         return Eager()
     config: Any = backbone.config
@@ -210,10 +213,10 @@ def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager |
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module runs no one else's Python code at every call, which a replay would leave out.
+    """Whether a module runs no third-party Python code at every call, which a replay would skip.
 
-    Hooks are such code, and what accelerate does to fetch parameters, and models that a checkpoint brings its own code for.
-    Compiled modules run operations that nobody else sees.
+    Such code is that of hooks, of accelerate when it fetches parameters, and of models whose checkpoint brings its own.
+    Compiled modules run operations that a recording cannot see.
     """
     hooked = any(getattr(module, hooks) for hooks in _HOOKS) or hasattr(module, "_hf_hook")
     compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")

@@ -1,7 +1,7 @@
 """The language-model head, split over the vocabulary: each rank multiplies with its own rows only.
 
-What travels between ranks is then a few numbers a cell instead of a vocabulary of logits, and every probability is
-still over the whole vocabulary (docs/architecture.md, "The head").
+Ranks then exchange a few numbers per cell instead of a vocabulary of logits, and every probability is still over the whole
+vocabulary (docs/architecture.md, "The head").
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch.nn.functional as F
 
 from ..ranks.rank import Rank
 
-CONVERTED_ELEMENTS = 1 << 22  # weights turned to float32 at a time on a CPU: 16 MB
-_FEW_CELLS, _CONVERTED_FOR_FEW = 64, 1 << 19  # reading them back counts then, so they stay in the cache: 2 MB
+CONVERTED_ELEMENTS = 1 << 22  # weights converted to float32 at a time on a CPU: 16 MB
+_FEW_CELLS, _CONVERTED_FOR_FEW = 64, 1 << 19  # with few cells, reading them back counts; 2 MB stay in the cache
 
 
 def shard_bounds(vocabulary: int, ranks: int) -> list[int]:
-    """Where each rank's rows begin, and where the last rank's end: ``ranks + 1`` numbers; sizes differ by one at most."""
+    """Return where each rank's rows begin and the last rank's end: ``ranks + 1`` numbers; sizes differ by one at most."""
     return [vocabulary * rank // ranks for rank in range(ranks + 1)]
 
 
@@ -27,11 +27,12 @@ class HeadShard:
     """Rows ``offset`` … ``offset + rows − 1`` of the head.
 
     Attributes:
-        weight: ``[rows, d]``, a view of the model's own weight (of the embedding where they are tied), never a copy.
+        weight: ``[rows, d]``, a view of the model's own weight (the embedding's if they are tied), or a copy of these rows on
+            a GPU if only they were moved there.
         bias: ``[rows]`` or None.
         offset: vocabulary index of the first row.
         vocabulary: rows of the whole head, which can exceed the tokenizer's entries.
-        softcap: logits are ``softcap · tanh(logit / softcap)``, or None.
+        softcap: logits become ``softcap · tanh(logit / softcap)``; None for no capping.
     """
 
     weight: torch.Tensor
@@ -42,11 +43,11 @@ class HeadShard:
 
     @property
     def rows(self) -> int:
-        """How many vocabulary entries this rank holds."""
+        """Number of vocabulary entries this rank holds."""
         return int(self.weight.shape[0])
 
     def logits(self, normalised: torch.Tensor) -> torch.Tensor:
-        """Logits of this rank's rows, float32 throughout: ``[cells, d]`` → ``[cells, rows]``."""
+        """Compute the logits of this rank's rows, float32 throughout: ``[cells, d]`` → ``[cells, rows]``."""
         logits = _float32_product(normalised, self.weight)
         if self.bias is not None:
             logits += self.bias.float()
@@ -55,7 +56,7 @@ class HeadShard:
         return logits
 
     def logits_at(self, rank: Rank, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """Logits of given entries on every rank, exactly as the rank that holds their row has them. Collective.
+        """Return the logits of given entries on every rank, exactly as computed by the rank with their row. Collective.
 
         Args:
             logits: of this rank's rows, ``[cells, rows]``.
@@ -71,7 +72,7 @@ class HeadShard:
 
 
 def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
+    """Compute ``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
     if weight.dtype == torch.float32:
         return F.linear(states.float(), weight)
     if weight.is_cuda and states.dtype == weight.dtype:

@@ -1,7 +1,7 @@
-"""DeepSpeed's split linear layers with no more around them than generation needs.
+"""Short forwards for DeepSpeed's split linear layers, with only what generation needs.
 
-Their own forward is made for training too: each call goes through an autograd function, and each sum through three layers of
-wrappers and checks. In a decode step of a small model on CPU ranks that takes as long as the products themselves.
+DeepSpeed's own forward is for training too: each call goes through an autograd function, and each sum through three layers of
+wrappers and checks. In a decode step of a small model on CPU ranks that takes as long as the matrix products themselves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..ranks.rank import Rank
 
 
 def lighten(rank: Rank, blocks: Any) -> None:
-    """Give the linear layers that DeepSpeed has split a short forward; they stay what they are otherwise.
+    """Give the linear layers that DeepSpeed has split a short forward; otherwise they stay as they are.
 
     Layers of any other kind (gathered outputs, fused projections) are left alone.
     """
@@ -33,13 +33,13 @@ def _short_forms() -> dict[type, type]:
     from deepspeed.module_inject.layers import LinearAllreduce, LinearLayer
 
     class ColumnShare(LinearLayer):
-        """This rank's outputs of a layer that is split by its outputs."""
+        """A layer that is split by its outputs: this rank's outputs."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             return F.linear(states, self.weight, self.bias)
 
     class RowShare(LinearAllreduce):
-        """A layer that is split by its inputs: the sum over the ranks, and then the bias."""
+        """A layer that is split by its inputs: the sum over the ranks, plus the bias."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
             total: torch.Tensor = self.lens_rank.all_reduce(F.linear(states, self.weight))

@@ -29,10 +29,10 @@ class Loaded:
 
     Attributes:
         model: the causal language model whose blocks are this rank's shard.
-        backbone: the part of it that gives normalised final states; it never runs the head.
+        backbone: the part of it that returns normalised final states; it never runs the head.
         head: this rank's rows of the head.
         bounds: where each rank's rows begin (``ranks + 1`` numbers).
-        whole_bytes: bytes of the weights that every rank keeps all of; 0 on a single rank.
+        whole_bytes: bytes of the weights that every rank keeps in full; 0 on a single rank.
     """
 
     model: Any
@@ -54,12 +54,12 @@ class Loaded:
 
 
 def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Load this rank's shard; the model loaded before stays in place until the new one stands. Every rank calls it.
+    """Load this rank's shard; the previous model stays in place until the new one is ready. Every rank calls it.
 
     Emits ("loading", done, total) as blocks are sharded. An interrupt raises KeyboardInterrupt on all ranks, between blocks.
 
     Returns:
-        What the caller needs to know of the model.
+        The model's ``vocabulary``, ``layers``, ``width`` and ``whole_bytes``, and in words what is ``whole`` on every rank.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,23 +77,23 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused here, by name
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     _require_all_weights(checkpoint.name, anatomy, info)
-    if anatomy.experts is not None:  # transformers has copied it while experts were narrower
+    if anatomy.experts is not None:  # transformers has copied the config with narrower experts
         setattr(model.config, anatomy.experts, getattr(config, anatomy.experts))
     model.eval().requires_grad_(False)
     stop_if_asked(rank)
     for path in anatomy.unused:
         replace_part(model, path, torch.nn.Identity())
     head = part(model, anatomy.head)
-    # Not as the configuration says: transformers leaves weights untied that a checkpoint has, and has different.
+    # Not from the configuration: transformers leaves weights untied if the checkpoint has both and they differ.
     tied = head.weight is part(model, anatomy.embedding).weight
     whole = 0
     if rank.size > 1:
         shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         shard(rank, model, anatomy, dtype)
-        replace_part(model, anatomy.head, torch.nn.Identity())  # its rows alone go to the device
+        replace_part(model, anatomy.head, torch.nn.Identity())  # only this rank's rows go to the device
         whole = sum(weight.nbytes for name, weight in model.named_parameters() if shapes.get(name) == weight.shape)
     model.to(device)
     release_pages()
@@ -104,7 +104,7 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Have transformers draw no bar (one for all ranks is the caller's) and print no table of keys that do not fit."""
+    """Keep transformers from drawing a progress bar (the caller draws one for all ranks) and printing mismatched keys."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -117,10 +117,10 @@ def _quietly() -> Iterator[None]:
 
 
 def _require_all_weights(name: str, anatomy: Anatomy, info: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint without some of its weights, or with others: transformers makes them up. The same on every rank.
+    """Refuse a checkpoint with weights missing or of other shapes, which transformers would make up. The same on every rank.
 
     Args:
-        info: what transformers tells of loading it.
+        info: the loading info from transformers.
     """
     if wrong := sorted(entry for entry in info["mismatched_keys"] if not entry[0].startswith(anatomy.unused)):
         key, stored, wanted = wrong[0]
@@ -144,7 +144,7 @@ def attach(rank: Rank, model: Any) -> dict[str, Any]:
 
 
 def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
-    """Put a model in place of the one before."""
+    """Replace the previous model, dropping what belonged to it, and return what :func:`load` returns."""
     before = _held(rank)
     rank.store["model"] = loaded
     for of_the_one_before in ("trajectories", "lens", "given_lens"):
@@ -155,10 +155,10 @@ def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
 
 
 def loaded_on(rank: Rank) -> Loaded:
-    """The model loaded on this rank.
+    """Return the model loaded on this rank.
 
     Raises:
-        LensError: none is.
+        LensError: there is none.
     """
     loaded: Loaded | None = rank.store.get("model")
     if loaded is None:
@@ -167,7 +167,7 @@ def loaded_on(rank: Rank) -> Loaded:
 
 
 def unload(rank: Rank) -> None:
-    """Forget the model and everything captured from it, and give their memory back."""
+    """Forget the model and everything captured from it, and free their memory."""
     before = _held(rank)
     rank.store.clear()
     _collect(before)
@@ -182,8 +182,8 @@ def _held(rank: Rank) -> weakref.ref[Any] | None:
 
 
 def _collect(before: weakref.ref[Any] | None) -> None:
-    """Collect garbage where a dropped model is still there (some families' modules refer to each other), and after the first
-    load, which leaves much. It takes a third of a second, so only then."""
+    """Collect garbage if the previous model is still alive (some families' modules refer to each other), and after the first
+    load, which leaves much. It takes a third of a second, so not otherwise."""
     if before is None or before() is not None:
         gc.collect()
 
@@ -197,10 +197,10 @@ def describe(
     tied: bool = False,
     whole_bytes: int = 0,
 ) -> Loaded:
-    """The :class:`Loaded` of a model whose blocks are sharded already; the head's rows are views where it is in place.
+    """Return the :class:`Loaded` of a model whose blocks are sharded; the head's rows are views if on the device already.
 
     Args:
-        tied: the head's weight is the embedding's, which may have moved since the head was taken out.
+        tied: the head's weight is the embedding's, which may have moved since the head was removed.
     """
     config = model.config.get_text_config()
     weight = part(model, anatomy.embedding).weight if tied else head.weight
@@ -215,7 +215,7 @@ def describe(
         vocabulary=vocabulary,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
-    # Kernels are tried now, not when somebody waits. (Those of a step are compiled for a model's own widths in its first one.)
+    # Kernels are tried now, not when somebody waits. (A step's are compiled for the model's own widths in its first one.)
     if device.type == "cuda":
         onepass.trouble(device, torch.float32)
         for kernels in (steps, attention):

@@ -1,8 +1,8 @@
-"""Running no more of a model than is asked for: from a site in its middle on, and at its end for the last token alone.
+"""Running only the part of a model that is needed: from a site in its middle on, and at its end for the last token alone.
 
-What is changed at a site of layer l leaves everything before it as it was, so forwards that differ from there on alone need not
-run it again. Modules skipped hand on the kept states; everything else (masks, rotary tables, the blocks from l on, the norm)
-is the model's own, so nothing of a family is written down here.
+A change at a site of layer l leaves everything before it as it was, so forwards that differ only from there on need not run
+it again. Skipped modules return kept states; everything else (masks, rotary tables, the blocks from l on, the norm) is the
+model's own, so nothing here is specific to a family.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Kept(Visitor):
         self.states: dict[Key, torch.Tensor] = {}
 
     def visits(self) -> Mapping[Key, Visit]:
-        """One look a site."""
+        """Return one visit per site."""
         return {key: self._keeper(key) for key in self.keys}
 
     def _keeper(self, key: Key) -> Visit:
@@ -46,8 +46,8 @@ class Kept(Visitor):
 class Resumption:
     """Forwards that start where a change at a site is made.
 
-    Before ``resid_post`` that is the whole block; before ``resid_pre`` the blocks that came; at the sites between, attention
-    too. (The MLP before ``mlp_out`` runs again: some families' have no module.)
+    For ``resid_pre`` they skip the blocks before the layer, for ``resid_post`` also its own block, and for the sites between
+    also its attention. (For ``mlp_out`` the MLP runs again, as some families have no module for it.)
 
     Args:
         site: where changes will be made.
@@ -59,16 +59,16 @@ class Resumption:
         self._attention_gives_more = False
 
     def keys(self, layer: int) -> list[Key]:
-        """What has to be kept to resume at a layer; nothing where nothing would be spared."""
+        """Return the sites whose states must be kept to resume at a layer; none if nothing would be saved."""
         if self.site == "resid_post":
             return [("resid_post", layer)]
         before: list[Key] = [("resid_pre", layer)] if layer else []  # block 0 gets its input from the embedding
         return before if self.site == "resid_pre" else [*before, ("attn_out", layer)]
 
     def works(self, rank: Rank, sequences: Sequence[Sequence[int]], layer: int) -> bool:
-        """Whether resuming at a layer gives what a whole forward does, to the bit; found out by trying. Collective.
+        """Find out by trying whether resuming at a layer gives what a whole forward gives, bit for bit. Collective.
 
-        It does not where blocks return more than a tensor, or look further back than to the one before.
+        It does not if blocks return more than a tensor, or use states from before the previous block.
         """
         kept = Kept(self.keys(layer))
         kinds: list[type] = []
@@ -87,11 +87,11 @@ class Resumption:
 
     @contextlib.contextmanager
     def at(self, layer: int, kept: Kept, rows: int = 1) -> Iterator[None]:
-        """Forwards within the ``with`` block start at a layer; where nothing of it was kept they run everything.
+        """Start forwards within the ``with`` block at a layer; if nothing was kept for it they run everything.
 
         Args:
-            kept: of a forward over the same rows.
-            rows: how many times each row will be run, one after another.
+            kept: states of a forward over the same rows.
+            rows: how often each row is repeated in these forwards; copies are adjacent.
         """
         states = {key: kept.states[key].repeat_interleave(rows, 0) for key in self.keys(layer) if key in kept.states}
         stand_ins: dict[Any, Forward] = {}
@@ -111,9 +111,9 @@ class Resumption:
 
 @contextlib.contextmanager
 def last_tokens_alone(loaded: Loaded, batch: Batch) -> Iterator[None]:
-    """A forward over a batch within the ``with`` block runs the last block's MLP for each sequence's last token alone.
+    """Run the last block's MLP for each sequence's last token alone, in forwards over a batch within the ``with`` block.
 
-    For batches of which the last tokens alone are read: after the last attention no token looks at another.
+    It is for batches of which only the last tokens are read: after the last attention no token depends on another.
     """
     block = list(part(loaded.model, loaded.anatomy.blocks))[-1]
     mlp = part(block, loaded.anatomy.sites["post_ln"].path)
@@ -137,7 +137,7 @@ def _handing_on(given: Any) -> Forward:
 
 
 def _noting(forward: Forward, kinds: list[type]) -> Forward:
-    """A forward that notes what kind of thing it returns."""
+    """Wrap a forward to note the type of what it returns."""
 
     def noting(*inputs: Any, **named: Any) -> Any:
         output = forward(*inputs, **named)

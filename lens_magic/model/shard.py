@@ -25,7 +25,7 @@ _DONTNEED = 4  # madvise(2)
 
 
 def shard(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtype) -> None:
-    """Leave this rank its share of the blocks. The head is kept out: AutoTP would split it over the hidden dimension.
+    """Reduce the blocks to this rank's share. The head is kept out: AutoTP would split it over the hidden dimension.
 
     Every rank calls it. Emits ("loading", done, total); an interrupt raises KeyboardInterrupt on all ranks, between blocks.
     """
@@ -48,7 +48,7 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
 
     def after_block(block: Any, done: int) -> None:
         if not any(type(module).__module__.startswith("deepspeed.") for module in block.modules()):
-            return  # DeepSpeed only looked: it walks the blocks more than once
+            return  # DeepSpeed has split nothing yet: it walks the blocks more than once
         release_pages()
         rank.emit(("loading", done, len(blocks)))
         stop_if_asked(rank)
@@ -68,7 +68,7 @@ def _split_by_autotp(rank: Rank, model: Any, anatomy: Anatomy, dtype: torch.dtyp
 
 @contextlib.contextmanager
 def _any_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """DeepSpeed refuses float16 on most CPUs, for kernels of its own that are not used here; torch has those it needs."""
+    """Make DeepSpeed accept ``dtype``: on most CPUs its own kernels lack float16, but here torch's are used, which have it."""
     from deepspeed.accelerator import get_accelerator
 
     accelerator = get_accelerator()
@@ -81,10 +81,9 @@ def _any_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _unconverted(module: torch.nn.Module) -> Iterator[None]:
-    """Keep DeepSpeed from converting a whole module to the model's type, which its weights have already.
+    """Keep DeepSpeed from converting a whole module to the model's dtype, which its weights have already.
 
-    What is float32 in a 16-bit model is so for a reason: rotary frequencies of 16 bits turn a token at position 2,000 by a
-    radian too much or too little.
+    What is float32 in a 16-bit model has to be: with 16-bit frequencies, rotary angles at position 2,000 are off by a radian.
     """
     conversions = ("half", "bfloat16", "float")
     for name in conversions:
@@ -98,7 +97,7 @@ def _unconverted(module: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_gpu(device: torch.device) -> Iterator[None]:
-    """DeepSpeed makes the GPU with the number in ``LOCAL_RANK`` the process's, 0 where that is not set."""
+    """Set ``LOCAL_RANK`` to this rank's GPU, which DeepSpeed makes the process's current one; without it, that is GPU 0."""
     before = os.environ.get("LOCAL_RANK")
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     try:
@@ -111,10 +110,10 @@ def _own_gpu(device: torch.device) -> Iterator[None]:
 
 
 def _import_deepspeed() -> Any:
-    """DeepSpeed, quietly, and without operations of its own: tensor parallelism needs none.
+    """Import DeepSpeed, quietly and without its own operations, of which tensor parallelism needs none.
 
-    Asked which it could build, it would try a compiler on each, for seconds, and tell of what is missing. And it
-    would take its shared-memory all-reduce, which crashes where ranks exceed what it was set up for.
+    To learn which it can build, it would try a compiler on each, for seconds, and report what is missing. It would also use
+    its shared-memory all-reduce, which crashes if ranks exceed what it was set up for.
     """
     with _silenced():
         import deepspeed
@@ -145,9 +144,9 @@ def _silenced() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _walking(blocks: Any, after_block: Callable[[Any, int], None]) -> Iterator[None]:
-    """Call ``after_block(block, done)`` as DeepSpeed, which walks a module's ``named_children``, is done with each block.
+    """Call ``after_block(block, done)`` when DeepSpeed, which walks a module's ``named_children``, is done with a block.
 
-    Only progress, interrupts and the release of pages hang on it: were DeepSpeed to walk otherwise, sharding is unchanged.
+    Only progress, interrupts and the release of pages depend on it: if DeepSpeed walked differently, it would still shard.
     """
     children = list(blocks.named_children())
 
@@ -170,9 +169,9 @@ def stop_if_asked(rank: Rank) -> None:
 
 
 def release_pages() -> None:
-    """Let go of the pages of mapped safetensors files this process has read; what is used again comes from the page cache.
+    """Release the pages of mapped safetensors files that this process has read; the page cache has those used again.
 
-    Ranks on one host share those pages, but they count as a rank's memory for as long as it has them mapped. They are
+    Ranks on one host share these pages, but they count as a rank's memory for as long as it has them mapped. They are
     unmodified, so dropping them loses nothing.
     """
     if not sys.platform.startswith("linux"):

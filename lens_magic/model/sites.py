@@ -24,12 +24,12 @@ Key = tuple[str, int]
 
 @dataclass
 class Window:
-    """The columns of a left-padded batch that the running forward covers, and where they stand.
+    """The columns of a left-padded batch that the running forward covers, and their positions.
 
     Attributes:
         start, length: columns ``start`` … ``start + length − 1``.
-        last: the column of the prompts' last token: column c is position p = c − last, in every sequence alike.
-        padding: for each sequence, how many columns on the left hold nothing.
+        last: the column of the prompts' last token; column c is position p = c − last in every sequence.
+        padding: for each sequence, the number of padded columns on its left.
     """
 
     start: int = 0
@@ -44,11 +44,11 @@ class Window:
 
 
 Visit = Callable[[torch.Tensor, Window], "torch.Tensor | None"]
-"""Given the hidden states ``[batch, length, d]`` and where they stand; returns what replaces them, or None.
+"""Called with the hidden states ``[batch, length, d]`` and their window; returns the states to replace them, or None.
 
-In a decode step (length 1) a visit may only use tensors that stay where they are from step to step, and nothing of the
-window but its length: the step can be recorded once and replayed (:mod:`.graph`). What changes is written to those tensors
-by ``prepare``, and taken out of them by ``finish``.
+In a decode step (length 1) a visit may only use tensors whose addresses stay the same from step to step, and nothing of the
+window but its length, because the step can be recorded once and replayed (:mod:`.graph`). ``prepare`` writes what changes to
+those tensors, and ``finish`` reads it from them.
 """
 
 
@@ -56,14 +56,14 @@ class Visitor:
     """Something that looks at, or changes, activations."""
 
     def visits(self) -> Mapping[Key, Visit]:
-        """What is attached where on this rank."""
+        """Return the visits to attach on this rank, by (site, layer)."""
         raise NotImplementedError
 
     def prepare(self, window: Window) -> None:
-        """Called before each forward, outside of it; nothing by default."""
+        """Called before each forward, outside of it; does nothing by default."""
 
     def finish(self, window: Window) -> None:
-        """Called after each forward, outside of it; nothing by default."""
+        """Called after each forward, outside of it; does nothing by default."""
 
 
 @contextlib.contextmanager
@@ -71,8 +71,8 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
     """Attach visitors to a model for the duration of a ``with`` block, in which it is in evaluation mode.
 
     Args:
-        visitors: where several visit the same site and layer, each sees what the one before has left.
-        window: moved along by whoever runs the forwards.
+        visitors: if several visit the same site and layer, each sees the states as the previous one left them.
+        window: updated before each forward by the code that runs it.
     """
     blocks = part(model, anatomy.blocks)
     with contextlib.ExitStack() as attachments:
@@ -87,7 +87,7 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode for a while: a model attached amid its training would apply dropout, or go without a cache."""
+    """Put a model into evaluation mode within the ``with`` block: in training mode it would apply dropout, or use no cache."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -120,8 +120,8 @@ def _one_after_another(visits: Sequence[Visit]) -> Visit:
 def _attached_to(module: torch.nn.Module, tap: Tap, visit: Visit, window: Window) -> contextlib.AbstractContextManager[Any]:
     """Attach a visit to a module for the duration of a ``with`` block.
 
-    A module that carries somebody else's hooks gets ours after them, so that what they change is seen. Any other has its
-    ``forward`` stood in for: hooks would make every call of it take the long way, ten times what looking itself costs.
+    A module with hooks of somebody else's gets ours after them, so that their changes are seen. On any other its ``forward``
+    is replaced: a hook would send every call through torch's slow path, which costs ten times what looking itself does.
     """
     if module._forward_hooks or module._forward_pre_hooks:
         if tap.side == "output":
@@ -133,11 +133,11 @@ def _attached_to(module: torch.nn.Module, tap: Tap, visit: Visit, window: Window
     return standing_in({module: functools.wraps(module.forward)(looking(module.forward, visit, window))})
 
 
-# Called for every site and layer, at every token that is not replayed.
+# These run for every site and layer, at every token that is not replayed.
 
 
 def _look_before(inner: Forward, visit: Visit, window: Window) -> Forward:
-    """A forward that is given the states, the first of its arguments, as a visit has left them."""
+    """Wrap a forward so that a visit sees, and can replace, the states it is given, its first argument."""
 
     def look_then_forward(*positional: Any, **named: Any) -> Any:
         states = positional[0] if positional else named["hidden_states"]
@@ -152,7 +152,7 @@ def _look_before(inner: Forward, visit: Visit, window: Window) -> Forward:
 
 
 def _look_after(inner: Forward, visit: Visit, window: Window) -> Forward:
-    """A forward that returns the states as a visit has left them: attention returns (states, weights), most the states."""
+    """Wrap a forward so that a visit sees, and can replace, the states it returns; attention returns (states, weights)."""
 
     def forward_then_look(*positional: Any, **named: Any) -> Any:
         output = inner(*positional, **named)
@@ -166,6 +166,6 @@ def _look_after(inner: Forward, visit: Visit, window: Window) -> Forward:
 
 
 def _visit_one_row(visit: Visit, states: torch.Tensor, window: Window) -> torch.Tensor | None:
-    """Show a visit ``[batch, length, d]`` where a family's block has put all sequences' tokens into one row."""
+    """Call a visit with ``[batch, length, d]`` if a family's block has put all sequences' tokens into one row."""
     changed = visit(states.view(-1, window.length, states.shape[-1]), window)
     return None if changed is None else changed.reshape(states.shape)

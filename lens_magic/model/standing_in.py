@@ -1,4 +1,4 @@
-"""Other forwards for modules, and theirs again when the ``with`` block ends, however it ends."""
+"""Replacing the forwards of modules within a ``with`` block; they have their own again when it ends, however it ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Forward = Callable[..., Any]
 
 @contextlib.contextmanager
 def standing_in(forwards: Mapping[Any, Forward]) -> Iterator[None]:
-    """Give modules other forwards for a while."""
-    theirs = {module: vars(module).get("forward") for module in forwards}  # a model attached from memory may bring its own
+    """Replace the forwards of modules within the ``with`` block."""
+    theirs = {module: vars(module).get("forward") for module in forwards}  # a model attached from memory may have its own
     try:
         for module, forward in forwards.items():
-            module.forward = forward  # the instance's hides the class's
+            module.forward = forward  # an instance's attribute hides the class's
         yield
     finally:
         for module, own in theirs.items():

@@ -1,4 +1,4 @@
-"""Between text and tokens: prompts as the user typed them, and tokens as a reader can see them."""
+"""Conversion between text and tokens: prompts as the user typed them, and tokens as readable text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _REPLACEMENT = "�"
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
-    """The checkpoint's tokenizer.
+    """Load the checkpoint's tokenizer.
 
     Raises:
         LensError: it cannot be read.
@@ -28,23 +28,23 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
 
 
 def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
-    """Token ids of a prompt. Text that looks like a special token stays text; only a template or the tokenizer adds such.
+    """Encode a prompt. Text that looks like a special token stays text; only the template or the tokenizer adds such tokens.
 
     Args:
         chat: put the text into the model's chat template as the user's message, up to where the answer begins.
 
     Raises:
-        LensError: the text holds what is no character, or the model has no chat template, or one that will not take the text.
+        LensError: the text is not valid Unicode, or the model has no chat template, or one that does not accept the text.
     """
     _require_characters(text)
     if chat:
         return _encode_chat(tokenizer, text)
-    # verbose=False: a text longer than the context is refused by us, in fewer words than the tokenizer's warning.
+    # verbose=False: we refuse a text longer than the context ourselves, in fewer words than the tokenizer's warning.
     return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
 
 
 _MARK = "\ue000lens\ue001"
-_SPACE = "\x1f"  # white space that templates trim and none writes
+_SPACE = "\x1f"  # white space that templates trim but never write
 
 
 def _encode_chat(tokenizer: Any, text: str) -> list[int]:
@@ -54,9 +54,9 @@ def _encode_chat(tokenizer: Any, text: str) -> list[int]:
     if not found:
         raise LensError("this model's chat template leaves the user's message out; leave --chat out")
     if _encode_piece(tokenizer, text) == _encode_piece(tokenizer, text, as_text=True):
-        # Whole, as the model was trained: tokens may reach from the template into the text.
+        # As a whole, as in training: tokens may reach from the template into the text.
         return _encode_piece(tokenizer, _in_template(tokenizer, text))
-    # The text holds what would become a special token, so it is taken by itself, less the space that the template trims.
+    # Part of the text would become a special token, so it is encoded by itself, without the space that the template trims.
     kept = text if before.endswith(_SPACE) else text.lstrip()
     kept = kept if after.startswith(_SPACE) else kept.rstrip()
     encoded = _encode_piece(tokenizer, before.removesuffix(_SPACE))
@@ -65,26 +65,26 @@ def _encode_chat(tokenizer: Any, text: str) -> list[int]:
 
 
 def _in_template(tokenizer: Any, text: str) -> str:
-    """The chat template around a user's message, up to where the answer begins."""
+    """Return the chat template filled with a user's message, up to where the answer begins."""
     try:
         message = [{"role": "user", "content": text}]
         return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program of the model's
+    except Exception as error:  # a template is a program that comes with the model
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise LensError(f"this model's chat template cannot be used: {reason}; leave --chat out") from error
 
 
 def _encode_piece(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
-    """Token ids of a piece of a sequence, to which nothing is added."""
+    """Encode a piece of a sequence, adding no special tokens."""
     found = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text, verbose=False)["input_ids"]
     return [int(index) for index in found]
 
 
 def encode_rest(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a text that begins no sequence: nothing is added to it, and what looks like a special token is text.
+    """Encode text that does not begin a sequence: nothing is added, and what looks like a special token stays text.
 
     Raises:
-        LensError: it holds what is no character.
+        LensError: the text is not valid Unicode.
     """
     _require_characters(text)
     return _encode_piece(tokenizer, text, as_text=True)
@@ -99,7 +99,7 @@ def _require_characters(text: str) -> None:
 
 
 def decode(tokenizer: Any, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> str:
-    """Text of generated tokens, without end tokens."""
+    """Decode generated tokens, leaving out end tokens and ids the tokenizer does not have."""
     ends = set(stop_ids)
     size = len(tokenizer)
     kept = [index for index in ids if index not in ends and index < size]
@@ -107,7 +107,7 @@ def decode(tokenizer: Any, ids: Iterable[int], stop_ids: Iterable[int] = ()) -> 
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
-    """Readable text of single tokens; bytes that are not whole characters as ``\\xe2``, entries without text as ``<id>``."""
+    """Return readable text for single tokens; incomplete characters as bytes (``\\xe2``), ids without text as ``<id>``."""
     size = len(tokenizer)
     return {index: _text(tokenizer, index) if index < size else f"<{index}>" for index in sorted(set(ids))}
 
@@ -116,12 +116,12 @@ def _text(tokenizer: Any, index: int) -> str:
     piece = tokenizer.convert_ids_to_tokens(index)
     if piece is None:
         return f"<{index}>"
-    if "▁" in piece:  # SentencePiece marks a space so; decoding a single token would drop it
+    if "▁" in piece:  # SentencePiece's mark for a space, which decoding a single token would drop
         return str(piece).replace("▁", " ")
     text = str(tokenizer.decode([index], clean_up_tokenization_spaces=False))
     if _REPLACEMENT not in text:
         return text
-    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's way with bytes
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's notation for a byte
         return f"\\x{byte[1].lower()}"
     table = _bytes_of_characters()
     if not all(character in table for character in piece):
@@ -131,35 +131,35 @@ def _text(tokenizer: Any, index: int) -> str:
 
 @cache
 def _bytes_of_characters() -> dict[str, int]:
-    """Byte-level BPE writes each byte as a printable character: printable Latin-1 as itself, the others from U+0100 on."""
+    """Map byte-level BPE's printable characters to their bytes: printable Latin-1 as itself, the others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
 def common_prefix(*sequences: Sequence[int]) -> int:
-    """How many tokens all begin with alike."""
+    """Return the length of the sequences' common prefix."""
     return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """Index of the first difference between two sequences, the end of the shorter being one; None where they are the same."""
+    """Return the index of two sequences' first difference, the end of the shorter being one; None if they are equal."""
     at = common_prefix(one, other)
     return at if at < max(len(one), len(other)) else None
 
 
 class TextStream:
-    """Text of a growing list of tokens, given out as soon as its characters are whole."""
+    """Decodes a growing list of tokens, returning text as soon as its characters are complete."""
 
     def __init__(self, tokenizer: Any, stop_ids: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._stop_ids = set(stop_ids)
         self._ids: list[int] = []
-        self._settled = 0  # tokens whose text has been given out; kept as context for the next
+        self._settled = 0  # tokens whose text has been returned; from _context on they are context for the next
         self._context = 0
 
     def add(self, index: int) -> str:
-        """The text that one more token completes; empty while a character is unfinished."""
+        """Add a token and return the text that it completes; empty while a character is unfinished."""
         if index in self._stop_ids:
             return ""
         self._ids.append(index)
