@@ -1,4 +1,4 @@
-"""Waiting for ranks to come up, which happens inside MPI: there no interrupt is heard, nor that a rank has died on its way."""
+"""Waiting for ranks to start. It happens inside MPI, which notices neither an interrupt nor that a starting rank has died."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from . import channel, entry, start
 T = TypeVar("T")
 
 _LOOKS_EVERY_S = 0.2
-_GONE_FOR_S = 2.0  # so long after one has ended, MPI would have said so by itself
-_NONE_FOR_S = 60.0  # so long after the start, those on this host are there; what was never seen has ended at once
+_GONE_FOR_S = 2.0  # within this time MPI would have reported a rank's end itself
+_NONE_FOR_S = 60.0  # within this time ranks on this host have been seen; otherwise they ended at once
 
 
 def spawned(size: int) -> tuple[Any, channel.Workers]:
-    """Ranks 1 … size − 1: the communicator in which this process is rank 0, and the channels to them.
+    """Start ranks 1 … size − 1; return the communicator in which this process is rank 0, and the channels to them.
 
     Raises:
-        LensError: MPI is not there, or refused to spawn; a rank has ended before it was up.
-        KeyboardInterrupt: the user would not wait; what comes up later is sent home.
+        LensError: MPI is missing, or refused to spawn; a rank ended while it was starting.
+        KeyboardInterrupt: the user stopped waiting; ranks that start later are told to end.
     """
 
     def bring_up() -> tuple[Any, channel.Workers]:
@@ -42,15 +42,15 @@ def spawned(size: int) -> tuple[Any, channel.Workers]:
 
 
 def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
-    """Do something that brings ranks up in a thread of its own; what it gives.
+    """Run an action that starts ranks in a thread of its own, wait for it and return its result.
 
     Args:
         action: may never return.
-        discard: what is to be done with what it gives where nobody waits for that any more.
+        discard: called with the action's result if nobody waits for it any more.
 
     Raises:
-        LensError: a rank has ended before it was up.
-        KeyboardInterrupt: the user would not wait.
+        LensError: a rank ended while it was starting.
+        KeyboardInterrupt: the user stopped waiting.
     """
     given: list[T] = []
     failed: list[BaseException] = []
@@ -86,7 +86,7 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
 
 
 class _Watch:
-    """Looks whether the ranks that MPI's daemon has started meanwhile are all still there."""
+    """Checks that the ranks that MPI's daemon has started meanwhile are all still running."""
 
     def __init__(self) -> None:
         self._before = _ranks_of_the_daemon()
@@ -95,7 +95,7 @@ class _Watch:
         self._begun = time.monotonic()
 
     def look(self) -> None:
-        """Raises LensError where one has ended, and ends the others, which would wait for it."""
+        """Raise LensError if a rank has ended, after ending the others, which would wait for it."""
         now = _ranks_of_the_daemon() - self._before
         self._seen |= now
         if self._seen == now and (now or start.several_hosts() or time.monotonic() - self._begun < _NONE_FOR_S):
@@ -114,7 +114,7 @@ class _Watch:
 
 
 def _ranks_of_the_daemon() -> set[int]:
-    """The processes below MPI's daemon that run ranks, on this host."""
+    """Return the ids of the processes below MPI's daemon that run ranks, on this host."""
     import psutil
 
     found = set()

@@ -1,7 +1,7 @@
 """Small collectives over memory that the ranks of one host share.
 
-A decode step sums as many numbers as the model is wide, twice a layer: microseconds of work. Where ranks have to share cores,
-MPI makes a millisecond of each: a rank that only waits keeps the core from those it waits for (docs/ranks.md has numbers).
+A decode step sums as many numbers as the model is wide, twice per layer: microseconds of work. If ranks share cores, each sum
+takes a millisecond with MPI: a rank that only waits keeps the core from those it waits for (docs/ranks.md has numbers).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     import threading
 
 CAPACITY = 256 << 10
-"""Bytes a rank can post at a time; what is larger goes over MPI."""
+"""Bytes a rank can post at a time; larger tensors go over MPI."""
 
-_LINE = 8  # 64-bit numbers a cache line: each rank's count has one to itself
-_CROWDED_LOOKS = 10  # with more ranks than cores: so often a rank looks before it sleeps, for which the others thank it
-_PATIENCE_S = 0.02  # with a core to itself it looks for longer than a step ever takes
+_LINE = 8  # 64-bit numbers per cache line; each rank's count has a line to itself
+_CROWDED_LOOKS = 10  # with more ranks than cores: how often a rank polls before it sleeps, leaving its core to the others
+_PATIENCE_S = 0.02  # with a core to itself a rank polls for longer than a step ever takes
 _NAP_S = 1e-5
 
 
 class Board:
-    """Memory in which every rank posts, and reads what all have posted.
+    """Shared memory in which every rank posts values and reads those of all ranks.
 
-    There are two halves, used in turn: nobody posts in one again before all have posted in the other, and so have read it.
-    Every rank works out results from the same numbers in the same order, so they are the same to the bit.
+    It has two halves, used in turn: no rank posts in one again before all have posted in the other, and so have read the first.
+    Every rank computes results from the same numbers in the same order, so they are the same bit for bit.
 
     Args:
-        memory: shared by all ranks, zeros at first: a cache line and twice :data:`CAPACITY` for each rank.
+        memory: shared by all ranks and zero at first; a cache line and twice :data:`CAPACITY` for each rank.
     """
 
     def __init__(self, memory: mmap.mmap, rank: int, size: int, aborted: threading.Event) -> None:
@@ -53,8 +53,8 @@ class Board:
 
     @classmethod
     def open(cls, rank: Rank) -> Board | None:
-        """The board of a group, None where its ranks share no memory. Collective."""
-        # Other processors than x86-64 may show another rank the count before what it counts.
+        """Open the board of a group; None if its ranks share no memory. Collective."""
+        # On processors other than x86-64 another rank may see the count before the values it stands for.
         if rank.local_size != rank.size or (sys.platform, platform.machine()) != ("linux", "x86_64"):
             return None
         size = rank.size * (_LINE * 8 + 2 * CAPACITY)
@@ -80,22 +80,22 @@ class Board:
         operation.reduce(self._exchange(flat), axis=0, dtype=flat.dtype, out=flat)
 
     def gather(self, values: np.ndarray, into: np.ndarray) -> None:
-        """Every rank's contiguous values, ``[size, *shape]``."""
+        """Write every rank's contiguous values to ``into``, ``[size, *shape]``."""
         into.reshape(self._size, values.size)[...] = self._exchange(values.reshape(-1))
 
     def broadcast(self, values: np.ndarray, root: int) -> None:
-        """Overwrite with the root rank's values."""
+        """Overwrite values with the root rank's."""
         flat = values.reshape(-1)
         flat[...] = self._exchange(flat)[root]
 
     def told(self, flag: bool) -> bool:
-        """Rank 0's flag."""
+        """Return rank 0's flag on every rank."""
         values = np.array([flag], np.uint8)
         self.broadcast(values, root=0)
         return bool(values[0])
 
     def _exchange(self, flat: np.ndarray) -> np.ndarray:
-        """Post values and wait for those of all: ``[size, n]``, to be read before the next exchange."""
+        """Post values and return those of all ranks, ``[size, n]``, to be read before the next exchange."""
         typed = self._typed.get(flat.dtype)
         if typed is None:
             typed = self._typed[flat.dtype] = self._halves.view(flat.dtype)
@@ -122,11 +122,11 @@ class Board:
 
 
 def _make_file(size: int) -> str:
-    """The path of a file of zeros in memory; "" where there is no room for it."""
+    """Create a file of zeros in memory and return its path; "" if there is no room for it."""
     path = str(runtime_folder() / f"board-{secrets.token_hex(8)}")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, size)  # or the first write where nothing is left would kill the process
+        os.posix_fallocate(descriptor, 0, size)  # otherwise a write when no memory is left would kill the process
     except OSError:
         Path(path).unlink()
         return ""

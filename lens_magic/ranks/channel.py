@@ -5,7 +5,7 @@ without using the processor, and because the operating system closes it the mome
 that is how rank 0 learns which rank is gone, and how a rank learns that rank 0 is gone.
 
 On one host it is a Unix socket in the group's private folder; over several hosts (asked for with a hostfile) a TCP socket.
-Both ends prove a random key to each other, which travels by MPI.
+Both ends prove to each other that they know a random key, which travels by MPI.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Abort:
-    """Down: another rank has failed; give up waiting for it in a collective."""
+    """Down: another rank has failed; stop waiting for it in a collective."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Renew:
 
 @dataclass(frozen=True)
 class End:
-    """Down: leave; in a launched world with MPI finalised, or the launcher takes the job for failed."""
+    """Down: exit; in a launched world after finalising MPI, as the launcher would otherwise consider the job failed."""
 
     finalise: bool = False
 
@@ -88,13 +88,13 @@ class Link:
 
     def send(self, message: object) -> None:
         """Send one message."""
-        # Pickled here: the connection's own way would share a tensor's memory between processes instead of sending it.
+        # Pickled here: the connection's own pickling would share a tensor's memory between processes instead of sending it.
         written = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         with self._sending:
             self.connection.send_bytes(written)
 
     def receive(self) -> Any:
-        """The next message; waits for it. EOFError or OSError once the other process is gone, or not to be understood."""
+        """Wait for the next message. EOFError or OSError if the other process is gone; OSError if the message is unreadable."""
         written = self.connection.recv_bytes()
         try:
             return pickle.loads(written)  # noqa: S301 - from a process that has shown it knows the group's key
@@ -129,7 +129,7 @@ def accept_all(communicator: Any) -> Workers:
 
 
 def connect(communicator: Any) -> Link:
-    """On every other rank: connect to rank 0 and introduce oneself."""
+    """On every other rank: connect to rank 0 and introduce this rank."""
     communicator.gather(socket.gethostname(), root=0)
     address, family, key = communicator.bcast(None, root=0)
     link = Link(Client(address, family, authkey=key))

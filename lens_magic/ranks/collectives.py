@@ -1,7 +1,7 @@
-"""``torch.distributed`` over MPI: the backend ranks without a GPU of their own use.
+"""``torch.distributed`` over MPI: the backend for ranks without a GPU of their own.
 
 DeepSpeed's layers and the lens call ``torch.distributed``; on GPUs that is NCCL. Here its few operations are mapped to
-shared memory where they are small and all ranks are on one host (:mod:`.board`), else to MPI. On shared processors both are
+shared memory if they are small and all ranks are on one host (:mod:`.board`), else to MPI. On shared processors both are
 over ten times as fast as gloo (docs/ranks.md has the numbers), and a dead rank is an exception within milliseconds. CUDA
 tensors are staged through host memory, so that several ranks can share one GPU, which NCCL refuses.
 """
@@ -52,7 +52,7 @@ class _Done(dist._Work):  # type: ignore[name-defined]
 
 
 def _host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as contiguous host memory of a type MPI can add; the tensor itself where it is that already."""
+    """Return the tensor in contiguous host memory, of a dtype MPI can add; the same memory if it is that already."""
     if tensor.dtype in (torch.bfloat16, torch.float16):
         tensor = tensor.float()
     elif tensor.dtype == torch.bool:
@@ -79,7 +79,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         }
 
     def use(self, communicator: Any, board: Board | None) -> None:
-        """Go on over another communicator and board of the same ranks (after the first were given up)."""
+        """Switch to another communicator and board of the same ranks, after the previous ones were given up."""
         self._communicator, self._board = communicator, board
 
     def _board_for(self, values: torch.Tensor) -> Board | None:
@@ -120,7 +120,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done(tensors)
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
-        """``[size, *shape]`` in host memory."""
+        """Return every rank's tensor, ``[size, *shape]``, in host memory."""
         values = _host(tensor)
         gathered = values.new_empty((self._communicator.size, *values.shape))
         array, into, board = values.numpy(), gathered.numpy(), self._board_for(values)
@@ -138,7 +138,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done(outputs)
 
     def all_gather_single(self, output: Any, tensor: Any, opts: Any = None) -> Any:
-        """Collect every rank's tensor in one."""
+        """Collect every rank's tensor in a single one."""
         output.copy_(self.gathered(tensor).view_as(output))
         return _Done(output)
 
@@ -148,13 +148,13 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done()
 
 
-_stores: list[str] = []  # where the ranks of the connected group found each other
+_stores: list[str] = []  # path of the file through which the ranks of the connected group found each other
 _connected: list[Rank] = []  # the rank of the group that is connected now; torch creates process groups by callback
-_threads_before: list[int] = []  # torch's in this process, which has fewer while the ranks of a group share the processor
+_threads_before: list[int] = []  # torch's thread count before connecting, which lowers it as ranks share the processor
 
 
 def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProcessGroup:
-    """What torch calls for a new process group of the backend."""
+    """Create a process group of the backend; called by torch."""
     from mpi4py import MPI
 
     (rank,) = _connected
@@ -168,25 +168,25 @@ def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProces
 
 
 def backend_for(rank: Rank) -> str:
-    """NCCL where every rank has a GPU to itself, on whichever host it is, else MPI; collective."""
+    """Return "nccl" if every rank has a GPU to itself, on whichever host it is, else the MPI backend. Collective."""
     own = torch.cuda.is_available() and torch.cuda.device_count() >= rank.local_size
     return "nccl" if set(rank.texts("nccl" if own else BACKEND)) == {"nccl"} else BACKEND
 
 
 def device_for(rank: Rank) -> torch.device:
-    """This rank's device: its own GPU, a GPU shared with others where there are fewer than ranks, or the CPU."""
+    """Return this rank's device: its own GPU, a GPU shared with others if there are fewer than ranks, or the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", rank.local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 
 def require_free(rank: Rank) -> None:
-    """Before the ranks are asked to connect: ``torch.distributed`` serves one group of a process at a time.
+    """Check that the ranks can connect: ``torch.distributed`` serves one group per process at a time.
 
     Raises:
-        LensError: this process uses it for something else, or has ended what connected these ranks.
+        LensError: this process uses it for something else, or has ended the group that connected these ranks.
     """
-    if _connected == [rank] and _stores and not dist.is_initialized():  # the others would not connect anew with this one
+    if _connected == [rank] and _stores and not dist.is_initialized():  # the other ranks would not connect again
         raise LensError("the ranks' torch.distributed was ended by code of yours; `%lens restart` starts new ranks")
     if rank.size > 1 and dist.is_initialized() and _connected != [rank]:
         raise LensError(
@@ -196,7 +196,7 @@ def require_free(rank: Rank) -> None:
 
 
 def connect(rank: Rank) -> None:
-    """Initialise ``torch.distributed`` and DeepSpeed over the group's ranks, once; collective. One rank needs neither."""
+    """Initialise ``torch.distributed``, which DeepSpeed uses too, over the group's ranks (if several), once. Collective."""
     if rank.size == 1 or dist.is_initialized():
         return
     _connected[:] = [rank]  # from here on there is something to undo
@@ -205,24 +205,24 @@ def connect(rank: Rank) -> None:
         torch.cuda.set_device(device)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Ranks share the processor: with every rank using all cores, each waits for the others' threads.
-        if not _threads_before:  # else connecting failed the last time
+        # Ranks share the processor: if every rank used all cores, each would wait for the others' threads.
+        if not _threads_before:  # otherwise connecting failed the last time
             _threads_before.append(torch.get_num_threads())
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
     backend = backend_for(rank)
     rank.share_memory()
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
-    # A file is where the ranks find each other: torch's TCP store would listen on every interface of the machine. It is
-    # in rank 0's folder: in a launched world every rank has one of its own.
+    # The ranks find each other through a file: torch's TCP store would listen on every interface of the machine. It is
+    # in rank 0's folder, since in a launched world every rank has one of its own.
     path = rank.texts(str(runtime_folder() / f"store-{secrets.token_hex(8)}"))[0]
     _stores.append(path)
     store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
     if backend == "nccl":
-        # A rank that waits too long is given up by the group, not ended with the user's process by NCCL's own watchdogs.
+        # The group gives up a rank that waits too long; NCCL's own watchdogs would end the user's process.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
-        # A graph of collectives hangs where torch's allocator has expandable segments: NCCL takes a buffer for one allocation.
+        # With expandable segments in torch's allocator a graph of collectives hangs: NCCL takes a buffer for one allocation.
         os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         if rank.local_size == rank.size:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -230,27 +230,27 @@ def connect(rank: Rank) -> None:
 
 
 def waits_in_kernels() -> bool:
-    """Whether this process waits for other ranks in NCCL's kernels, where it does not hear that one of them has failed."""
+    """Whether this process waits for other ranks in NCCL's kernels, where it cannot notice that one of them has failed."""
     return bool(_connected) and dist.is_initialized() and dist.get_backend() == "nccl"
 
 
 def abort_kernels() -> None:
-    """End the kernels that wait for other ranks, where there are any; these ranks exchange nothing after that."""
+    """End the kernels that wait for other ranks, if there are any; these ranks cannot exchange anything after that."""
     dist.distributed_c10d._abort_process_group()
 
 
 def disconnect() -> None:
-    """Forget ``torch.distributed`` and DeepSpeed's notion of it, so that the next group can connect; what is not ours stays."""
+    """Reset ``torch.distributed`` and DeepSpeed's state of it for the next group; do nothing if we did not connect."""
     import sys
 
     if not _connected:
         return
     if waits_in_kernels():
-        abort_kernels()  # NCCL ends in order only on all ranks together, and the others are gone by now
+        abort_kernels()  # NCCL ends cleanly only on all ranks together, and the others are gone by now
     elif dist.is_initialized():
         dist.destroy_process_group()
     _connected.pop().give_up_memory()
-    while _stores:  # it stays where not every rank has closed it in order
+    while _stores:  # the file remains if not every rank has closed it cleanly
         Path(_stores.pop()).unlink(missing_ok=True)
     while _threads_before:
         torch.set_num_threads(_threads_before.pop())

@@ -1,7 +1,7 @@
-"""What a spawned rank runs, as a script: this very package, wherever it was imported from, and nothing in its place.
+"""The script that a spawned rank runs: it imports this very package, wherever it is, and no other of its name.
 
-Not ``python -m``: that would look for the package, and for everything the package imports, in the working folder first, where a
-user may have files called ``queue.py``.
+Not ``python -m``, which would look for the package, and for everything the package imports, in the working folder first, where
+a user may have files called ``queue.py``.
 """
 
 import importlib.util

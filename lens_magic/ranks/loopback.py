@@ -1,9 +1,9 @@
 """Keeping MPI's own sockets to this host.
 
-Open MPI's transport and its daemon listen on every interface and have no option not to. On one host nobody else has any
-business there, so a packet filter is attached to each of those sockets: what does not come from the loopback addresses is
-dropped by the kernel of the operating system before MPI sees it. Linux lets a process do so for its own sockets, and for
-those of its children (``pidfd_getfd``). Where it does not, the sockets stay as MPI made them.
+Open MPI's transport and its daemon listen on every interface and have no option not to. On one host nobody else needs these
+sockets, so a packet filter is attached to each: the operating system's kernel drops what does not come from the loopback
+addresses before MPI sees it. Linux lets a process do so for its own sockets, and for those of its children
+(``pidfd_getfd``). Where it does not, the sockets stay as MPI made them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FROM_LOOPBACK = [
 
 
 def listening(pid: int | None = None) -> set[str]:
-    """What identifies the sockets on which a process (this one) listens on every interface."""
+    """Return the names in /proc of the sockets on which a process (by default this one) listens on every interface."""
     found = set()
     for name, handle in _wildcard_sockets(pid or os.getpid(), set()):
         handle.close()
@@ -52,10 +52,10 @@ def listening(pid: int | None = None) -> set[str]:
 
 
 def restrict(pid: int | None = None, but_not: set[str] | None = None) -> int:
-    """Let the sockets on which a process listens on every interface hear this host alone.
+    """Restrict the sockets on which a process listens on every interface to traffic from this host.
 
     Args:
-        pid: this process, or a child of it.
+        pid: this process (the default), or a child of it.
         but_not: sockets to leave as they are (see :func:`listening`): those the user had opened before.
 
     Returns:
@@ -76,7 +76,7 @@ def _attach(handle: socket.socket) -> None:
 
 
 def _wildcard_sockets(pid: int, but_not: set[str]) -> Iterator[tuple[str, socket.socket]]:
-    """Handles of a process's TCP sockets that listen on 0.0.0.0 or ::, by their name in /proc."""
+    """Yield the name in /proc and a handle of each of a process's TCP sockets that listen on 0.0.0.0 or ::."""
     try:
         entries = list(Path(f"/proc/{pid}/fd").iterdir())
     except OSError:
@@ -94,7 +94,7 @@ def _wildcard_sockets(pid: int, but_not: set[str]) -> Iterator[tuple[str, socket
 
 
 def _handle_of(pid: int, descriptor: int) -> int:
-    """A descriptor of our own for another process's socket."""
+    """Return a descriptor of our own for a process's socket."""
     if pid == os.getpid():
         return os.dup(descriptor)
     process = os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""What a rank's memory is, on a GPU or on the host."""
+"""Measuring a rank's memory, on a GPU or on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def used_memory(device: torch.device) -> int:
-    """Bytes in use: allocated on a GPU; on a CPU the proportional set size, in which pages shared by n ranks count 1/n each."""
+    """Return the bytes in use: allocated on a GPU; on a CPU the proportional set size (pages shared by n ranks count 1/n)."""
     if device.type == "cuda":
         import torch
 
@@ -33,11 +33,11 @@ def reset_peak_memory(device: torch.device) -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
-        return  # the peak is then the process's whole life's
+        return  # the peak is then that of the process's whole life
 
 
 def peak_memory(device: torch.device) -> int:
-    """Largest number of bytes since the last reset: allocated on a GPU, resident on a CPU."""
+    """Return the largest number of bytes since the last reset: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         import torch
 
@@ -46,10 +46,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def stated_memory() -> int | None:
-    """Bytes a rank that ``LENS_FREE_MEMORY`` states, in place of what is measured; None where it is not set.
+    """Return the bytes per rank that ``LENS_FREE_MEMORY`` states in place of what is measured; None if it is not set.
 
     Raises:
-        LensError: it is no number.
+        LensError: it is not a number.
     """
     stated = os.environ.get("LENS_FREE_MEMORY", "")
     if stated and not stated.isdecimal():
@@ -58,7 +58,7 @@ def stated_memory() -> int | None:
 
 
 def free_memory(rank: Rank, device: torch.device) -> int:
-    """Bytes this rank can still take: what its GPU or its host has free, shared evenly with the other ranks there."""
+    """Return the bytes this rank can still take: what its GPU or its host has free, divided evenly among the ranks there."""
     if (stated := stated_memory()) is not None:
         return stated
     if device.type != "cuda":
@@ -66,32 +66,32 @@ def free_memory(rank: Rank, device: torch.device) -> int:
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # this process's own, for its next tensors
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached for this process's next tensors
     others = range(rank.local_rank % torch.cuda.device_count(), rank.local_size, torch.cuda.device_count())
     return free // len(others) + kept
 
 
 def pinned_bytes(count: int) -> int:
-    """What torch takes of the host's memory for so many bytes that a GPU can write to: the next power of two."""
+    """Return the host memory that torch takes for ``count`` bytes of pinned memory: the next power of two."""
     return 1 << max(0, count - 1).bit_length() if count else 0
 
 
 def give_back_pinned() -> None:
-    """Return pinned memory that is in use no more; torch keeps it, for what happens to need as much."""
+    """Free pinned memory that is no longer used, which torch would keep for later requests of the same size."""
     import torch
 
     torch._C._host_emptyCache()
 
 
 def host_memory() -> int:
-    """Bytes that can be had on this host without swapping, within the limits of the control groups this process is in."""
+    """Return the bytes available on this host without swapping, within the limits of this process's control groups."""
     import psutil
 
     return min([int(psutil.virtual_memory().available), *_left_in_control_groups()])
 
 
 def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """Bytes left below each memory limit that holds for this process (Linux, control groups of version 2)."""
+    """Yield the bytes left below each memory limit that applies to this process (Linux, control groups of version 2)."""
     try:
         paths = [line.removeprefix("0::") for line in own.read_text(encoding="utf-8").splitlines() if line.startswith("0::")]
     except OSError:
@@ -107,18 +107,18 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Pat
                 continue
             if limit.isdigit():  # else "max"
                 files = int(stated[stated.index("inactive_file") + 1]) if "inactive_file" in stated else 0
-                yield max(0, int(limit) - used + files)  # file pages are given back where room is needed
+                yield max(0, int(limit) - used + files)  # the kernel frees inactive file pages when memory is needed
 
 
 def own_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of tensors that are this process's own: not those that stand in a mapped file, nor any twice."""
+    """Return the bytes of tensors in memory of this process's own: without those in mapped safetensors files, each once."""
     ranges = list(mapped_ranges(".safetensors"))
     own = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
     return sum(size for begin, size in own.items() if not any(first <= begin < end for first, end in ranges))
 
 
 def mapped_ranges(ending: str) -> Iterator[tuple[int, int]]:
-    """Where in this process's addresses files whose names end so are mapped (Linux; nothing elsewhere)."""
+    """Yield the address ranges at which this process maps files whose names end with ``ending`` (Linux; none elsewhere)."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -131,7 +131,7 @@ def mapped_ranges(ending: str) -> Iterator[tuple[int, int]]:
 
 
 def _stated(file: str, name: str) -> int | None:
-    """Bytes that Linux states of this process under a name; None elsewhere."""
+    """Return the bytes that Linux states for this process under a name; None on other systems."""
     try:
         lines = Path("/proc/self", file).read_text(encoding="ascii").splitlines()
     except OSError:
@@ -146,11 +146,11 @@ def _resident() -> int:
 
 
 def describe_rank(rank: Rank) -> dict[str, Any]:
-    """What ``%lens status`` says of a rank; bytes."""
+    """Return what ``%lens status`` says of a rank; memory in bytes."""
     import sys
 
     entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu"}
-    if "torch" not in sys.modules:  # nothing was loaded yet; asking is no reason to load it
+    if "torch" not in sys.modules:  # nothing was loaded yet, and asking is no reason to import torch
         return {**entry, "memory": _resident(), "free": host_memory() // rank.local_size}
     from .collectives import device_for
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .collectives import MPIProcessGroup
 
 
-_TEXT_BYTES = 4096  # as long as a path can be
+_TEXT_BYTES = 4096  # the longest a path can be
 
 
 class Aborted(Exception):
@@ -28,9 +28,9 @@ class Rank:
 
     Attributes:
         rank: number of this rank, 0 … size − 1.
-        size: how many ranks there are.
+        size: number of ranks.
         store: what functions keep on this rank between calls (the model shard, captured states).
-        on_event: hears what functions emit; on rank 0, while it is called.
+        on_event: called with what functions emit; set on rank 0 during a call.
     """
 
     def __init__(self, communicator: Any = None, aborted: threading.Event | None = None) -> None:
@@ -50,7 +50,7 @@ class Rank:
         self.board: Board | None = None
 
     def _locate(self) -> tuple[int, int]:
-        """This rank's number among the ranks of its host, and how many they are."""
+        """Return this rank's number among the ranks of its host, and how many those are."""
         if self._parent is None:
             return 0, 1
         from mpi4py import MPI
@@ -66,15 +66,15 @@ class Rank:
         return self._communicator
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Every rank's tensor (same shape on all), stacked: ``[size, *shape]``."""
+        """Return every rank's tensor (same shape on all), stacked: ``[size, *shape]``."""
         if self.size == 1:
             return tensor.unsqueeze(0)
-        if self.process_groups:  # without the way through torch.distributed, which takes longer than they do
+        if self.process_groups:  # not through torch.distributed, which takes longer than the exchange
             return self.process_groups[0].gathered(tensor).to(tensor.device, tensor.dtype)
         import torch.distributed as dist
 
         out = tensor.new_empty((self.size, *tensor.shape))
-        # Into one: several tensors would be gathered elsewhere first, and copied.
+        # Into one tensor: several would be gathered elsewhere first, and copied.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name in older releases
         gather(out, tensor.contiguous())
         return out
@@ -108,7 +108,7 @@ class Rank:
         return bool(flag[0])
 
     def texts(self, own: str) -> list[str]:
-        """Every rank's short text. Collective; unlike MPI's exchanges of objects it ends where a rank has failed."""
+        """Return every rank's short text. Collective; unlike MPI's exchanges of objects, it ends if a rank has failed."""
         mine, all_of_them = bytearray(own.encode().ljust(_TEXT_BYTES, b"\0")), bytearray(_TEXT_BYTES * self.size)
         self.wait_for(self._communicator.Iallgather(mine, all_of_them))
         starts = range(0, len(all_of_them), _TEXT_BYTES)
@@ -117,8 +117,8 @@ class Rank:
     def wait_for(self, request: Any) -> None:
         """Wait for an MPI operation to complete, unless another rank fails meanwhile.
 
-        The operation is then left behind, with its buffers and its communicator: revoking the communicator, which MPI
-        offers for this, misses ranks that come to wait just then, and breaks operations under way.
+        The operation is then abandoned, with its buffers and its communicator: revoking the communicator, which MPI offers
+        for this, misses ranks that begin to wait just then, and breaks operations that are running.
 
         Raises:
             Aborted: another rank has failed.
@@ -127,32 +127,32 @@ class Rank:
         while not request.Test():
             if self.aborted.is_set():
                 raise Aborted
-            os.sched_yield()  # with more ranks than cores the one waited for may need this one
+            os.sched_yield()  # with more ranks than cores, the rank waited for may need this core
         self._pending = None
 
     def share_memory(self) -> None:
-        """Open a new board, shared with the other ranks, where all are on one host. Collective."""
+        """Open a new board, shared with the other ranks, if all are on one host. Collective."""
         from .board import Board
 
         self.board = Board.open(self)
 
     def give_up_memory(self) -> None:
-        """Let go of the board after the last exchange: what still refers to this rank would otherwise keep it and its file."""
+        """Let go of the board after the last exchange: references to this rank would otherwise keep its memory mapped."""
         self.board = None
         for group in self.process_groups:
             group.use(self._communicator, None)
         self.process_groups.clear()
 
     def request_stop(self) -> None:
-        """Ask the functions that run to stop; on rank 0, from any thread."""
+        """Ask the running functions to stop; on rank 0, from any thread."""
         self._stop.set()
 
     def acknowledge_stop(self) -> None:
-        """Forget a stop that was acted on, or that came when nothing ran; what follows can be interrupted anew."""
+        """Forget a stop that was acted on, or that came when nothing ran, so that what follows can be interrupted again."""
         self._stop.clear()
 
     def emit(self, event: Any) -> None:
-        """Tell the caller on rank 0 of progress; does nothing on other ranks."""
+        """Report progress to the caller on rank 0; does nothing on other ranks."""
         if self._fault is not None:
             self._fault(event)
         if self.on_event is not None:

@@ -1,7 +1,7 @@
-"""Recording what a CPU does, to do it again on the same tensors: to a processor what a CUDA graph is to a GPU.
+"""Recording operations on a CPU and replaying them on the same tensors, as CUDA graphs do on a GPU.
 
-A decode step of a small model is hundreds of operations of microseconds each; the model's Python code around them, and making
-room for each result, take as long again. A replay is the operations alone, each result written where it was before.
+A decode step of a small model is hundreds of operations of microseconds each; the model's Python code around them and the
+allocation of results take as long again. A replay runs the operations alone, and writes each result where it was before.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST_BYTES = 128 << 20
-"""Results stay in memory as long as a recording; one that would need more is not kept."""
+"""Limit on a recording's results, which stay in memory as long as it does; a recording that needs more is not kept."""
 
 Function = Callable[..., object]
 
 _aten = torch.ops.aten
 _SAME_VALUES = (_aten.to.dtype, _aten.to.dtype_layout, _aten.to.device, _aten._to_copy.default, _aten.clone.default)
-_SIZES = ("int", "SymInt")  # known on the host: lengths that attention gives along
+_SIZES = ("int", "SymInt")  # known on the host: lengths that attention returns as well
 _UNKNOWN_SHAPE = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 _listening: Recording | None = None
 
 
 def do(action: Callable[[], object]) -> None:
-    """Do something that torch does not know of, such as an exchange between ranks: now, and whenever it is replayed."""
+    """Run an action that torch does not know of, such as an exchange between ranks, now and in every replay."""
     if _listening is None:
         action()
     else:
@@ -38,10 +38,10 @@ def do(action: Callable[[], object]) -> None:
 
 
 class Watching(TorchDispatchMode):
-    """Notices whether what is done within a ``with`` block can be recorded at all.
+    """Checks whether the operations within a ``with`` block can be recorded at all.
 
     Attributes:
-        refusal: why it cannot: what Python does next depends on a tensor's values. None where it can.
+        refusal: why they cannot: what Python does next depends on a tensor's values. None if they can.
     """
 
     def __init__(self) -> None:
@@ -59,10 +59,10 @@ class Watching(TorchDispatchMode):
 
 
 class Recording(Watching):
-    """What is done within a ``with`` block, in inference mode.
+    """Records the operations within a ``with`` block, in inference mode.
 
-    Whatever comes from Python (a number, a branch, a slice's bounds) is frozen into it. What cannot be recorded is noticed:
-    everything is done as ever, and :attr:`refusal` says why.
+    Whatever comes from Python (a number, a branch, a slice's bounds) is frozen into the recording. If something cannot be
+    recorded, everything still runs as usual, and :attr:`refusal` says why.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Recording(Watching):
         self._made: set[int] = set()  # storages of the results made here, by address
         self._bytes = 0  # of those
         self._written: set[int] = set()  # storages that were written to
-        self._constants: dict[int, int] = {}  # operations on no tensor, and where their results are
+        self._constants: dict[int, int] = {}  # operations on no tensor, and the storages of their results
 
     def __enter__(self) -> Recording:
         global _listening
@@ -83,17 +83,17 @@ class Recording(Watching):
         global _listening
         _listening = None
         super().__exit__(*error)
-        # What was made of numbers alone and not written to since is there already.
+        # Results made from numbers alone and not written to since are there already.
         needless = {number for number, place in self._constants.items() if place not in self._written}
         self._operations = [each for number, each in enumerate(self._operations) if number not in needless]
 
     def replay(self) -> None:
-        """Do it all again."""
+        """Run all recorded operations again."""
         for function, positional, named in self._operations:
             function(*positional, **named)
 
     def do(self, action: Callable[[], object]) -> None:
-        """Do something now, and as a whole in a replay."""
+        """Run an action now, and as a whole in a replay."""
         with self._not_listening():
             action()
         self._note(action)
@@ -112,14 +112,14 @@ class Recording(Watching):
             self._operations.append((function, positional, named))
 
     def _refuse(self, why: str) -> None:
-        super()._refuse(why)  # and nothing that was made is held on to
+        super()._refuse(why)  # and everything recorded is released
         self._operations.clear()
         self._constants.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _listening is not self:
             return func(*args, **(kwargs or {}))
-        with self._not_listening():  # what is done within an operation is done by it
+        with self._not_listening():  # operations within an operation are part of it
             result = super().__torch_dispatch__(func, types, args, kwargs)
         if self.refusal is None:
             self._take(func, args, kwargs or {}, result)
@@ -139,7 +139,7 @@ class Recording(Watching):
             return
         places = [_place(one) for one in results]
         if given.issuperset(places):
-            return  # a view of what it was given, which is in its place already
+            return  # a view of its input, which is in its place already
         new = [one for place, one in zip(places, results, strict=True) if place not in self._made]
         self._bytes += sum(one.untyped_storage().nbytes() for one in new)
         self._made.update(places)
@@ -161,15 +161,15 @@ class Recording(Watching):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What there is to know of an operation.
+    """Properties of an operation.
 
     Attributes:
-        foreign: not one of torch's own, so that its schema may not tell everything.
-        writes: it changes what it is given.
+        foreign: not one of torch's own, so that its schema may be incomplete.
+        writes: changes its arguments.
         waits: needs a tensor's values on the host, or its result's shape depends on them.
         random: draws random numbers.
-        quick: torch's Python function for it, where there is one: it takes half the time that the operator's own call does.
-        into: forms that write their result to a tensor they are given, and that argument's name; the quickest first.
+        quick: torch's Python function for it, if there is one: it takes half the time of calling the operator itself.
+        into: variants that write their result to a given tensor, and the name of that argument; the fastest first.
     """
 
     foreign: bool
@@ -192,7 +192,7 @@ def _kind(func: Any) -> _Kind:
     return _Kind(False, schema.is_mutable, waits, random, quick, () if schema.is_mutable else _forms(func, quick))
 
 
-# Where torch keeps what it offers to Python. The last two are what its own functions written in Python call.
+# Where torch keeps its functions for Python. Its own functions written in Python call those in the last two.
 _HOMES = [home for home in (torch, F, *(getattr(torch._C, name, None) for name in ("_nn", "_linalg"))) if home is not None]
 
 
@@ -226,7 +226,7 @@ _tried: dict[object, bool] = {}
 
 
 def _takes(into: Function, func: Any, args: Any, named: dict[str, Any]) -> bool:
-    """Whether a form takes an operation's arguments. Where that is not known it is tried: the operation is done again."""
+    """Whether a variant takes an operation's arguments. If that is not known yet, it is tried: the operation runs once more."""
     case = (into, func, len(args), *named)
     if case not in _tried:
         try:
@@ -239,13 +239,13 @@ def _takes(into: Function, func: Any, args: Any, named: dict[str, Any]) -> bool:
 
 
 def _again(func: Any, args: Any, named: Any, results: list[torch.Tensor]) -> None:
-    """Do an operation that always makes new results, and copy them to where they were before."""
+    """Run an operation that always makes new results, and copy them to where they were before."""
     for before, after in zip(results, _tensors(func(*args, **named)), strict=True):
         before.copy_(after)
 
 
 def _is_plain_index(func: Any, args: Any) -> bool:
-    """Whether it is indexing by numbers, whose result's shape is known."""
+    """Whether an operation is indexing by numbers, whose result's shape is known."""
     return func is _aten.index.Tensor and not any(one.dtype in (torch.bool, torch.uint8) for one in _tensors(args[1]))
 
 

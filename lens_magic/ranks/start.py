@@ -18,9 +18,9 @@ _mpi_of: set[int] = set()  # the process that has initialised MPI
 
 
 def launched_ranks() -> int:
-    """How many ranks a launcher (``mpiexec -n N``) started this process among; 1 where there was none.
+    """Return the number of ranks that a launcher (``mpiexec -n N``) started, this process included; 1 without a launcher.
 
-    Read from the environment, so that a kernel need not load MPI to know. ``LENS_WORKER`` marks spawned ranks.
+    It is read from the environment, so that a kernel need not load MPI to know. ``LENS_WORKER`` marks spawned ranks.
     """
     if os.environ.get("LENS_WORKER"):
         return 1
@@ -31,10 +31,10 @@ def launched_ranks() -> int:
 
 
 def load_mpi() -> Any:
-    """``mpi4py.MPI``, initialised so that failures come back as exceptions.
+    """Return ``mpi4py.MPI``, initialised so that failures raise exceptions.
 
     Raises:
-        LensError: MPI is not installed.
+        LensError: MPI cannot be loaded, or was started before this process was forked.
     """
     if _mpi_of and os.getpid() not in _mpi_of:
         raise LensError("MPI was started before this process was forked and cannot be used in it; start one that is not forked")
@@ -58,7 +58,7 @@ def spawn(size: int) -> Any:
     """Start ranks 1 … size − 1 and return the communicator in which this process is rank 0.
 
     Raises:
-        LensError: MPI is not there, or refused to spawn.
+        LensError: MPI is missing, or refused to spawn.
     """
     mpi = load_mpi()
     info = mpi.Info.Create()
@@ -86,12 +86,12 @@ def spawn(size: int) -> Any:
 
 
 def several_hosts() -> bool:
-    """Whether the ranks are spread over the hosts of a file."""
+    """Whether the ranks are spread over the hosts of a hostfile."""
     return bool(os.environ.get(HOSTFILE))
 
 
 def keep_to_this_host(users: set[str]) -> None:
-    """Let MPI's sockets, here and in its daemon, hear this host alone; ``users`` are sockets that are not MPI's."""
+    """Restrict MPI's sockets, here and in its daemon, to traffic from this host; ``users`` are sockets that are not MPI's."""
     import psutil
 
     loopback.restrict(but_not=users)
@@ -102,7 +102,7 @@ def keep_to_this_host(users: set[str]) -> None:
 
 
 def joined_world() -> Any:
-    """The communicator of all ranks a launcher has started."""
+    """Return the communicator of all ranks that a launcher has started."""
     mpi = load_mpi()
     merged = mpi.COMM_WORLD.Dup()
     merged.Set_errhandler(mpi.ERRORS_RETURN)
@@ -110,7 +110,7 @@ def joined_world() -> Any:
 
 
 def spawned_world() -> Any:
-    """In a spawned rank: the communicator shared with the process that spawned it."""
+    """In a spawned rank: return the communicator shared with the process that spawned it."""
     mpi = load_mpi()
     merged = mpi.Comm.Get_parent().Merge(high=True)
     merged.Set_errhandler(mpi.ERRORS_RETURN)

@@ -16,11 +16,11 @@ class Status:
 
     Attributes:
         ranks: ``[{rank, pid, device, memory, free}, …]``; ``memory`` in bytes: allocated on a GPU; on a CPU the proportional
-            set size. ``free``: what the rank can still take: its share of what its GPU or its host has left.
+            set size. ``free``: bytes the rank can still take, its share of what its GPU or its host has left.
         model: the model's name, or None.
         steering: what is steering now (nothing, outside a steered generation).
         details: the model's dtype, layers and context.
-        vectors: the steering vectors that the session keeps, a line each.
+        vectors: the steering vectors that the session keeps, one line each.
     """
 
     ranks: list[dict[str, Any]]

@@ -22,8 +22,8 @@ from . import channel, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
 
-# What the first model needs, imported while the user still types, in pieces that a command does not wait for long.
-# (Not DeepSpeed, which decides when it is imported what it runs on.)
+# What the first model needs, imported while the user still types, in pieces that do not keep a command waiting for long.
+# (Not DeepSpeed, which decides at its import what it runs on.)
 _IMPORTED_AHEAD = ("torch", "transformers", "transformers.activations", "transformers.modeling_utils")
 
 _MARK = "\0lens-magic\0\n"  # written to a rank's own output to learn when all before it has been relayed
@@ -46,7 +46,7 @@ def serve(communicator: Any) -> None:
     ahead = list(_IMPORTED_AHEAD)
     while True:
         while ahead and commands.empty():
-            with contextlib.suppress(Exception):  # what needs it will say so
+            with contextlib.suppress(Exception):  # whatever needs it will report the error
                 importlib.import_module(ahead.pop(0))
         command = commands.get()
         if isinstance(command, channel.End):
@@ -64,9 +64,9 @@ def serve(communicator: Any) -> None:
 
 
 def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Status:
-    """Run one command on this rank; whatever happens becomes a status (and goes to ``on_error``).
+    """Run one command on this rank and return its status; an error becomes a status too, and goes to ``on_error``.
 
-    Rank 0, told of a failure, releases the ranks that wait for this one in a collective.
+    Once rank 0 learns of a failure, it releases the ranks that wait for this one in a collective.
     """
     try:
         function = getattr(importlib.import_module(call.module), call.function)
@@ -75,7 +75,7 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
         if on_error is not None:
             on_error(error)
         if is_abort(error):
-            error.__traceback__ = None  # of interest to nobody, and its frames hold what the ranks share
+            error.__traceback__ = None  # nobody needs it, and its frames keep alive what the ranks share
             return channel.Status(call.number, "aborted")
         summary = f"{type(error).__name__}: {error}".rstrip(": ")
         return channel.Status(call.number, "error", None, summary, traceback.format_exc())
@@ -85,14 +85,14 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
 
 
 def finalise() -> None:
-    """End MPI in order; collective over a launched world. Spawned ranks never do, since after a failure it can crash."""
+    """Finalise MPI; collective over a launched world. Spawned ranks never do, since it can crash after a failure."""
     from mpi4py import MPI
 
     MPI.Finalize()
 
 
 def is_abort(error: BaseException) -> bool:
-    """Whether an error only echoes another rank's failure. Every MPI error here comes of a dead rank, which MPI reports
+    """Whether an error only echoes another rank's failure. Every MPI error here comes from a dead rank, which MPI reports
     under several error classes.
     """
     mpi = sys.modules.get("mpi4py.MPI")
@@ -100,7 +100,7 @@ def is_abort(error: BaseException) -> bool:
 
 
 def _read(link: channel.Link, commands: queue.SimpleQueue[Any], aborted: threading.Event) -> None:
-    """Queue what rank 0 sends; when it is gone, clean up after it and leave at once."""
+    """Queue what rank 0 sends; when rank 0 is gone, clean up after it and exit at once."""
     try:
         while True:
             command = link.receive()
@@ -119,7 +119,7 @@ def _flush() -> None:
 
 
 def _relay_output(link: channel.Link) -> Callable[[], None]:
-    """Send what this process prints (C libraries included) to rank 0; stderr is kept open for a dying process's words.
+    """Send what this process prints (C libraries included) to rank 0; a crash's traceback goes to the original stderr.
 
     Returns:
         A function that waits until all that has been printed so far has been sent.
@@ -138,7 +138,7 @@ def _relay_output(link: channel.Link) -> Callable[[], None]:
         for descriptor in (1, 2):
             os.write(descriptor, _MARK.encode())
         for _ in (1, 2):
-            relayed.acquire(timeout=1.0)  # in vain only where a function has redirected a descriptor and left it so
+            relayed.acquire(timeout=1.0)  # times out only if a function has redirected a descriptor and left it so
 
     return wait
 
