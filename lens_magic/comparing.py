@@ -52,14 +52,13 @@ def compare(
     terms = vectors.steering_terms(model, steer, len(ids), max_new_tokens)
     if not terms:
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
-    asks = [Ask(max_new_tokens, len(ids), batch=2)]
-    if live is None:  # both texts are then read again under both models, for their log-probabilities
-        asks.append(replace(asks[0], layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True))
+    ask = Ask(max_new_tokens, len(ids), batch=2)
+    if live is None:  # both texts are read again under both models, which takes more than generating them
+        ask = replace(ask, layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True)
     stop_ids = () if ignore_eos else model.stop_ids
     group = session.group
     with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
-        for ask in asks:
-            runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
+        runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
         group.rank.store[LIVE] = live
         try:
             answer = group.call(

@@ -61,3 +61,10 @@ def give_back(rank: Any) -> None:
 def forget_lens(rank: Any) -> None:
     """Let go of a lens that an earlier run has handed out: what it takes counts as free."""
     rank.store.pop("lens", None)
+
+
+def use_onednn(rank: Any, on: bool) -> None:
+    """Whether products may go to oneDNN, which on processors with bfloat16 instructions keeps a workspace in each process."""
+    import torch
+
+    torch._C._set_mkldnn_enabled(on)

@@ -19,11 +19,17 @@ ALLOWANCE = 48 << 20  # bytes a rank: allocator slack and the sharded modules' o
 
 
 def proportional(pids: list[int]) -> int:
-    """Bytes of all processes together, shared pages counted once."""
-    total = 0
+    """Bytes of all processes together, shared pages counted once.
+
+    Without libraries: a page's share grows when another process that had it mapped ends.
+    """
+    total, counts = 0, True
     for pid in pids:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) * 1024
+        for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+            if line.startswith("Pss:"):
+                total += counts * int(line.split()[1]) * 1024
+            elif "-" in line.split(maxsplit=1)[0]:  # a mapping's first line, which ends with its file
+                counts = ".so" not in line
     return total
 
 

@@ -61,7 +61,8 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(name: str, ranks:
 @pytest.mark.parametrize("ranks", [1, 2, 4], scope="session")
 def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoints: Checkpoints) -> None:
     """Within 10 %, by what the operating system counts: a model of 278 MB, loaded and run."""
-    lens.load(str(checkpoints("llama-bf16")), ranks=ranks)  # everything is imported and connected
+    lens.load(str(checkpoints("qwen3-odd")), dtype="bfloat16", ranks=ranks)  # all its code is imported, and ranks connected
+    current().group.call(plan_probes.use_onednn, False)
     lens.run(models.PROMPT, 4)
     pids = [rank["pid"] for rank in lens.status().ranks]
     current().group.call(plan_probes.give_back)
@@ -70,6 +71,7 @@ def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoint
     lens.run(models.PROMPT, 4)
     current().group.call(plan_probes.give_back)
     measured = proportional(pids) - before
+    current().group.call(plan_probes.use_onednn, True)
     prompt = len(current().require_model().tokenizer(models.PROMPT)["input_ids"])
     made = plan.make(str(large), ranks, 4, prompt, rooms=[CPU] * ranks)
     planned = sum(need.weights + need.captures for need in made.needs)  # what stays when the run has ended
@@ -96,6 +98,7 @@ def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpo
     def stated(name: str) -> int:
         return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(name)))
 
+    current().group.call(plan_probes.give_back)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = stated("VmRSS:")
     lens.generate(text, 2, ignore_eos=True)
