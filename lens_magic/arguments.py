@@ -124,7 +124,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_sampling_options(parser)
     add("--prompt-tokens", action="store_true", help="show the prompt's positions too")
-    add("--lens", metavar="NAME", help="a variable that holds a TunedLens or Basis, or the path of one (the logit lens)")
+    add(
+        "--lens",
+        metavar="NAME",
+        help="the path of a TunedLens or Basis; in a notebook also a variable that holds one (the logit lens)",
+    )
     add(
         "--norm", metavar="NORM", default="own", help="own, frozen (what a component adds to the output's logits) or none (own)"
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import models
 import numpy as np
 import once
 import probes
@@ -638,3 +639,20 @@ def test_logits_that_are_not_finite_make_no_report(llama: object, monkeypatch: p
     monkeypatch.setattr(gain, "data", torch.full_like(gain, float("inf")))
     with pytest.raises(LensError, match="the logits of the labels are not finite"):
         lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1))
+
+
+def test_a_model_that_learns_is_measured_and_learns_nothing_by_it(checkpoints: Checkpoints) -> None:
+    """As transformers hands models out: with parameters that require gradients."""
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    questions, held_out = items()[:3], items()[3:]
+    lens.attach(model, tokenizer)
+    found = lens.evaluate(lens.train_vector(questions, layers=[1]), held_out, alphas=(-1, 0, 1))
+    lens.ablate_sites(questions, held_out, layers=[1], sites=["post_ln"], positions=["label"], alphas=(-1, 1))
+    lens.train_tuned_lens(TEXTS, steps=2, tokens_per_step=20)
+    lens.run("(A) 4", 2, lens=lens.Basis(torch.eye(4, 128)), track=[2])
+    lens.diff(lens.run("(A) 4", 2, ignore_eos=True), steer=SteeringVector.of({1: torch.ones(128)}, site="post_ln") * 2)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+    lens.attach(model.requires_grad_(False), tokenizer)
+    again = lens.evaluate(lens.train_vector(questions, layers=[1]), held_out, alphas=(-1, 0, 1))
+    assert np.array_equal(found.propensities, again.propensities)

@@ -230,7 +230,9 @@ class LensRun:
         rows = [self.positions.index(p) for p in _chosen("position", positions, self.positions)]
         if site not in self.sites:
             raise LensError(f"site {site!r} was not captured in this run; captured: {', '.join(self.sites)}")
-        states = self._gather(site, layers, rows) if self._gather is not None else None
+        if self._gather is None:
+            raise LensError("a run from a file, or a copy, has no states: they are no longer kept with it; run it again")
+        states = self._gather(site, layers, rows)
         if states is None:
             raise LensError(
                 "this run's states are no longer kept on the ranks (only those of the newest run are); run it again"

@@ -203,14 +203,15 @@ def describe(
         tied: the head's weight is the embedding's, which may have moved since the head was removed.
     """
     config = model.config.get_text_config()
-    weight = part(model, anatomy.embedding).weight if tied else head.weight
+    # A model attached from memory may be one that learns; what is made of its head here must not.
+    weight = (part(model, anatomy.embedding) if tied else head).weight.detach()
     vocabulary = int(weight.shape[0])
     bounds = shard_bounds(vocabulary, rank.size)
     first, end = bounds[rank.rank], bounds[rank.rank + 1]
     bias = getattr(head, "bias", None)
     rows = HeadShard(
         weight=weight[first:end].to(device),
-        bias=None if bias is None else bias[first:end].to(device),
+        bias=None if bias is None else bias.detach()[first:end].to(device),
         offset=first,
         vocabulary=vocabulary,
         softcap=getattr(config, "final_logit_softcapping", None),
