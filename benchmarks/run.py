@@ -237,10 +237,13 @@ def agreement(answer: dict[str, Any], ours: dict[str, Any]) -> dict[str, float]:
     """
     pairs = list(zip(answer["output_ids"], ours["output_ids"], strict=False))
     tokens = sum(a == b for a, b in pairs) / max(1, len(pairs))
-    until = next((at for at, (a, b) in enumerate(pairs) if a != b), len(pairs) - 1) + 1
     if "lens" not in answer or "lens" not in ours:
         return {"tokens": tokens}
     import numpy as np
+
+    from lens_magic.model.tokens import common_prefix
+
+    until = min(common_prefix(answer["output_ids"], ours["output_ids"]) + 1, len(pairs))
 
     def part(of: dict[str, Any], name: str) -> Any:
         return np.array(of[name])[:until]

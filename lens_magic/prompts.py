@@ -86,6 +86,7 @@ def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ..
         from .model.tokens import encode_rest
 
         ids = encode_rest(model.tokenizer, force)
+        check_ids(model, ids)
     else:
         ids = options.integers("the token ids to force", force)
     if not ids or not all(0 <= index < model.vocabulary for index in ids):

@@ -335,6 +335,7 @@ def test_tokens_that_the_model_lacks(folder: Path, tmp_path: Path) -> None:
     words = r"has a token '<new>' with id \d+, beyond the model's vocabulary of \d+"
     for ask in (
         lambda: lens.run("a <new> word"),
+        lambda: lens.run("a word", force="a <new> word"),
         lambda: lens.train_tuned_lens(["a <new> word"]),
         lambda: lens.train_vector([{"positive": "a <new> word", "negative": "a word"}], layers=1, position="last"),
     ):
