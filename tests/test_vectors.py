@@ -51,7 +51,7 @@ def test_a_vector_is_a_value() -> None:
 def test_a_vector_can_be_copied() -> None:
     vector = made()
     for again in (copy.deepcopy(vector), pickle.loads(pickle.dumps(vector))):
-        assert same(vector, again)
+        assert again == vector
 
 
 def test_terms() -> None:
@@ -80,10 +80,24 @@ def test_terms() -> None:
         (vector * 1) * "2"
     counted = vector.steer(1, positions=(np.int64(-2), None), steps=[None, np.int64(4)])  # as argmax and shape give them
     assert (counted.positions, counted.steps) == ((-2, None), (None, 4))
-    # A cell that ends in a term shows what it does, not its numbers; a term can be looked for among others.
+    # A cell that ends in a term shows what it does, not its numbers.
     assert repr(counted) == "<vector add α=1.0 at post_ln of layer 1,3; positions -2:; steps :4>"
-    assert counted in [vector * 1, counted]
-    assert counted != vector.steer(1, positions=(-2, None), steps=(None, 4))
+
+
+def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
+    vector, again = made(), made()
+    assert vector == again
+    assert hash(vector) == hash(again)
+    raw = {layer: vector.directions[layer] for layer in vector.layers}
+    others = [vector.named("other"), made(site="mlp_out"), replace(vector, norms={1: 1.0, 3: 2.0})]
+    others += [replace(vector, directions={**raw, 3: raw[1]}), replace(vector, directions={1: raw[1]})]
+    assert all(vector != other for other in others)
+    chosen: dict[str, Any] = {"positions": (-2, None), "steps": ":4", "scale": {3: 2.0}}
+    term = vector.steer(1.5, **chosen)
+    assert term == again.steer(1.5, positions=(-2, None), steps=(None, 4), scale={3: 2.0})
+    assert len({vector * 1.5, vector.steer(1.5), 1.5 * again, vector * 2}) == 2
+    assert vector * 1.5 in [vector * 1, vector * 1.5]
+    assert all(term != other for other in (vector * 1.5, others[3].steer(1.5, **chosen)))
 
 
 @pytest.mark.parametrize(
@@ -146,16 +160,6 @@ def test_generating_with_a_vector_that_does_not_fit_is_refused(checkpoints: Chec
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def same(one: SteeringVector, two: SteeringVector) -> bool:
-    fields = ("site", "name", "position", "method", "origin", "training", "quality", "versions", "created")
-    return (
-        one.layers == two.layers
-        and all(float((one.directions[n] - two.directions[n]).abs().max()) < 1e-6 for n in one.layers)
-        and all(one.norms[n] == two.norms[n] for n in one.layers)
-        and all(getattr(one, name) == getattr(two, name) for name in fields)
-    )
-
-
 @pytest.fixture
 def trained(checkpoints: Checkpoints) -> SteeringVector:
     once.load(checkpoints("llama-gqa"))
@@ -166,7 +170,7 @@ def trained(checkpoints: Checkpoints) -> SteeringVector:
 def test_files_keep_everything(trained: SteeringVector, suffix: str, tmp_path: Path) -> None:
     path = trained.save(tmp_path / f"v.{suffix}")
     read = lens.load_vector(str(path))
-    assert same(trained, read)
+    assert read == trained
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     told = read.training
     assert (told.questions, told.texts, len(told.digests), told.rejected) == (5, 0, 5, {"one-sided": 1})

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
 
 from ..errors import LensError
 from ..options import integers
-
-if TYPE_CHECKING:
-    import torch
+from .directions import Directions
 
 
 class MadeFor(NamedTuple):
@@ -48,9 +48,9 @@ class Strength(NamedTuple):
     clip: float | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class SteeringTerm:
-    """One steering term, as :meth:`SteeringVector.steer` makes it.
+    """One steering term, as :meth:`SteeringVector.steer` makes it; a value, as the vector is.
 
     With v̂ the direction at a layer, for h at the chosen positions:
 
@@ -78,7 +78,7 @@ class SteeringTerm:
     directions: Mapping[int, torch.Tensor]
     site: str
     alpha: float | tuple[float, ...] = 1.0
-    scale: Mapping[int, float] = field(default_factory=dict)
+    scale: Mapping[int, float] = field(default_factory=dict, hash=False)
     positions: Any = "all"
     steps: Span | None = None
     decay: float | None = None
@@ -92,6 +92,7 @@ class SteeringTerm:
     __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "directions", Directions(self.directions))
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
         numbers = {"alpha": alphas, "scale": tuple(self.scale.values()), "schedule": self._factors}
         for what, values in numbers.items():

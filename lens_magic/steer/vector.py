@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,29 +14,11 @@ from .. import options
 from ..errors import LensError
 from ..tables import as_html
 from .data import left_out
+from .directions import Directions
 from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-class Directions(Mapping[int, torch.Tensor]):
-    """``{layer: v̂}``, float32 ``[d]`` on the CPU; lookups return copies, so that the vector stays what it is."""
-
-    def __init__(self, directions: Mapping[int, torch.Tensor]) -> None:
-        self._directions = {layer: directions[layer].detach().float().cpu().clone() for layer in sorted(directions)}
-
-    def __getitem__(self, layer: int) -> torch.Tensor:
-        return self._directions[layer].clone()
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._directions)
-
-    def __len__(self) -> int:
-        return len(self._directions)
-
-    def __repr__(self) -> str:
-        return f"{{{', '.join(f'{layer}: tensor[{v.numel()}]' for layer, v in self._directions.items())}}}"
 
 
 @dataclass(frozen=True)
@@ -86,9 +68,9 @@ class Quality:
     pairs: float | None = None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, repr=False)
 class SteeringVector:
-    """Directions at one site of one or more layers.
+    """Directions at one site of one or more layers; a value: equal to another one with the same contents.
 
     ``vector * 1.5`` is one steering term, ``v * 1 + w * 2`` are two; :meth:`steer` has all options.
 
@@ -102,15 +84,15 @@ class SteeringVector:
     """
 
     directions: Mapping[int, torch.Tensor]
-    norms: Mapping[int, float]
+    norms: Mapping[int, float] = field(hash=False)
     site: str
     name: str = "vector"
     position: str | None = None
     method: str | None = None
     origin: Origin = Origin()
-    training: Training = Training()
-    quality: Mapping[int, Quality] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    training: Training = field(default=Training(), hash=False)
+    quality: Mapping[int, Quality] = field(default_factory=dict, hash=False)
+    versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     created: str = ""
 
     __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
@@ -167,8 +149,7 @@ class SteeringVector:
 
     def steers_as(self, other: SteeringVector) -> bool:
         """Whether the other has the same directions at the same site, whatever its name."""
-        own, others = self.directions, other.directions
-        return self.site == other.site and self.layers == other.layers and all(own[at].equal(others[at]) for at in own)
+        return self.site == other.site and self.directions == other.directions
 
     # -- steering ------------------------------------------------------------------------------------------------------
 
