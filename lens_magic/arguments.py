@@ -32,9 +32,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`LensError` that says what was wrong and what the command takes."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown == message:
+            raise LensError(f"{message} ({self.prog} --help says more)")
+        if not unknown.startswith("-"):
+            raise LensError(
+                f"{unknown!r} belongs to no option of {self.prog}; a list takes no spaces (0,4), and a value with spaces quotes"
+            )
         taken = [max(action.option_strings, key=len) for action in self._actions if action.option_strings]
-        hint = f"; {self.prog} takes {', '.join(taken)}" if "unrecognized" in message else f" ({self.prog} --help says more)"
-        raise LensError(message.replace("unrecognized arguments:", "unknown option") + hint)
+        raise LensError(f"unknown option {unknown}; {self.prog} takes {', '.join(taken)}")
 
     def read(self, arguments: str | Sequence[str], intermixed: bool = False) -> argparse.Namespace:
         """Parse a line or a list of words.

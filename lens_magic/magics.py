@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import keyword
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .outputs import check_output
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
+from .words import counted
 
 
 @magics_class
@@ -54,8 +56,7 @@ class LensMagics(Magics):
         answer.show(run, parsed.static)
         if parsed.out is None:
             make_value(self.shell, run)
-        done = len(run.output_ids)
-        words = f"stopped after {done} token{'s' if done != 1 else ''}"
+        words = f"stopped after {counted(len(run.output_ids), 'token')}"
         try:
             if parsed.save is not None:  # last: a full disk costs only the file, not the run or the news that it was stopped
                 run.save(parsed.save)
@@ -135,8 +136,7 @@ def _restart(parsed: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped; {_what_is_loaded()}") from None
     if model is None:
-        size = sessions.current().group.size
-        print(f"{size} fresh rank{'s' if size > 1 else ''}; no model was loaded")  # noqa: T201
+        print(f"{counted(sessions.current().group.size, 'fresh rank')}; no model was loaded")  # noqa: T201
         return
     _say_loaded(time.perf_counter() - begun)
 
@@ -150,10 +150,9 @@ def _say_loaded(seconds: float) -> None:
     session = sessions.current()
     model, ranks = session.require_model(), session.group.call(_device)
     devices = ", ".join(sorted(set(ranks)))
-    over = f"{len(ranks)} rank{'s' if len(ranks) > 1 else ''}"
     print(  # noqa: T201 - the command's output
         f"{model.name}: {model.layers} layers, width {model.width}, vocabulary {model.vocabulary:,}, {model.dtype}, "
-        f"on {over} ({devices}), {seconds:.1f} s"
+        f"on {counted(len(ranks), 'rank')} ({devices}), {seconds:.1f} s"
     )
     if model.whole_bytes:
         print(f"every rank keeps all of: {model.whole} ({model.whole_bytes / 1e6:,.1f} MB)")  # noqa: T201
@@ -169,7 +168,7 @@ def _status(parsed: argparse.Namespace) -> Status:
 
 def _runs(parsed: argparse.Namespace) -> kept.Kept | None:
     if parsed.clear:
-        print(f"removed {kept.clear()} kept runs")  # noqa: T201
+        print(f"removed {counted(kept.clear(), 'kept run')}")  # noqa: T201
         return None
     return kept.listing()
 
@@ -181,19 +180,19 @@ def _line_parser() -> Parser:
         epilog=_cell_parser().format_help(),  # because `%%lens --help` itself needs a line below it
     )
     commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Command)
-    load = commands.add_parser("load", prog="%lens load", help="load a model on the ranks")
+
+    def command(name: str, action: Callable[[argparse.Namespace], Any], what: str) -> Parser:
+        added: Parser = commands.add_parser(name, prog=f"%lens {name}", help=what, description=f"{what.capitalize()}.")
+        added.set_defaults(action=action)
+        return added
+
+    load = command("load", _load, "load a model on the ranks; the one before stays until it is there")
     load.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     add_load_options(load)
-    load.set_defaults(action=_load)
-    status = commands.add_parser("status", prog="%lens status", help="ranks, devices, memory, model")
-    status.set_defaults(action=_status)
-    restart = commands.add_parser(
-        "restart", prog="%lens restart", help="start fresh ranks and load the model again; variables are kept"
-    )
-    restart.set_defaults(action=_restart)
-    runs = commands.add_parser("runs", prog="%lens runs", help="list the results kept on disk")
+    command("status", _status, "show ranks, devices, memory and the model")
+    command("restart", _restart, "start fresh ranks and load the model again; variables are kept")
+    runs = command("runs", _runs, "list the results kept on disk, newest first")
     runs.add_argument("--clear", action="store_true", help="remove them")
-    runs.set_defaults(action=_runs)
     return parser
 
 

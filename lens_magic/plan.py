@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import LensError
 from .needs import Ask, Need, Room, fit, loading_bytes, rooms_here, run_alternatives, run_needs, size, spread, weight_bytes
 from .options import parse_layers, parse_sites
+from .words import counted, dimensions
 
 if TYPE_CHECKING:
     from .model.footprint import Facts, Weights
@@ -185,7 +186,7 @@ def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Needs
 def table(plan: Plan) -> str:
     """Format a plan for a terminal; neighbouring ranks with the same figures share a row."""
     lines = [
-        f"{plan.model}, {plan.facts.dtype}, {len(plan.rooms)} rank{'s' if len(plan.rooms) > 1 else ''}: {_asked(plan.ask)}",
+        f"{plan.model}, {plan.facts.dtype}, {counted(len(plan.rooms), 'rank')}: {_asked(plan.ask)}",
         "",
     ]
     lens = ("tuned lens",) if plan.ask.tuned else ()
@@ -209,9 +210,9 @@ def table(plan: Plan) -> str:
 
 
 def _asked(ask: Ask) -> str:
-    states = f"{len(ask.layers)} layers × {len(ask.sites)} sites × {ask.rows:,} positions"
-    prompts = f"{ask.batch} prompts of {ask.prompt:,} tokens" if ask.batch > 1 else f"a prompt of {ask.prompt:,} tokens"
-    return f"{ask.tokens:,} new tokens after {prompts}, {states}{', kept on the host' if ask.offload else ''}"
+    states = dimensions(layer=len(ask.layers), site=len(ask.sites), position=ask.rows)
+    prompts = f"{f'{ask.batch} prompts' if ask.batch > 1 else 'a prompt'} of {counted(ask.prompt, 'token')}"
+    return f"{counted(ask.tokens, 'new token')} after {prompts}, {states}{', kept on the host' if ask.offload else ''}"
 
 
 def _alike(needs: Sequence[Need], rooms: Sequence[Room]) -> Iterator[tuple[int, int, Need, Room]]:

@@ -20,6 +20,7 @@ from .errors import LensError, even_if_stopped
 from .magics import check_variable, make_value, one_line_interrupt, stopped_with
 from .view.progress import Bars
 from .view.steered import Streaming
+from .words import counted
 
 if TYPE_CHECKING:
     from .steer.ablation import SiteAblation
@@ -79,7 +80,7 @@ class SteerMagics(Magics):
         if parsed.out is None:
             make_value(self.shell, compared)
         if stopped:
-            raise stopped_with(f"stopped after {len(compared.steered.output_ids)} tokens", parsed.out)
+            raise stopped_with(f"stopped after {counted(len(compared.steered.output_ids), 'token')}", parsed.out)
         return None
 
 
@@ -256,7 +257,7 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
         )
 
     report: SteerabilityReport = _measured(
-        shell, parsed.out, f"evaluating {vector.name}", ask, lambda part: f"{part.counts['test']} questions"
+        shell, parsed.out, f"evaluating {vector.name}", ask, lambda part: counted(part.counts["test"], "question")
     )
     return report
 

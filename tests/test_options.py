@@ -155,6 +155,7 @@ def test_tokens_to_follow_may_be_named_one_by_one(parser: Parser, line: str, tra
     ("line", "words"),
     [
         ("--nonsense", "unknown option --nonsense; %%lens takes .*--max-new-tokens"),
+        ("-l 0, 4", "'4' belongs to no option of %%lens; a list takes no spaces"),
         ("--max 3", "unknown option --max 3"),  # no guessing at abbreviations
         ("-n three", "invalid int value: 'three'"),
         ("-n", "expected one argument"),

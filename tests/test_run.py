@@ -151,8 +151,8 @@ def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
     site, layer = run.sites[-1], run.layers[-1]
     states = run.activations(site, np.int64(layer), positions=np.array([0, 1]))
     assert torch.equal(states, run.activations(site, layer, [0, 1]))
-    with pytest.raises(lens.LensError, match="layers 'first' are not integers"):
-        run.activations(site, "first")  # type: ignore[arg-type]
+    with pytest.raises(lens.LensError, match="positions 'first' are not integers"):
+        run.activations(site, positions="first")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,9 @@ def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
     [
         ({"layers": 1}, r"layer 1 was not captured in this run; captured: 0, 2$"),
         ({"layers": -3}, r"layer -3 was not captured in this run; captured: 0, 2$"),
+        ({"layers": "0-2"}, r"layer 1 was not captured in this run; captured: 0, 2$"),
+        ({"layers": "3"}, r"layer 3 is out of range"),
+        ({"layers": "first"}, r"layers 'first' are not understood"),
         ({"layers": []}, r"no layers were named; captured: 0, 2$"),
         ({"positions": 6}, r"position 6 was not captured in this run; captured: -\d+ … 5$"),
     ],
@@ -170,7 +173,9 @@ def test_states_that_are_not_there_are_refused(run: lens.LensRun, wrong: dict[st
 
 
 def test_layers_of_states_count_from_the_end_too(run: lens.LensRun) -> None:
-    assert torch.equal(run.activations("mlp_out", -1), run.activations("mlp_out", 2))
+    for last in (-1, "-1", "2"):
+        assert torch.equal(run.activations("mlp_out", last), run.activations("mlp_out", 2))
+    assert torch.equal(run.activations("mlp_out", "0,-1"), run.activations("mlp_out", "::2"))
     with pytest.raises(lens.LensError, match=r"position 0 was not captured in this run; captured: none$"):
         replace(run, positions=[]).activations("mlp_out", positions=0)
 

@@ -84,7 +84,7 @@ def test_what_cannot_be_used_is_counted(record: Any, reason: str) -> None:
     read = data.read([PLAIN, record, record])
     assert len(read) == 1
     assert read.rejected == {reason: 2}
-    assert f"1 questions; left out 2 ({reason})" in str(read)
+    assert f"1 question; left out 2 ({reason})" in str(read)
     with pytest.raises(lens.LensError, match="none can be used"):
         data.read([record])
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from fake_run import HOSTILE, FakeRun, fake_run, follow, track, without_numbers
 
+from lens_magic.errors import LensError
 from lens_magic.view import Explorer, LiveView, bundle, page_html, show, table_html
 from lens_magic.view.codes import PROB_STEP
 from lens_magic.view.data import pack, unpack
@@ -367,6 +368,12 @@ class TestLiveView:
         assert len(sent) < 5
         view.append([0], self.variables(1), [-1], [-1], {7: "a"})
         assert "".join(str(message["text"]) for message in sent) == 50 * "x"
+
+    def test_a_heatmap_of_a_growing_run_is_refused(self, tmp_path: Path) -> None:
+        view, _ = self.view()
+        with pytest.raises(LensError, match="the run is not finished"):
+            view.to_png(tmp_path / "run.png")
+        assert not list(tmp_path.iterdir())
 
     def test_a_wrong_shape_is_refused(self) -> None:
         view, sent = self.view()

@@ -143,7 +143,6 @@ class LensDiff:
         return cls(runs[0], runs[1], kl)
 
     def __repr__(self) -> str:
-        shape = f"{len(self.base.sites)} sites × {len(self.base.layers)} layers × {len(self.base.positions)} positions"
         steering = "; ".join(self.steered.options.get("steering", ()))
         parted = ""
         if "resid_post" in self.base.sites and self.kl.size:
@@ -152,7 +151,7 @@ class LensDiff:
             where = f", first at layer {some.min()}" if some.size else ""
             parted = f"; {some.size} of {at.size} positions part by more than {PARTED} nats{where}"
         largest = float(np.nanmax(self.kl, initial=0.0))
-        return f"<LensDiff of {self.base.model}, {steering}: {shape}, KL at most {largest:.3g} nats{parted}>"
+        return f"<LensDiff of {self.base.model}, {steering}: {self.base.extent}, KL at most {largest:.3g} nats{parted}>"
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)

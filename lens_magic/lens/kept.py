@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import LensError
+from ..words import counted
 from .run import LensRun
 
 MOST = 100
@@ -67,7 +68,7 @@ class Kept:
         if not self.files:
             return f"no runs are kept in {folder()}"
         lines = [f"{path}  {size:.1f} MB" for path, size in self.files]
-        return "\n".join([f"{len(self.files)} runs; lens.open_run(FILE) reads one:", *lines])
+        return "\n".join([f"{counted(len(self.files), 'run')}; lens.open_run(FILE) reads one:", *lines])
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(repr(self))}</pre>"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from ..options import integers
+from ..options import integers, parse_layers
+from ..words import counted, dimensions
 from ..writing import written_whole
 from . import files
 from .variables import TRACKED, VARIABLES
@@ -216,16 +217,19 @@ class LensRun:
         return files.save(self, Path(path).expanduser())
 
     def activations(
-        self, site: str, layers: Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
+        self, site: str, layers: str | Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
     ) -> torch.Tensor:
         """Return captured states, gathered from the ranks: ``[layer, position, d]`` on the CPU, in the dtype they were kept in.
 
         Args:
-            layers, positions: some of the run's; all by default. Layer −1 is the last of them, −2 the one before.
+            layers, positions: some of the run's; all by default. Layer −1 is the last of them, −2 the one before; text such
+                as "0-4" or "::4" will do too.
 
         Raises:
             LensError: not captured in this run, or freed: the ranks keep the states of the newest run only.
         """
+        if isinstance(layers, str):
+            layers = parse_layers(layers, self.layers[-1] + 1)
         layers = _chosen("layer", layers, self.layers, from_the_end=True)
         rows = [self.positions.index(p) for p in _chosen("position", positions, self.positions)]
         if site not in self.sites:
@@ -239,10 +243,14 @@ class LensRun:
             )
         return states
 
+    @property
+    def extent(self) -> str:
+        """How many cells it has, in words."""
+        return dimensions(site=len(self.sites), layer=len(self.layers), position=len(self.positions))
+
     def __repr__(self) -> str:
-        shape = f"{len(self.sites)} sites × {len(self.layers)} layers × {len(self.positions)} positions"
         stopped = ", interrupted" if self.interrupted else ""
-        return f"<LensRun of {self.model}: {len(self.output_ids)} tokens, {shape}{stopped}: {self.text!r}>"
+        return f"<LensRun of {self.model}: {counted(len(self.output_ids), 'token')}, {self.extent}{stopped}: {self.text!r}>"
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)

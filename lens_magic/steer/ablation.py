@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import LensError
 from ..tables import frame_as_html
+from ..words import counted
 from . import report_files, statistics
 from .report import SteerabilityReport, formatted
 
@@ -74,7 +75,8 @@ class SiteAblation:
             f"{site} at {position} of layer {','.join(map(str, layers))}" for (site, position), layers in self.without.items()
         ]
         none = f"; no direction: {'; '.join(without)}" if without else ""
-        return f"{len(self.reports)} sites and positions, {len(report.questions)} test questions in both orders{none}"
+        questions = f"{counted(len(report.questions), 'test question')} in both orders"
+        return f"{len(self.reports)} sites and positions, {questions}{none}"
 
     def __repr__(self) -> str:
         return f"{self.title}\n{formatted(self.summary()).to_string()}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import LensError
+from ..words import counted
 
 _FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _ANSWER = re.compile(r"(\s*\(?)([A-Z])(\)?\.?\s*)")
@@ -108,8 +109,8 @@ class Items:
         )
 
     def __str__(self) -> str:
-        kinds = [f"{len(self.questions)} questions"] if self.questions else []
-        kinds += [f"{len(self.texts)} pairs of texts"] if self.texts else []
+        kinds = [counted(len(self.questions), "question")] if self.questions else []
+        kinds += [f"{counted(len(self.texts), 'pair')} of texts"] if self.texts else []
         return " and ".join(kinds or ["no items"]) + (f"; left out {left_out(self.rejected)}" if self.rejected else "")
 
 

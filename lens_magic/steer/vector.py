@@ -13,6 +13,7 @@ import torch
 from .. import options
 from ..errors import LensError
 from ..tables import as_html
+from ..words import counted
 from .data import left_out
 from .directions import Directions
 from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_steps
@@ -268,8 +269,8 @@ class SteeringVector:
     def summary(self) -> str:
         """Describe on one line where the vector comes from."""
         told = self.training
-        used = [f"{told.questions} questions in both orders"] if told.questions else []
-        used += [f"{told.texts} pairs of texts"] if told.texts else []
+        used = [f"{counted(told.questions, 'question')} in both orders"] if told.questions else []
+        used += [f"{counted(told.texts, 'pair')} of texts"] if told.texts else []
         learnt = f", {self.method} at {self.position} of {' and '.join(used)}" if self.method else ""
         model = f", {self.origin.model or self.origin.family}" if self.origin.model or self.origin.family else ""
         labels = f"; labels {', '.join(told.labels)}" if told.labels else ""

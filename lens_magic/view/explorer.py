@@ -9,6 +9,8 @@ from typing import Any
 import anywidget
 import traitlets
 
+from ..errors import LensError
+from ..words import dimensions
 from ..writing import written_whole
 from . import bundle
 from .data import Run, Shown, on_show, pack
@@ -55,7 +57,7 @@ class RunView(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         head = self.header
-        sizes = f"{len(head['positions'])} positions × {len(head['layers'])} layers × {len(head['sites'])} sites"
+        sizes = dimensions(position=len(head["positions"]), layer=len(head["layers"]), site=len(head["sites"]))
         return f"Explorer({head['model']}: {sizes}, top {head['k']})"
 
     def to_png(self, path: str | Path, dark: bool = False, dpi: int = 200, **options: Any) -> Path:
@@ -69,6 +71,8 @@ class RunView(anywidget.AnyWidget):
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
         from .plots import plot
 
+        if not self._shown:
+            raise LensError("the run is not finished; its heatmap can be written afterwards")
         given = {"site": self.selected.get("site"), **options}
         figure = plot(self._shown[0][0], "heatmap", dark, **given)
         with written_whole(path) as partial:
