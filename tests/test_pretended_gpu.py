@@ -97,7 +97,8 @@ def waits(group: Any, tokens: int, **options: Any) -> list[int]:
 
 def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[float]]:
     """Whatever else moves tensors: options of a run, other lenses, directions and what they are measured by."""
-    basis = lens.Basis(torch.eye(current().require_model().width)[:7].numpy(), [f"way {row}" for row in range(7)], name="ways")
+    columns = torch.eye(current().require_model().width)[:, :7]  # a basis is often a transposed view
+    basis = lens.Basis(columns.numpy().T, [f"way {row}" for row in range(7)], name="ways")
     vector = lens.train_vector(steering_items.pairs(), layers=[0, 1], position="mean")
     ways: list[dict[str, Any]] = [
         {"offload": True, "prompt_tokens": True},

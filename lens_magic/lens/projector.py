@@ -190,5 +190,5 @@ def _hand_out_rows(rank: Rank, loaded: Loaded, look: Look, given: Basis | None) 
 
 def _from_rank_0(rank: Rank, loaded: Loaded, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
     """Return rank 0's values on every rank, float32 on the model's device. Collective."""
-    sent = torch.zeros(shape, device=loaded.device) if values is None else values.to(loaded.device, torch.float32, copy=True)
-    return rank.all_reduce(sent)
+    sent = torch.zeros(shape, device=loaded.device)  # NCCL takes contiguous tensors alone, and values may be a transposed view
+    return rank.all_reduce(sent if values is None else sent.copy_(values))

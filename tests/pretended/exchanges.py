@@ -35,6 +35,8 @@ class Kernels(MPIProcessGroup):
 def _there(tensor: Any) -> Any:
     if not isinstance(tensor, OnCard):
         raise RuntimeError("NCCL takes no tensor of the host's")
+    if not tensor.held.is_contiguous():
+        raise RuntimeError("NCCL takes contiguous tensors alone")
     return tensor.held
 
 
