@@ -154,8 +154,10 @@ class Session:
 
         if "torch" in sys.modules:
             from .ranks.collectives import disconnect
+            from .ranks.memory import give_back_cached
 
             disconnect()
+            give_back_cached()  # the next ranks may share this one's GPU
 
     def close(self) -> None:
         """End all ranks."""

@@ -55,6 +55,19 @@ def connect_but(rank: Any, who: int) -> bool:
     return collectives.dist.is_initialized()
 
 
+def meet_from_afar(rank: Any) -> tuple[str, float]:
+    """Connect as ranks of different hosts do; what they met through, and the sum of 1 and 2."""
+    import torch.distributed as dist
+
+    from lens_magic.ranks import collectives
+
+    rank.local_size = 1
+    collectives.connect(rank)
+    sent = torch.tensor([rank.rank + 1.0])
+    dist.all_reduce(sent)
+    return type(collectives._stores[0]).__name__, float(rank.all_reduce(sent / 2))
+
+
 def fail_while_others_hang(rank: Any, who: int) -> None:
     if rank.rank == who:
         raise ValueError(f"planned on {who}")

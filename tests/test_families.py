@@ -204,6 +204,20 @@ def test_a_model_in_memory_of_any_family(name: str, checkpoints: Checkpoints) ->
     assert run.output_ids == ref.generate_ids(model, run.prompt_ids, 5)
 
 
+@pytest.mark.parametrize("part", ["model.layers.1", "model"])
+def test_a_model_that_is_not_on_one_device_is_refused(part: str, checkpoints: Checkpoints) -> None:
+    """As accelerate's device_map="auto" leaves it; head and captured states would be on one of its devices."""
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    lens.attach(model, tokenizer)
+    before = current().model
+    other, _ = models.load_plain(checkpoints("llama-gqa"))
+    other.get_submodule(part).to("meta")
+    with pytest.raises(lens.LensError, match=r"weights are on (cpu and )?meta; attach takes one that is on a single device"):
+        lens.attach(other, tokenizer)
+    assert current().model is before
+    assert lens.generate("To be", 2, ignore_eos=True).output_ids
+
+
 def test_yarn_stretches_the_context(checkpoints: Checkpoints) -> None:
     """Users of Qwen models switch it on in the configuration, which goes on to name the shorter length."""
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 24}

@@ -189,12 +189,24 @@ def test_captures_offloaded_are_the_hosts(checkpoints: Checkpoints) -> None:
     assert kept.total - moved.total == wanted
 
 
+def test_an_attached_model_is_measured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on this process's GPU, which it may have nothing to do with."""
+    monkeypatch.setattr("lens_magic.ranks.collectives.device_for", lambda rank: torch.device("cuda", 0))
+    rank = Rank()
+    rank.gpus = ["here GPU-a"]
+    rank.store["model"] = SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(2, 2))
+    assert needs.room_of_rank(rank).device == "cpu"
+    assert memory.describe_rank(rank)["device"] == "cpu"
+    assert memory.describe_rank(rank)["free"] > 8 << 20
+
+
 def test_what_a_run_keeps_on_the_host_is_free_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped before the next is kept: the same run again is no more than the first was."""
     monkeypatch.setattr("lens_magic.ranks.collectives.device_for", lambda rank: torch.device("cuda", 0))
     monkeypatch.setattr("lens_magic.ranks.memory.free_memory", lambda rank, device: 8 << 30)
     monkeypatch.setattr("lens_magic.ranks.memory.host_memory", lambda: 1 << 30)
     rank = Rank()
+    rank.gpus = ["here GPU-a"]
     rank.store["trajectories"] = ("run", SimpleNamespace(nbytes=3 << 29, buffer=torch.empty(0)))
     room = needs.room_of_rank(rank, run=True)
     assert (room.free, room.host) == (8 << 30, 3 << 30)

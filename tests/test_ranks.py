@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import probes
@@ -20,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
-from lens_magic.ranks import collectives, environment
+from lens_magic.ranks import collectives, environment, memory
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -67,15 +68,33 @@ def test_a_rank_that_fails_before_it_meets_the_others_leaves_none_waiting(
     assert not list(runtime_folder().glob("board-*"))
 
 
-@pytest.mark.parametrize("seen", ["nccl", "lens_mpi"])
-def test_ranks_whose_hosts_have_other_gpus_agree_how_to_talk(seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with GPUs enough would otherwise wait, in NCCL, for those of a host with too few."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+@pytest.mark.parametrize(
+    ("other", "backend", "free"),
+    [
+        ("here GPU-b", "nccl", 140),  # each is shown one GPU, as number 0, by a batch scheduler
+        ("there GPU-c", "nccl", 140),
+        ("here GPU-a", "lens_mpi", 70),  # NCCL refuses one that is shared
+        ("", "lens_mpi", 140),  # one with a GPU would otherwise wait, in NCCL, for those of a host without
+    ],
+)
+def test_ranks_compare_their_gpus(other: str, backend: str, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    answers = {"is_available": True, "device_count": 1, "mem_get_info": (140, 140), "memory_reserved": 0, "memory_allocated": 0}
+    answers |= {"get_device_properties": SimpleNamespace(uuid="GPU-a")}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
     rank = Rank()
-    rank.local_size = 2
-    monkeypatch.setattr(rank, "texts", lambda own: [own, seen])
-    assert collectives.backend_for(rank) == seen
+    rank.size = rank.local_size = 2
+    monkeypatch.setattr(rank, "texts", lambda own: [own, other])
+    assert memory.free_memory(rank, device) == 70, "not compared yet: two ranks that see one GPU"
+    assert collectives.backend_for(rank) == backend
+    assert rank.gpus == ["here GPU-a", other]
+    assert memory.free_memory(rank, device) == free
+
+
+def test_ranks_of_several_hosts_meet_without_a_common_folder(pair: Group) -> None:
+    assert pair.call(probes.meet_from_afar) == [("TCPStore", 3.0)] * 2
 
 
 def test_a_service_has_no_home_and_mpi_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:

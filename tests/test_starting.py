@@ -135,6 +135,17 @@ def test_ranks_that_a_startup_file_has_needed_are_not_started_again() -> None:
     assert session.group is group
 
 
+def test_ranks_that_end_leave_no_memory_of_their_gpu_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next ones may share the GPU, and count on what rank 0's allocator would keep."""
+    lens.load("demo", ranks=1)
+    freed: list[int] = []
+    monkeypatch.setattr(memory, "give_back_cached", lambda: freed.append(len(current().group.rank.store)))
+    held = current().group.rank.store
+    lens.load("demo", ranks=2)
+    assert freed == [0]
+    assert not held
+
+
 def test_an_interrupt_while_ranks_are_asked_for_their_room_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load("demo", ranks=1)
     before, free = current().require_model(), memory.free_memory

@@ -14,7 +14,7 @@ import torch
 from ..errors import LensError
 from ..gpu import attention, onepass, steps
 from ..ranks import collectives
-from ..ranks.memory import give_back_pinned
+from ..ranks.memory import give_back_cached
 from ..ranks.rank import Rank
 from .anatomy import Anatomy, anatomy_of, part, replace_part
 from .checkpoint import Checkpoint
@@ -139,8 +139,14 @@ def attach(rank: Rank, model: Any) -> dict[str, Any]:
     if rank.size > 1:
         raise LensError("a model in memory can be used on one rank only; save it and `%lens load` the folder")
     anatomy = anatomy_of(model.config.model_type, model.config)
-    weight = part(model, anatomy.embedding).weight
-    return _use(rank, describe(rank, model, anatomy, part(model, anatomy.head), weight.device))
+    weight, head = part(model, anatomy.embedding).weight, part(model, anatomy.head)
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise LensError(
+            f"this model's weights are on {' and '.join(devices)}; attach takes one that is on a single device, "
+            "`%lens load FOLDER --ranks N` splits a saved one over several"
+        )
+    return _use(rank, describe(rank, model, anatomy, head, weight.device))
 
 
 def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
@@ -171,9 +177,7 @@ def unload(rank: Rank) -> None:
     before = _held(rank)
     rank.store.clear()
     _collect(before)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        give_back_pinned()
+    give_back_cached()
 
 
 def _held(rank: Rank) -> weakref.ref[Any] | None:

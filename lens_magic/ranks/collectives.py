@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .rank import Rank
 
 BACKEND = "lens_mpi"
+_MEETING_S = 60  # for which a rank tries to reach rank 0's host
 
 
 class _Done(dist._Work):  # type: ignore[name-defined]
@@ -148,7 +150,7 @@ class MPIProcessGroup(dist.ProcessGroup):
         return _Done()
 
 
-_stores: list[str] = []  # path of the file through which the ranks of the connected group found each other
+_stores: list[Any] = []  # the store through which the ranks of the connected group found each other
 _connected: list[Rank] = []  # the rank of the group that is connected now; torch creates process groups by callback
 _threads_before: list[int] = []  # torch's thread count before connecting, which lowers it as ranks share the processor
 
@@ -167,10 +169,22 @@ def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProces
     return group
 
 
+def compare_gpus(rank: Rank) -> list[str]:
+    """Return every rank's GPU, by host and UUID, "" where there is none. Collective the first time.
+
+    Their numbers would not tell: where a batch scheduler shows each rank one GPU, all of them are number 0.
+    """
+    if not rank.gpus:
+        device = device_for(rank)
+        own = f"{socket.gethostname()} {torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else ""
+        rank.gpus = rank.texts(own) if rank.size > 1 else [own]
+    return rank.gpus
+
+
 def backend_for(rank: Rank) -> str:
     """Return "nccl" if every rank has a GPU to itself, on whichever host it is, else the MPI backend. Collective."""
-    own = torch.cuda.is_available() and torch.cuda.device_count() >= rank.local_size
-    return "nccl" if set(rank.texts("nccl" if own else BACKEND)) == {"nccl"} else BACKEND
+    gpus = compare_gpus(rank)
+    return "nccl" if all(gpus) and len(set(gpus)) == rank.size else BACKEND
 
 
 def device_for(rank: Rank) -> torch.device:
@@ -213,11 +227,8 @@ def connect(rank: Rank) -> None:
     rank.share_memory()
     if BACKEND not in dist.Backend.backend_list:
         dist.Backend.register_backend(BACKEND, _create, devices=["cpu", "cuda"])
-    # The ranks find each other through a file: torch's TCP store would listen on every interface of the machine. It is
-    # in rank 0's folder, since in a launched world every rank has one of its own.
-    path = rank.texts(str(runtime_folder() / f"store-{secrets.token_hex(8)}"))[0]
-    _stores.append(path)
-    store: Any = dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
+    store = _meet(rank)
+    _stores.append(store)
     if backend == "nccl":
         # The group gives up a rank that waits too long; NCCL's own watchdogs would end the user's process.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -227,6 +238,22 @@ def connect(rank: Rank) -> None:
         if rank.local_size == rank.size:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.size)
+
+
+def _meet(rank: Rank) -> Any:
+    """Return the store through which the ranks find each other. Collective.
+
+    On one host that is a file: torch's TCP store listens on every interface of the machine, as only several hosts need.
+    """
+    if rank.local_size == rank.size:
+        # In rank 0's folder, since in a launched world every rank has one of its own.
+        path = rank.texts(str(runtime_folder() / f"store-{secrets.token_hex(8)}"))[0]
+        return dist.FileStore(path, rank.size)  # type: ignore[attr-defined]
+    host, limit = socket.gethostname(), timedelta(seconds=_MEETING_S)
+    opened: Any = dist.TCPStore  # type: ignore[attr-defined]
+    own = opened(host, 0, rank.size, True, limit, wait_for_workers=False) if rank.rank == 0 else None
+    address = rank.texts(f"{host} {own.port}" if own is not None else "")[0].split()
+    return opened(address[0], int(address[1]), rank.size, False, limit) if own is None else own
 
 
 def waits_in_kernels() -> bool:
@@ -250,8 +277,9 @@ def disconnect() -> None:
     elif dist.is_initialized():
         dist.destroy_process_group()
     _connected.pop().give_up_memory()
-    while _stores:  # the file remains if not every rank has closed it cleanly
-        Path(_stores.pop()).unlink(missing_ok=True)
+    while _stores:  # a file remains if not every rank has closed it cleanly
+        if path := getattr(_stores.pop(), "path", None):
+            Path(path).unlink(missing_ok=True)
     while _threads_before:
         torch.set_num_threads(_threads_before.pop())
     if deepspeed_comm := sys.modules.get("deepspeed.comm.comm"):

@@ -67,13 +67,26 @@ def free_memory(rank: Rank, device: torch.device) -> int:
 
     free, _ = torch.cuda.mem_get_info(device)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # cached for this process's next tensors
-    others = range(rank.local_rank % torch.cuda.device_count(), rank.local_size, torch.cuda.device_count())
-    return free // len(others) + kept
+    if rank.gpus:
+        sharing = rank.gpus.count(rank.gpus[rank.rank])
+    else:  # not compared yet; by their numbers
+        devices = torch.cuda.device_count()
+        sharing = len(range(rank.local_rank % devices, rank.local_size, devices))
+    return free // sharing + kept
 
 
 def pinned_bytes(count: int) -> int:
     """Return the host memory that torch takes for ``count`` bytes of pinned memory: the next power of two."""
     return 1 << max(0, count - 1).bit_length() if count else 0
+
+
+def give_back_cached() -> None:
+    """Free what torch keeps for later requests of this process: memory of its GPU, and pinned memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        give_back_pinned()
 
 
 def give_back_pinned() -> None:
@@ -154,5 +167,6 @@ def describe_rank(rank: Rank) -> dict[str, Any]:
         return {**entry, "memory": _resident(), "free": host_memory() // rank.local_size}
     from .collectives import device_for
 
-    device = device_for(rank)
+    loaded = rank.store.get("model")  # one attached from memory may be elsewhere
+    device = device_for(rank) if loaded is None else loaded.device
     return {**entry, "device": str(device), "memory": used_memory(device), "free": free_memory(rank, device)}

@@ -48,6 +48,7 @@ class Rank:
         self._fault = faults.planned_for(self.rank)
         self.process_groups: list[MPIProcessGroup] = []
         self.board: Board | None = None
+        self.gpus: list[str] = []  # every rank's, once they have been compared
 
     def _locate(self) -> tuple[int, int]:
         """Return this rank's number among the ranks of its host, and how many those are."""

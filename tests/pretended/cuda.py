@@ -37,7 +37,8 @@ def stand_ins() -> list[tuple[Any, str, Any]]:
     numbers = {"device_count": 1, "current_device": 0, "memory_reserved": 0, "memory_allocated": 0, "max_memory_allocated": 0}
     answers = {**numbers, "is_available": True, "is_initialized": True, "mem_get_info": (BYTES, BYTES)}
     answers |= {"get_device_name": "pretended", "graph_pool_handle": (0, 1), "get_device_capability": (9, 0)}
-    answers |= {"get_device_properties": SimpleNamespace(name="pretended", total_memory=BYTES, major=9, minor=0)}
+    properties = {"name": "pretended", "uuid": "pretended", "total_memory": BYTES, "major": 9, "minor": 0}
+    answers |= {"get_device_properties": SimpleNamespace(**properties)}
     others = {
         "synchronize": lambda *_: card.wait("synchronize"),
         "get_rng_state": lambda *_: torch.get_rng_state(),
