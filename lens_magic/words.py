@@ -1,4 +1,4 @@
-"""Numbers of things, in words."""
+"""Numbers, in words."""
 
 from __future__ import annotations
 
@@ -11,3 +11,9 @@ def counted(number: int, noun: str) -> str:
 def dimensions(**sizes: int) -> str:
     """Return ``3 sites × 8 layers`` for ``site=3, layer=8``."""
     return " × ".join(counted(size, name) for name, size in sizes.items())
+
+
+def percent(probability: float, digits: int = 0) -> str:
+    """Return ``37`` or, with a digit, ``37.2``; never rounded up to certainty, but ``>99`` or ``>99.9``."""
+    shown = f"{100 * probability:.{digits}f}"
+    return shown if float(shown) < 100 else f">{100 - 10.0**-digits:.{digits}f}"

@@ -42,6 +42,13 @@ def test_a_cell_without_numbers_has_a_dash() -> None:
     assert [row[place] for place in (first, middle, last)] == ["%", "–", "%"]
 
 
+def test_no_probability_is_rounded_up_to_certainty() -> None:
+    run = fake_run(3, 1, ["resid_post"])
+    run.dataset["prob"].values[0, 0, :, 0] = [0.994, 0.995, 1]
+    *_, below, above, most = table_text(run).splitlines()
+    assert [row.split()[-1] for row in (below, above, most)] == ["99%", ">99%", ">99%"]
+
+
 def test_a_log_has_all_columns() -> None:
     header = table_text(fake_run(9, 8)).splitlines()[1]
     assert header.count("layer") == 8

@@ -226,6 +226,13 @@ class TestTable:
         run = fake_run(1, 1, ["resid_post"], k=1)
         assert f"<small>{100 * run.dataset.prob.item():.0f}</small>" in table_html(run)
 
+    def test_no_probability_is_rounded_up_to_certainty(self) -> None:
+        run = fake_run(3, 1, ["resid_post"])
+        run.dataset["prob"].values[0, 0, :, 0] = [0.994, 0.9969, 1]
+        html = table_html(run)
+        assert re.findall("<small>([^<]*)</small></td>", html) == ["99", "&gt;99", "&gt;99"]
+        assert re.findall('title="([^ ]*)', html) == ["99.4%", "99.7%", "&gt;99.9%"]
+
     def test_a_cell_without_numbers_has_none(self) -> None:
         html = table_html(without_numbers(fake_run(6, 4), layer=1, position=2))
         assert html.count("<td>–</td>") == 3

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..words import percent
 from . import bundle
 from .data import Packed, Run, Shown, on_show, pack, unpack
 from .terminal import table_text, thinned
@@ -193,12 +194,12 @@ class _Table:
         # The number comes first: after right-to-left text it would be drawn on the wrong side.
         hint = "&#10;".join(f"{_percent(q)} {name}" for name, q in zip(names, probs, strict=False))
         shade = f"{0.55 * probs[0]:.2f}".lstrip("0")
-        number = f"<small>{100 * probs[0]:.0f}</small>"
+        number = f"<small>{escape(percent(probs[0]))}</small>"
         return f'<td style="background:rgba(64,132,240,{shade})" title="{hint}">{text} {number}</td>'
 
 
 def _percent(p: float) -> str:
-    return f"{100 * p:.1f}%" if p >= 0.001 else "&lt;0.1%"
+    return escape(f"{percent(p, 1)}%") if p >= 0.001 else "&lt;0.1%"
 
 
 def _cut(text: str, most: int = 20) -> str:

@@ -7,6 +7,7 @@ import sys
 from math import isnan
 from typing import TYPE_CHECKING
 
+from ..words import percent
 from .text import fitted, visible
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
     def cell(layer: int, row: int) -> str:
         text = visible(run.candidate_texts.get(int(ids[layer, row, 0]), ""))
         probability = float(probabilities[layer, row, 0])
-        number = "–" if isnan(probability) else f"{100 * probability:.0f}%"
+        number = "–" if isnan(probability) else f"{percent(probability)}%"
         return f"{fitted(text, _CELL)}{number:>{_NUMBER}}"
 
     header = f"{'token':>{_HEAD}} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + _NUMBER}}" for c in columns)

@@ -237,6 +237,8 @@ test("probabilities are never rounded up to certainty", () => {
   assert.equal(format.percent(0.99999), ">99.9%");
   assert.equal(format.percent(0.5), "50.0%");
   assert.equal(format.brief(0.9989), ".99+");
+  assert.equal(format.brief(0.9996), ".99+");
+  assert.equal(format.brief(1), ".99+");
   assert.equal(format.count(123456), "123k");
   assert.equal(format.grouped(1234567), "1,234,567");
   assert.equal(format.quoted("a\u202eb"), '"a\\u{202e}b"');

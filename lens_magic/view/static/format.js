@@ -11,10 +11,10 @@ export function percent(p) {
   return p > 1.3e-14 ? p.toExponential(1).replace("e-", "e" + MINUS) : "<1e" + MINUS + "14";
 }
 
-/** The same in at most four characters, for the inside of a cell. @param {number} p */
+/** The same in at most four characters, for the inside of a cell: it never says 1 either. @param {number} p */
 export function brief(p) {
   if (Number.isNaN(p)) return "–";
-  if (p >= 0.995) return p >= 0.9995 ? "1.00" : ".99+";
+  if (p >= 0.995) return ".99+";
   if (p >= 0.005) return p.toFixed(2).slice(1);
   return p >= 0.001 ? p.toFixed(3).slice(1) : "≈0";
 }
