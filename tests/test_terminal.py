@@ -11,7 +11,7 @@ import pytest
 from fake_run import fake_run, without_numbers
 
 from lens_magic.view.terminal import table_text
-from lens_magic.view.text import fitted
+from lens_magic.view.text import fitted, visible
 
 
 def test_tokens_take_the_columns_they_are_given() -> None:
@@ -34,6 +34,36 @@ def test_a_terminal_is_not_overrun(monkeypatch: pytest.MonkeyPatch, width: int, 
     assert [int(word) for word in header.split() if word.isdigit()] == layers
     assert len(rule) <= max(width, 50)
     assert all(len(row) <= len(rule) for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("generated", "said", "above", "below", "mark"),
+    [
+        (20, ", positions −4 to 11", ["… 26 earlier tokens"], ["… and 8 more tokens"], 5),
+        (13, ", positions −4 to 11", ["… 26 earlier tokens"], ["… and 1 more token"], 5),
+        (3, ", positions −13 to 2", ["… 17 earlier tokens"], [], 14),
+        (0, ", positions −30 to −15", [], ["… and 14 more tokens"], None),
+    ],
+)
+def test_the_answer_of_a_long_prompt_is_shown(
+    generated: int, said: str, above: list[str], below: list[str], mark: int | None
+) -> None:
+    run = fake_run(generated, 3, prompt_positions=30)
+    title, _, rule, *lines = table_text(run).splitlines()
+    assert title.partition(" by layer")[2] == said
+    assert [line for line in lines if line.startswith("…")] == [*above, *below]
+    assert [at for at, line in enumerate(lines) if line == "┄" * len(rule)] == ([] if mark is None else [mark])
+    sequence, first = run.prompt_ids + run.output_ids, int(said.split()[2].replace("−", "-"))
+    shown = [line.partition(" │")[0] for line in lines if "│" in line]
+    start = len(run.prompt_ids) + first
+    assert shown == [fitted(visible(run.token_texts[index]), 12, right=True) for index in sequence[start : start + 16]]
+
+
+def test_a_whole_run_is_marked_where_generation_begins() -> None:
+    title, _, rule, *lines = table_text(fake_run(3, 3, prompt_positions=2)).splitlines()
+    assert title.endswith("by layer")
+    assert [at for at, line in enumerate(lines) if line == "┄" * len(rule)] == [2]
+    assert len(lines) == 6
 
 
 def test_a_cell_without_numbers_has_a_dash() -> None:

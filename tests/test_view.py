@@ -205,7 +205,7 @@ class TestTable:
         big = fake_run(1500, 80, vocabulary=3000)
         html = table_html(big)
         assert 50_000 < len(html.encode()) < 150_000
-        assert re.search(r"static view: \d+ of 1500 positions, layers 0–79 \(24 of 80\)", html)
+        assert re.search(r"static view: \d+ of 1,500 positions \(0 to \d+\), layers 0–79 \(24 of 80\)", html)
         assert "<th>0</th>" in html
         assert "<th>79</th>" in html
         small = table_html(big, max_bytes=30_000)
@@ -215,6 +215,22 @@ class TestTable:
 
     def test_hostile_tokens_fit_too(self) -> None:
         assert len(table_html(fake_run(400, 30, hostile=True, k=10)).encode()) < 150_000
+
+    def test_the_answer_of_a_long_prompt_is_shown(self) -> None:
+        html = table_html(fake_run(20, 30, prompt_positions=900), max_bytes=60_000)
+        found = re.search(r"static view: (\d+) of 920 positions \(−4 to (\d+)\)", html)
+        assert found
+        shown = [f"−{p}" for p in (4, 3, 2, 1)] + [str(p) for p in range(int(found[2]) + 1)]
+        assert re.findall(r"<tr[^>]*><th><small>([^<]*)</small>", html) == shown
+        assert int(found[1]) == len(shown)
+        assert re.findall(r'<tr class="lens-first"><th><small>([^<]*)</small>', html) == ["0"]
+
+    def test_a_short_answer_leaves_room_for_more_of_the_prompt(self) -> None:
+        html = table_html(fake_run(2, 30, prompt_positions=900), max_bytes=60_000)
+        numbers = [int(number.replace("−", "-")) for number in re.findall(r"<tr[^>]*><th><small>([^<]*)</small>", html)]
+        assert numbers == list(range(numbers[0], 2))
+        assert numbers[0] < -4
+        assert f"(−{-numbers[0]} to 1)" in html
 
     def test_small_runs_are_there_in_full(self) -> None:
         run = fake_run(6, 4)

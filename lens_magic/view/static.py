@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..words import percent
+from ..words import counted, percent
 from . import bundle
 from .data import Packed, Run, Shown, on_show, pack, unpack
-from .terminal import table_text, thinned
+from .terminal import by_need, span, table_text, thinned
 from .text import SPACE, visible
 
 MAX_BYTES = 150_000
@@ -44,6 +44,7 @@ background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
 .lens-static .lens-box thead th:first-child{left:0;z-index:2}
 .lens-static .lens-box tbody th{font-weight:600;border-right:1px solid rgba(128,128,128,.35)}
 .lens-static .lens-box tr:nth-child(n){background:none}
+.lens-static .lens-box .lens-first>*{border-top:2px solid rgba(128,128,128,.35)}
 .lens-static small{opacity:.75;font-weight:400}
 .lens-static u{text-decoration:underline 2px #d97a2b;text-underline-offset:3px}
 .lens-static summary{cursor:pointer;margin:4px 0}
@@ -62,8 +63,8 @@ def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
     """Return the top tokens as one HTML fragment of at most `max_bytes` bytes: inline style, no script, no links.
 
     Layers are thinned out evenly to at most 24, keeping the first and the last. If the table is still too large, all sites
-    but one are left out (`resid_post` if captured, else the first), then positions from the end. The caption says what is
-    left out.
+    but one are left out (`resid_post` if captured, else the first), then positions: the prompt's first ones, all but a few,
+    then from the end. The caption says what is left out.
     """
     return _Table(run, run.model).html(max_bytes)
 
@@ -111,6 +112,11 @@ class _Table:
         return [_token(text) for text in self.packed.header["tokens"]]
 
     @cached_property
+    def places(self) -> list[int]:
+        """Indices of the positions, in the order in which they are taken as long as there is room."""
+        return by_need(self.packed.header["positions"])
+
+    @cached_property
     def prob(self) -> np.ndarray:
         return unpack(self.packed)["prob"]
 
@@ -125,33 +131,39 @@ class _Table:
         order = sorted(range(len(sites)), key=lambda s: (sites[s] != "resid_post", s))
         # Several sites only if each still shows a few positions in its share of the bytes.
         tables, shown = self._tables(order, layers, room)
-        if len(order) > 1 and shown < min(len(positions), FEW_POSITIONS):
+        if len(order) > 1 and len(shown) < min(len(positions), FEW_POSITIONS):
             order = order[:1]
             tables, shown = self._tables(order, layers, room)
         caption = self._caption(name, shown, layers, [sites[s] for s in order])
         return "".join([f'<div class="lens-static">{_STYLE}', caption, *tables, "</div>"])
 
-    def _caption(self, name: str, shown: int, layers: Sequence[int], sites: Sequence[str]) -> str:
+    def _caption(self, name: str, shown: Sequence[int], layers: Sequence[int], sites: Sequence[str]) -> str:
         header = self.packed.header
-        total, all_layers = len(header["positions"]), header["layers"]
+        positions, all_layers = header["positions"], header["layers"]
         which = f"{all_layers[0]}–{all_layers[-1]}" if len(all_layers) > 1 else f"{all_layers[0]}"
         if len(layers) < len(all_layers):
             which += f" ({len(layers)} of {len(all_layers)})"
         if len(sites) < len(header["sites"]):
             which += f", site {escape(', '.join(sites))} ({len(sites)} of {len(header['sites'])})"
+        where = f"{len(shown):,} of {counted(len(positions), 'position')}"
+        if 0 < len(shown) < len(positions):
+            where += f" ({span([positions[p] for p in shown])})"
         note = " · interrupted" if header["interrupted"] else ""
         return (
-            f"<p><b>{name}</b> · static view: {shown} of {total} positions, layers {which}{note}; "
+            f"<p><b>{name}</b> · static view: {where}, layers {which}{note}; "
             "<code>run.to_html(path)</code> for everything. Each cell: the top token and its probability in percent; "
             "<u>underlined</u> where it is the token that came next.</p>"
         )
 
-    def _tables(self, order: Sequence[int], layers: Sequence[int], room: int) -> tuple[list[str], int]:
-        """Return one table per site, all with the same positions, and the number of these positions."""
+    def _tables(self, order: Sequence[int], layers: Sequence[int], room: int) -> tuple[list[str], list[int]]:
+        """Return one table per site, all with the same positions, and the indices of these positions."""
         share = room // len(order)
         rows = [self._rows(site, layers, share) for site in order]
-        shown = min(len(r) for r in rows)
-        return [self._site(site, layers, r[:shown], first=site == order[0]) for site, r in zip(order, rows, strict=True)], shown
+        shown = sorted(self.places[: min(len(r) for r in rows)])
+        tables = [
+            self._site(site, layers, [r[p] for p in shown], first=site == order[0]) for site, r in zip(order, rows, strict=True)
+        ]
+        return tables, shown
 
     def _site(self, site: int, layers: Sequence[int], rows: Iterable[str], first: bool) -> str:
         header = self.packed.header
@@ -162,24 +174,26 @@ class _Table:
             f"<tbody>{''.join(rows)}</tbody></table></div></details>"
         )
 
-    def _rows(self, site: int, layers: Sequence[int], room: int) -> list[str]:
-        rows: list[str] = []
-        for p in range(len(self.packed.header["positions"])):
+    def _rows(self, site: int, layers: Sequence[int], room: int) -> dict[int, str]:
+        """Return the rows that have room, by the indices of their positions."""
+        rows: dict[int, str] = {}
+        for p in self.places:
             row = self._row(site, layers, p)
             room -= len(row.encode())
             # 400 bytes stay free for the table around the rows. Even the first row is left out if it does not fit.
             if room < 400:
                 break
-            rows.append(row)
+            rows[p] = row
         return rows
 
     def _row(self, site: int, layers: Sequence[int], p: int) -> str:
         header = self.packed.header
         target = header["targets"][p]
         label = self.shown[target] if target >= 0 else ""
-        number = str(header["positions"][p]).replace("-", "−")
+        number = span([header["positions"][p]])
+        begins = ' class="lens-first"' if header["positions"][p] == 0 and p > 0 else ""
         cells = "".join(self._cell(site, layer, p, target) for layer in layers)
-        return f"<tr><th><small>{number}</small> {label}</th>{cells}</tr>\n"
+        return f"<tr{begins}><th><small>{number}</small> {label}</th>{cells}</tr>\n"
 
     def _cell(self, site: int, layer: int, p: int, target: int) -> str:
         header = self.packed.header

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
-from ..words import percent
+from ..words import counted, percent
 from .text import fitted, visible
 
 if TYPE_CHECKING:
     from .data import Run
 
 _HEAD, _CELL, _NUMBER = 12, 9, 5  # widths in characters: a row's token, a cell's token, its probability
+_BEFORE = 4  # rows of the prompt kept before the first generated token's
 
 
 def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
@@ -21,7 +23,8 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
 
     Args:
         site: by default the last one captured, usually the residual stream.
-        positions, layers: how many at most; layers are thinned out evenly, the last always shown.
+        positions, layers: how many at most; the generated tokens come before the prompt's (`by_need`), layers are thinned out
+            evenly, the last always shown.
         width: characters per line, which limits the layers (to two at least); by default the terminal's, if there is one.
     """
     if width is None and sys.stdout is not None and sys.stdout.isatty():
@@ -32,7 +35,7 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
     site = site or str(data.site.values[-1])
     ids, probabilities = (data[name].sel(site=site).values for name in ("token_id", "prob"))
     numbers, places = data.layer.values.tolist(), data.position.values.tolist()
-    rows = range(len(places))[:positions]
+    rows = sorted(by_need(places)[:positions])
     columns = thinned(len(numbers), layers)
 
     def cell(layer: int, row: int) -> str:
@@ -42,11 +45,18 @@ def table_text(run: Run, site: str | None = None, positions: int = 16, layers: i
         return f"{fitted(text, _CELL)}{number:>{_NUMBER}}"
 
     header = f"{'token':>{_HEAD}} │ " + "  ".join(f"{f'layer {numbers[c]}':{_CELL + _NUMBER}}" for c in columns)
-    lines = [f"{_target(run, places[row])} │ " + "  ".join(cell(column, row) for column in columns) for row in rows]
-    more = len(places) - len(rows)
     title = f"{run.model}, {site}: most probable next token by layer"
-    rest = [f"… and {more} more tokens"] if more > 0 else []
-    return "\n".join(line.rstrip() for line in [title, header, "─" * len(header), *lines, *rest])
+    lines: list[str] = []
+    if 0 < len(rows) < len(places):
+        title += f", positions {span([places[row] for row in rows])}"
+    for row in rows:
+        if lines and places[row] == 0:
+            lines.append("┄" * len(header))  # generation begins
+        lines.append(f"{_target(run, places[row])} │ " + "  ".join(cell(column, row) for column in columns))
+    before, after = (rows[0], len(places) - 1 - rows[-1]) if rows else (0, len(places))
+    above = [f"… {counted(before, 'earlier token')}"] if before else []
+    below = [f"… and {counted(after, 'more token')}"] if after else []
+    return "\n".join(line.rstrip() for line in [title, header, "─" * len(header), *above, *lines, *below])
 
 
 def thinned(count: int, most: int) -> list[int]:
@@ -54,6 +64,22 @@ def thinned(count: int, most: int) -> list[int]:
     if count <= most:
         return list(range(count))
     return sorted({round(place * (count - 1) / (most - 1)) for place in range(most)})
+
+
+def by_need(positions: Sequence[int]) -> list[int]:
+    """Return the rows' indices in the order in which a table without room for all of them takes them.
+
+    First the generated tokens with the last few of the prompt before them, then the prompt's others, the last first. Any
+    number of these is one stretch. A prompt after which nothing was generated is taken from its beginning.
+    """
+    begin = next((row for row, position in enumerate(positions) if position >= 0), 0)
+    first = max(0, begin - _BEFORE)
+    return [*range(first, len(positions)), *reversed(range(first))]
+
+
+def span(positions: Sequence[int]) -> str:
+    """Return the first and the last of these, as in ``−4 to 11``; one alone stays alone."""
+    return " to ".join(str(p).replace("-", "−") for p in dict.fromkeys([positions[0], positions[-1]]))
 
 
 def _target(run: Run, position: int) -> str:
