@@ -14,10 +14,13 @@ import models
 import numpy as np
 import once
 import pytest
+from fake_run import fake_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.view.figure import label
+from lens_magic.view.plots import plot
 
 KINDS = ("heatmap", "token", "trajectories", "entropy")
 HOSTILE = ["<script>alert(1)</script>", "$x_{1}$", "\\frac{", "\n\t", "\u202eabc", "a\u0301", "語", "🙂", "\U00012000"]
@@ -191,6 +194,35 @@ def test_labels_are_short_and_visible() -> None:
     assert label(" the") == "·the"
     assert label("a" * 40) == "a" * 13 + "…"
     assert label("\n") == "⏎"
+
+
+@pytest.mark.parametrize("model", ["demo", "/data/models/" + 9 * "a-long-name-"])
+@pytest.mark.parametrize(("positions", "layers"), [(1, 6), (1, 1), (10, 4)])
+def test_no_text_runs_off_a_figure(positions: int, layers: int, model: str) -> None:
+    run = fake_run(positions, layers)
+    run.model = model
+    for figure in (plot(run), plot(run, shade="target_rank"), plot(run, "token"), plot(run, "entropy")):
+        FigureCanvasAgg(figure).draw()  # lays it out
+        named = [text for axes in figure.axes for text in (axes.title, axes.xaxis.label, axes.yaxis.label)]
+        for text in [*named, *figure.texts]:
+            box = text.get_window_extent()
+            outside = (box.x0 < 0, box.y0 < 0, box.x1 > figure.bbox.x1, box.y1 > figure.bbox.y1)
+            assert not text.get_text() or not any(outside), text
+
+
+def test_a_title_names_a_folder_by_its_last_part() -> None:
+    run = fake_run(2, 6)
+    for model, named in [
+        ("demo", "demo"),
+        ("owner/model", "owner/model"),
+        ("/data/models/mine", "mine"),
+        ("./mine/", "mine"),
+        ("~/models/mine", "mine"),
+        ("..", ".."),
+    ]:
+        run.model = model
+        assert plot(run).axes[0].get_title() == f"{named}, residual stream"
+    assert plot(fake_run(1, 2), "entropy").axes[0].get_title() == "fake-model, 1 position"
 
 
 def test_the_view_writes_images(run: Any, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from .text import visible
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LEAST = (4.0, 2.6)  # width and height of a figure, inches: as much as its title and a colour bar's label take
+
 # Fonts with wide coverage that systems have; the installed ones are tried in this order for each character.
 _FONTS = (
     "DejaVu Sans",
@@ -71,8 +73,9 @@ def styled(dark: bool) -> Iterator[Look]:
 
 
 def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Any]]:
-    """Return a figure, not registered with pyplot, with axes side by side, of these widths in inches."""
-    figure: Figure = _figure_class()(figsize=(sum(widths), height), layout="constrained")
+    """Return a figure, not registered with pyplot, with axes side by side, of these widths in inches or a little more."""
+    size = max(sum(widths), _LEAST[0]), max(height, _LEAST[1])
+    figure: Figure = _figure_class()(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
     return figure, list(axes[0])
 

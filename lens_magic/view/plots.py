@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import LensError
+from ..words import counted
 from .figure import Look, label, panels, styled
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def heatmap(
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
     _layers_across(axes, run)
     axes.set_yticks(range(len(rows)), [label(_target(run, row)) for row in rows])
-    axes.set(ylabel="next token", title=f"{run.model}, {_TITLES.get(run.sites[s], run.sites[s])}")
+    axes.set(ylabel="next token", title=_title(figure, run, _TITLES.get(run.sites[s], run.sites[s])))
     figure.colorbar(image, ax=axes, label=SHADES[shade].title, shrink=0.8)
     return figure
 
@@ -145,10 +147,19 @@ def by_layer(run: Run, look: Look) -> Figure:
         colour = look.lines[number % len(look.lines)]
         axes.fill_between(run.layers, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(run.layers, mean, color=colour, marker="o", markersize=3, label=_TITLES.get(site, site))
-    axes.set(xlabel="layer", ylabel="entropy (nats)", ylim=(0, None), title=f"{run.model}, {len(run.positions)} positions")
+    title = _title(figure, run, counted(len(run.positions), "position"))
+    axes.set(xlabel="layer", ylabel="entropy (nats)", ylim=(0, None), title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _title(figure: Figure, run: Run, what: str) -> str:
+    """The model, a folder by its last part alone and cut to what the figure's width has room for, and what is shown of it."""
+    path = Path(run.model)
+    folder = path.is_absolute() or run.model.startswith((".", "~")) or run.model.count("/") > 1
+    room = int(10 * figure.get_figwidth()) - len(what)  # characters
+    return f"{label((folder and path.name) or run.model, room)}, {what}"
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
