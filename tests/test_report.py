@@ -256,6 +256,12 @@ def test_tables_and_texts() -> None:
     assert "' B'" in repr(report)
 
 
+def test_one_question_is_one() -> None:
+    one = planted(slopes_around(0.5, prompts=1))
+    assert ": 1 test question, A and B" in one.title
+    assert ", 1 question in both orders" in one.plot().get_suptitle()
+
+
 def test_figures_show_what_the_numbers_are() -> None:
     import matplotlib.pyplot as plt
 

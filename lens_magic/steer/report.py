@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..tables import frame_as_html
+from ..words import counted
 from . import report_files, statistics
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ class SteerabilityReport:
     def title(self) -> str:
         """What was evaluated, and on which items, on one line."""
         counts = self.counts
-        said = [f"{counts.get('test', len(self.questions))} test questions, A and B in both orders"]
+        said = [f"{counted(counts.get('test', len(self.questions)), 'test question')}, A and B in both orders"]
         if counts.get("unmeasured"):
             said.append(f"stopped with {counts['unmeasured']} more to come, the longest")
         if "train" in counts:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..steer import statistics
+from ..words import counted
 from .figure import Look, label, panels, styled
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def plot(report: SteerabilityReport, layer: int | None = None, dark: bool = Fals
             _by_layer(axes[1], look, report)
         _distribution(axes[-1], look, report, place)
         name = label(report.vector, 40)
-        figure.suptitle(f"{name} at {report.site}, {len(report.questions)} questions in both orders", fontsize=10)
+        questions = counted(len(report.questions), "question")
+        figure.suptitle(f"{name} at {report.site}, {questions} in both orders", fontsize=10)
     return figure
 
 
