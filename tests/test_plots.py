@@ -105,6 +105,28 @@ def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
     assert not any("math" in word for word in words(svg_of(left.figure)))
 
 
+def test_every_token_that_is_named_has_a_line_of_its_own(run: Any) -> None:
+    named = list(range(10, 34))
+    figure = run.plot("trajectories", position=4, tokens=named)
+    for axes in figure.axes:
+        assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 24
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == [label(run.token_texts.get(i, f"#{i}")) for i in named]
+    with pytest.raises(LensError, match="25 lines could not be told apart; name at most 24 tokens=…"):
+        run.plot("trajectories", position=4, tokens=[*named, 34])
+
+
+def test_tokens_left_out_of_the_default_are_counted(run: Any) -> None:
+    one = fake_run(3, 24, vocabulary=300)
+    leaders = len(set(one.variables["token_id"][2, :, 2, 0].tolist()))
+    assert leaders > 6  # or none is left out
+    left, _ = plot(one, "trajectories").axes
+    assert len(left.lines) == 6
+    assert left.get_legend().get_title().get_text() == f"6 of {leaders}"
+    tracked, _ = run.plot("trajectories", position=4).axes
+    assert not tracked.get_legend().get_title().get_text()
+
+
 def test_tokens_that_begin_with_an_underscore_are_in_the_legend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib as mpl
 

@@ -186,7 +186,8 @@ class LensRun:
             kind: "heatmap": tokens × layers of one ``site``, shaded by ``shade`` ("prob", "entropy", "target_rank",
                 "kl_final", "target_prob"), of some ``positions``, with tokens written into the cells or not (``annotate``);
                 "token": all sites of one ``position`` side by side with their candidates (the paper's Figure 2);
-                "trajectories": probability and rank of ``tokens`` across layers at a ``position`` and ``site``;
+                "trajectories": probability and rank of ``tokens`` (24 at most; by default six of the tracked, or else of those
+                first in a layer) across layers at a ``position`` and ``site``;
                 "entropy": mean and middle half of the positions, by layer.
             dark: use colours for a dark page.
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .data import Run
 
 _MOST_CELLS = 4000
+_DASHES = ("-", "--", ":", "-.")  # lines beyond the number of colours begin again with another of these
+_LEGEND_ROWS = 12
 _TITLES = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream", "resid_pre": "block input"}
 
 
@@ -111,17 +113,22 @@ def trajectories(
 ) -> Figure:
     """Draw probability and rank of tokens across layers at one position: tracked tokens, else those first in any layer.
 
-    A token that was not tracked is known only where it is a candidate or the next token; its line is broken elsewhere.
+    Unless they are named, the first six are drawn, and the legend says of how many. A token that was not tracked is known only
+    where it is a candidate or the next token; its line is broken elsewhere.
     """
     s, row = _site(run, site), _row(run, run.positions[-1] if position is None else position)
     leaders = list(dict.fromkeys(run.variables["token_id"][s][::-1, row, 0].tolist()))
-    chosen = _tracked(run, row) or leaders if tokens is None else list(tokens)
+    found = _tracked(run, row) or leaders
+    chosen = found[: len(look.lines)] if tokens is None else list(tokens)
+    if len(chosen) > (most := len(look.lines) * len(_DASHES)):
+        raise LensError(f"{len(chosen)} lines could not be told apart; name at most {most} tokens=…")
     figure, (left, right) = panels([4.2, 4.2], 3.0)
-    for number, token in enumerate(chosen[: len(look.lines)]):
+    for number, token in enumerate(chosen):
         prob, rank = _followed(run, s, row, int(token))
         name = label(_text(run, int(token)))
         name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out of legends
-        style = {"color": look.lines[number], "marker": "o", "markersize": 3, "label": name}
+        dash, colour = divmod(number, len(look.lines))
+        style = {"color": look.lines[colour], "ls": _DASHES[dash], "marker": "o", "markersize": 3, "label": name}
         left.plot(run.layers, prob, **style)
         right.plot(run.layers, rank, **style)
     left.set(ylabel="probability", ylim=(-0.02, 1.02))
@@ -132,7 +139,14 @@ def trajectories(
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    left.legend(frameon=False, fontsize=8)
+    drawn: dict[str, Any] = {"handles": left.lines, "frameon": False, "fontsize": 8}
+    if len(chosen) > len(look.lines):  # too many to be written over the lines
+        columns = -(-len(chosen) // _LEGEND_ROWS)
+        figure.set_figwidth(figure.get_figwidth() + 1.4 * columns)
+        figure.legend(loc="outside right center", ncols=columns, handlelength=3, **drawn)
+    else:
+        cut = tokens is None and len(found) > len(chosen)
+        left.legend(title=f"{len(chosen)} of {len(found)}" if cut else None, title_fontsize=8, **drawn)
     title = _TITLES.get(run.sites[s], run.sites[s])
     figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}, {title}", fontsize=10)
     return figure
