@@ -92,3 +92,24 @@ def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(vis
     page.wait_for_function(f"() => {numbers} !== 'none' && {cell}.scrollWidth <= {cell}.clientWidth")
     page.set_viewport_size({"width": 1120, "height": 800})
     page.wait_for_function(f"() => {numbers} === 'none'")
+
+
+def test_each_line_of_a_prompt_has_its_own_direction(visit: Visit, tmp_path: Path) -> None:
+    run = fake_run(3, 2)
+    run.prompt = "שלום\nHello, and\nמרחבא"
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    sides = page.evaluate(
+        """() => {
+          const passage = document.querySelector(".passage");
+          const box = passage.getBoundingClientRect();
+          const text = passage.firstChild;
+          const at = (word) => {
+            const range = document.createRange();
+            range.setStart(text, text.data.indexOf(word));
+            range.setEnd(text, text.data.indexOf(word) + word.length);
+            return range.getBoundingClientRect();
+          };
+          return [box.right - at("שלום").right, at("Hello").left - box.left, box.right - at("מרחבא").right];
+        }"""
+    )
+    assert max(sides) < 14  # the padding is 12
