@@ -312,8 +312,14 @@ for (const { buffers } of packs) {
     buffers[name] = bytes;
   }
 }
+// After a long prompt, the answer is what is read first: its beginning is in view, with the end of the prompt above it.
+for (const passage of document.querySelectorAll(".passage")) {
+  const answer = passage.querySelector("mark");
+  if (answer.textContent) passage.scrollTop = answer.offsetTop - passage.offsetTop - passage.clientHeight / 2;
+}
 const began = performance.now();
-mount(document.getElementById("lens"), packs[0], { compare: packs[1] });
+const view = mount(document.getElementById("lens"), packs[0], { compare: packs[1] });
+for (const grid of view.grids ?? []) grid.centre((grid.active[0] + 0.5) / grid.model.rows, 0);
 // A page has no other use for the key, and its reader may not have been in the table yet.
 addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target !== document.body || event.ctrlKey || event.metaKey || event.altKey) return;

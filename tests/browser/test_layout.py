@@ -94,6 +94,35 @@ def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(vis
     page.wait_for_function(f"() => {numbers} === 'none'")
 
 
+def test_a_page_of_a_long_prompt_opens_at_its_answer(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(30, 40, prompt_positions=900, vocabulary=500)), tmp_path / "run.html")
+    settle(page)
+    above, below = page.evaluate(
+        """() => {
+          const box = document.querySelector(".passage").getBoundingClientRect();
+          const [line] = document.querySelector(".passage mark").getClientRects(); // the first of its lines
+          return [line.top - box.top, box.bottom - line.bottom];
+        }"""
+    )
+    assert above > 20  # a line of the prompt
+    assert below > 20
+    grid = page.get_by_role("grid")
+    assert grid.evaluate("(el) => el.scrollLeft") == 0
+    row = grid.locator(".lens-rowhead.lens-first").bounding_box()
+    box = grid.bounding_box()
+    assert row
+    assert box
+    assert box["y"] + 100 < row["y"] < box["y"] + box["height"] - 100
+
+
+def test_a_page_of_a_short_prompt_or_of_a_prompt_alone_opens_at_its_beginning(visit: Visit, tmp_path: Path) -> None:
+    for run in (fake_run(90, 6, prompt_positions=2), fake_run(0, 6, prompt_positions=900)):
+        page = visit.open(page_html(run), tmp_path / "run.html")
+        settle(page)
+        scrolled = "() => [...document.querySelectorAll('.passage, [role=grid]')].map((el) => el.scrollTop)"
+        assert page.evaluate(scrolled) == [0, 0]
+
+
 def test_each_line_of_a_prompt_has_its_own_direction(visit: Visit, tmp_path: Path) -> None:
     run = fake_run(3, 2)
     run.prompt = "שלום\nHello, and\nמרחבא"
