@@ -411,6 +411,24 @@ def test_cells_are_copied(page: Page, run: FakeRun) -> None:
     assert copied(page) == "\n".join("\t".join(shown(run, data[layer, p]) for layer in (1, 2)) for p in (1, 2))
 
 
+def test_cells_chosen_with_the_mouse_are_copied_and_no_text(page: Page, run: FakeRun) -> None:
+    data = run.dataset.token_id.sel(site="resid_post").values[..., 0]
+    block = "\n".join("\t".join(shown(run, data[layer, p]) for layer in (1, 2)) for p in (1, 2))
+    first = page.locator("[role=row][aria-rowindex='3'] [role=gridcell][aria-colindex='3']")
+    last = page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='4']")
+    first.click()
+    last.click(modifiers=["Shift"])
+    assert copied(page) == block
+    page.evaluate("() => getSelection().selectAllChildren(document.querySelector('.passage'))")
+    first.click()
+    assert copied(page) == shown(run, data[1, 1])
+    first.hover()
+    page.mouse.down()
+    last.hover()
+    page.mouse.up()
+    assert copied(page) == block
+
+
 def test_a_table_is_copied_with_its_numbers(page: Page, run: FakeRun) -> None:
     """Tab-separated, from the menu: a selection with its headers, a single cell as its candidates."""
     data = run.dataset.sel(site="resid_post")

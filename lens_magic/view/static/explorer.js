@@ -18,6 +18,8 @@ export class Explorer extends Stage {
   /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} [options] */
   constructor(el, datas, options = {}) {
     super(el, datas, options);
+    // Whoever clicks a cell after selecting text on the page wants to copy the cell.
+    for (const grid of this.grids) grid.el.addEventListener("pointerdown", () => document.getSelection()?.removeAllRanges());
     this.root.addEventListener("copy", (event) => {
       if (!(event.target instanceof Element) || !event.target.closest(".lens-scroll") || String(document.getSelection())) return;
       event.clipboardData?.setData("text/plain", this.copied("text"));
