@@ -392,6 +392,22 @@ class TestTwoRuns:
             assert ("lens-changed" in cell["classes"]) != bool(same)
             assert ("→" in cell["text"]) != bool(same)
 
+    def test_what_is_taken_is_of_the_run_the_reader_is_in(self, page: Page, other: FakeRun) -> None:
+        data = other.dataset.sel(site="resid_post", layer=2, position=3)
+        page.locator("[role=grid]").nth(1).locator("[role=row][aria-rowindex='5'] [role=gridcell][aria-colindex='4']").click()
+        top = shown(other, data.token_id.values[0])
+        assert copied(page) == top
+        page.keyboard.press("p")
+        assert page.locator(".lens-chip:not(.lens-followed) .lens-token").inner_text() == top
+        head, *candidates = taken(page)
+        assert head[:2] == ["token", "id"]
+        assert [int(row[1]) for row in candidates] == data.token_id.values.tolist()
+        assert any(text.startswith("after · resid_post") for text in picture(page))
+        page.get_by_label("Find a token").press("Escape")
+        assert copied(page) == top, "back in the same table"
+        page.get_by_role("radio", name="difference").check(force=True)
+        assert any(text.startswith("before → after · resid_post") for text in picture(page))
+
 
 def copied(page: Page) -> str:
     page.evaluate(
@@ -399,6 +415,25 @@ def copied(page: Page) -> str:
     )
     page.keyboard.press("Control+c")
     return str(page.evaluate("() => window.taken"))
+
+
+def taken(page: Page) -> list[list[str]]:
+    """What the menu copies as a table."""
+    page.evaluate("() => (navigator.clipboard.writeText = async (text) => void (window.written = text))")
+    page.get_by_label("Copy and save").click()
+    page.get_by_text("Copy as table").click()
+    assert page.locator(".lens-said").inner_text() == "copied"
+    assert page.evaluate("() => document.activeElement.tagName") == "SUMMARY"
+    return [line.split("\t") for line in str(page.evaluate("() => window.written")).split("\n")]
+
+
+def picture(page: Page) -> list[str]:
+    """The texts of the picture that the menu saves."""
+    page.get_by_label("Copy and save").click()
+    with page.expect_download() as download:
+        page.get_by_text("Save as SVG").click()
+    tree = ElementTree.fromstring(Path(download.value.path()).read_bytes())
+    return [element.text or "" for element in tree.iter() if element.tag.endswith("text")]
 
 
 def test_cells_are_copied(page: Page, run: FakeRun) -> None:
@@ -432,17 +467,8 @@ def test_cells_chosen_with_the_mouse_are_copied_and_no_text(page: Page, run: Fak
 def test_a_table_is_copied_with_its_numbers(page: Page, run: FakeRun) -> None:
     """Tab-separated, from the menu: a selection with its headers, a single cell as its candidates."""
     data = run.dataset.sel(site="resid_post")
-
-    def taken() -> list[list[str]]:
-        page.evaluate("() => (navigator.clipboard.writeText = async (text) => void (window.written = text))")
-        page.get_by_label("Copy and save").click()
-        page.get_by_text("Copy as table").click()
-        assert page.locator(".lens-said").inner_text() == "copied"
-        assert page.evaluate("() => document.activeElement.tagName") == "SUMMARY"
-        return [line.split("\t") for line in str(page.evaluate("() => window.written")).split("\n")]
-
     page.locator("[role=row][aria-rowindex='3'] [role=gridcell][aria-colindex='3']").click()
-    head, *candidates = taken()
+    head, *candidates = taken(page)
     assert head == ["token", "id", "prob", "prob_topk", "logit"]
     for at, (token, index, prob, share, logit) in enumerate(candidates):
         assert int(index) == data.token_id.values[1, 1, at]
@@ -452,7 +478,7 @@ def test_a_table_is_copied_with_its_numbers(page: Page, run: FakeRun) -> None:
     page.get_by_role("grid").focus()
     page.keyboard.press("Shift+ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    head, *rows = taken()
+    head, *rows = taken(page)
     assert len(head) == 5
     assert [len(row) for row in rows] == [5, 5]
     for position, row in zip((1, 2), rows, strict=True):

@@ -50,7 +50,7 @@ export class Explorer extends Stage {
         this.step(event.key === "[" ? -1 : 1);
         return true;
       case "p":
-        this.pinCell(0, this.cell);
+        this.pinCell(this.current, this.cell);
         return true;
       default:
         return false;
@@ -116,30 +116,30 @@ export class Explorer extends Stage {
 
   /** The selection as text or as a table. @param {"text" | "tsv"} how */
   copied(how) {
-    const model = this.models?.[0];
+    const model = this.models?.[this.current];
     if (!model) return "";
-    const range = this.grids[0].range();
+    const range = this.grids[this.current].range();
     const single = range[0] === range[2] && range[1] === range[3];
     if (how === "text") return asText(model, range);
-    const offset = single && this.view.mode === "table" && model.scale.ramp !== "more" ? this.offset(0, this.cell) : -1;
+    const offset = single && this.view.mode === "table" && model.scale.ramp !== "more" ? this.offset(this.current, this.cell) : -1;
     if (offset < 0) return asTable(model, range);
-    const { data } = this.frames[0];
+    const { data } = this.frames[this.current];
     return candidatesTable(data.candidates(offset, data.positionAt.get(this.cell.position) ?? -1));
   }
 
   /** The range that a picture shows: the selection, or all cells in view. */
   pictured() {
-    const grid = this.grids[0];
+    const grid = this.grids[this.current];
     const range = grid.range();
     if (range[0] !== range[2] || range[1] !== range[3] || !this.models) return range;
     const [row, col, rows, cols] = grid.window();
-    const model = this.models[0];
+    const model = this.models[this.current];
     return [Math.ceil(row - 0.2), Math.ceil(col - 0.2), Math.min(model.rows, Math.floor(row + rows + 0.2)) - 1, Math.min(model.cols, Math.floor(col + cols + 0.2)) - 1];
   }
 
   /** Copies or saves in one of the formats. @param {string} what */
   async take(what) {
-    const model = this.models?.[0];
+    const model = this.models?.[this.current];
     if (!model) return;
     if (what === "text" || what === "tsv") {
       const done = await toClipboard(this.copied(what));
@@ -152,8 +152,8 @@ export class Explorer extends Stage {
       this.say(`${grouped(cells)} cells are too many for a picture; select at most ${grouped(MOST_DRAWN)}`);
       return;
     }
-    const { sites } = this.view;
-    const svg = asSvg(model, range, this.root, `${this.datas[0].header.model} · ${sites.join(", ")}`);
+    const whose = this.captions?.[this.current].textContent ?? this.datas[0].header.model;
+    const svg = asSvg(model, range, this.root, `${whose} · ${this.view.sites.join(", ")}`);
     const blob = what === "svg" ? new Blob([svg], { type: "image/svg+xml" }) : await asPng(svg);
     if (blob) save(blob, `lens.${what}`);
     this.say(blob ? `saved as lens.${what}` : "this browser cannot draw the picture");

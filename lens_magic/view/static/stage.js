@@ -47,6 +47,8 @@ export class Stage {
     // Lumino (JupyterLab) would otherwise take the arrow keys for the notebook's own cells.
     this.root.dataset.lmSuppressShortcuts = "true";
     this.grids = datas.map((_, i) => this.makeGrid(i, acts));
+    this.current = 0; // which grid the reader was in last: what is copied, saved or pinned is of its run
+    this.grids.forEach((grid, i) => grid.el.addEventListener("focus", () => (this.current = i)));
     this.id = this.grids[0].id;
     this.toolbar = new Toolbar(datas, this.labels, this.id, {
       onView: (change) => this.set(change),
@@ -58,7 +60,7 @@ export class Stage {
       site: () => datas[0].siteAt.get(this.cell.site) ?? 0,
       layers: () => this.view.layers.flatMap((layer) => datas[0].layerAt.get(layer) ?? []),
       onFound: (token, place) => acts.foundToken(token, place),
-      onLeave: () => this.grids[0].el.focus(),
+      onLeave: () => this.grids[this.current].el.focus(),
     });
     this.toolbar.controls.append(this.find.el);
     this.overview = new Overview((down, across) => this.grids.forEach((grid) => grid.centre(down, across)));
@@ -71,7 +73,7 @@ export class Stage {
     this.pins = new Pins({
       onChange: () => this.draw(),
       onGo: (pin) => acts.go({ site: pin.site, layer: pin.layer ?? this.cell.layer, position: pin.position }),
-      onLeave: () => this.grids[0].el.focus({ preventScroll: true }),
+      onLeave: () => this.grids[this.current].el.focus({ preventScroll: true }),
     });
     this.chart = new Chart();
     if (options.state) this.restore(options.state);
@@ -117,7 +119,7 @@ export class Stage {
     });
   }
 
-  /** @param {number} i */
+  /** @param {number} i which run */
   nameOf(i) {
     const names = this.datas.map((data) => data.header.model);
     const own = this.datas[i].header.name;
@@ -180,6 +182,7 @@ export class Stage {
   /** @param {boolean} [follow] bring the active cell into view */
   draw(follow = false) {
     const groups = this.shownFrames;
+    this.current = Math.min(this.current, groups.length - 1);
     const pinned = new Set(this.pins.list.flatMap((pin) => (pin.layer === null ? [] : [keyOf({ ...pin, layer: pin.layer })])));
     const classes = ["lens-root", ZOOMS[this.view.zoom].className];
     if (this.view.transposed) classes.push("lens-transposed");
