@@ -408,6 +408,47 @@ class TestTwoRuns:
         page.get_by_role("radio", name="difference").check(force=True)
         assert any(text.startswith("before → after · resid_post") for text in picture(page))
 
+    def test_a_token_is_looked_for_in_both(self, page: Page, other: FakeRun) -> None:
+        first = fake_run(50, LAYERS, seed=3).dataset.token_id.sel(site="resid_post").values
+        second = other.dataset.token_id.sel(site="resid_post").values
+
+        def entered(token: int) -> dict[tuple[int, int], list[str]]:
+            places: dict[tuple[int, int], list[str]] = {}
+            for name, data in (("before", first), ("after", second)):
+                there = (data == token).any(-1)  # [layer, position]
+                for position in np.flatnonzero(there.any(0)).tolist():
+                    places.setdefault((position, int(there[:, position].argmax())), []).append(name)
+            return places
+
+        # One that enters somewhere in the first alone, in the second alone, and in both.
+        token = next(token for token in range(50) if len({tuple(names) for names in entered(token).values()}) == 3)
+        enters = entered(token)
+        page.get_by_label("Find a token").fill(f"#{token}")
+        cells_with = int(sum((data == token).any(-1).sum() for data in (first, second)))
+        assert f"{cells_with} cells" in page.locator(".lens-found-list").inner_text()
+        for n, ((position, layer), names) in enumerate(sorted(enters.items())):
+            page.keyboard.press("Enter")
+            whose = "" if len(names) == 2 else f", {names[0]}"
+            said = f"{n + 1} of {len(enters)} · position {position}, layer {layer}{whose}"
+            assert page.locator(".lens-found-status").inner_text() == said
+
+    def test_a_token_of_the_second_run_alone_is_found(self, visit: Visit, tmp_path: Path) -> None:
+        one, other = fake_run(POSITIONS, LAYERS, seed=3), fake_run(POSITIONS, LAYERS, seed=9)
+        other.token_texts[900] = " zebra"
+        other.dataset["token_id"].loc[{"site": "resid_post", "layer": 2, "position": 3, "k": 4}] = 900
+        page = visit.open(page_html(one, other, ("before", "after")), tmp_path / "two.html")
+        page.get_by_label("Find a token").fill("zeb")
+        page.keyboard.press("Enter")
+        assert page.locator(".lens-found-status").inner_text() == "1 of 1 · position 3, layer 2, after"
+        shade_by(page, "token:900")
+        assert page.locator(".lens-legend-what").inner_text().startswith("probability of ·zebra")
+        assert "·zebra is among the candidates" in page.locator(".lens-legend").inner_text()
+        marks = [{at for at, cell in cells(page, grid).items() if "lens-found" in cell["classes"]} for grid in (0, 1)]
+        assert marks == [set(), {(3, 2)}]
+        page.get_by_role("radio", name="difference").check(force=True)
+        settle(page)
+        assert {at for at, cell in cells(page).items() if "lens-found" in cell["classes"]} == {(3, 2)}
+
 
 def copied(page: Page) -> str:
     page.evaluate(

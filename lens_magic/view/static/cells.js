@@ -10,7 +10,7 @@ import { difference, measureOf, shade } from "./measures.js";
  * @typedef {import("./frame.js").View} View
  * @typedef {import("./frame.js").Cell} Cell
  * @typedef {import("./measures.js").Ramp} Ramp
- * @typedef {{found: number, pinned: Set<string>}} Marks a token of the run, and `keyOf` cells
+ * @typedef {{found: number[], pinned: Set<string>}} Marks the token looked for as each run has it, and `keyOf` cells
  * @typedef {{at: (a: number, b: number) => number[], find: (cell: Cell & {j?: number}) => [number, number]}} Places
  *   `at`: indices of the site, layer and position among the frame's labels, and which candidate
  * @typedef {{paint: (el: HTMLElement, a: number, b: number) => void, describe: (a: number, b: number) => string,
@@ -62,6 +62,9 @@ function write(el, shows, name, number) {
   /** @type {Text} */ (el.children[1].firstChild).data = number;
 }
 
+/** Whether the token looked for is among a cell's candidates. @param {Frame} frame @param {number} offset @param {number} token */
+const holdsFound = ({ data }, offset, token) => token >= 0 && data.candidateOf(offset, token) >= 0;
+
 /** Paints the cells of one run. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
 function runPainter(frame, view, marks, places) {
   const { data, labels } = frame;
@@ -99,7 +102,7 @@ function runPainter(frame, view, marks, places) {
         write(el, shows, names.join("\n"), probs.join("\n"));
       } else write(el, shows, tokens[top], number(value));
       const settles = s === stream && frame.settles(position) === labels.layers[l];
-      const found = marks.found >= 0 && data.candidateOf(offset, marks.found) >= 0;
+      const found = holdsFound(frame, offset, marks.found[0]);
       const pinned = marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)));
       const hit = data.holds(offset * data.k, targets[position]);
       el.className = `lens-cell${hit ? " lens-hit" : ""}${settles ? " lens-settles" : ""}${found ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
@@ -150,7 +153,7 @@ function candidatePainter(frame, view, marks, places) {
       const { where, i, j, token, prob, target } = at(a, b);
       write(el, shows, token < 0 ? "" : tokens[token], token < 0 ? "" : shows === "number" ? percent(prob) : brief(prob));
       const pinned = j === 0 && marks.pinned.has(keyOf(named(labels, where)));
-      el.className = `lens-cell${data.holds(i, target) ? " lens-hit" : ""}${j === 0 ? " lens-group" : ""}${data.holds(i, marks.found) ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
+      el.className = `lens-cell${data.holds(i, target) ? " lens-hit" : ""}${j === 0 ? " lens-group" : ""}${data.holds(i, marks.found[0]) ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
       el.style.backgroundColor = shade("sure", prob);
     },
     describe(a, b) {
@@ -170,8 +173,8 @@ function candidatePainter(frame, view, marks, places) {
   };
 }
 
-/** Paints the change from one run to another. @param {Frame[]} frames two @param {View[]} views the view, with tokens as each run has them @param {Places} places @returns {Painter & {scale: Scale}} */
-function differencePainter(frames, views, places) {
+/** Paints the change from one run to another. @param {Frame[]} frames two @param {View[]} views the view, with tokens as each run has them @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
+function differencePainter(frames, views, marks, places) {
   const [view] = views;
   const { shows } = ZOOMS[view.zoom];
   const measures = frames.map(({ data }, i) => measureOf(data, views[i]));
@@ -182,9 +185,9 @@ function differencePainter(frames, views, places) {
     const [s, l, p] = where;
     const sides = frames.map((frame, i) => {
       const offset = frame.cell(s, l, p);
-      if (offset < 0) return { token: "", id: -1, value: NaN };
+      if (offset < 0) return { token: "", id: -1, value: NaN, found: false };
       const token = frame.data.top(offset);
-      return { token: frame.data.header.tokens[token], id: frame.data.arrays.ids[token], value: measures[i].value(offset, frame.position[p]) };
+      return { token: frame.data.header.tokens[token], id: frame.data.arrays.ids[token], value: measures[i].value(offset, frame.position[p]), found: holdsFound(frame, offset, marks.found[i]) };
     });
     const [was, is] = sides;
     const same = was.id === is.id || was.id < 0 || is.id < 0;
@@ -198,7 +201,7 @@ function differencePainter(frames, views, places) {
     paint(el, a, b) {
       const found = at(a, b);
       write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : found.same ? found.was.token || found.is.token : both(found, true), change.text(found.change));
-      el.className = `lens-cell${found.same ? "" : " lens-changed"}`;
+      el.className = `lens-cell${found.same ? "" : " lens-changed"}${found.was.found || found.is.found ? " lens-found" : ""}`;
       el.style.backgroundColor = shade("more", change.strength(found.change));
     },
     describe(a, b) {
@@ -267,7 +270,7 @@ export function gridModel(frames, views, marks, cell) {
   const painter = token
     ? candidatePainter(frames[0], view, marks, places)
     : frames.length > 1
-      ? differencePainter(frames, views, places)
+      ? differencePainter(frames, views, marks, places)
       : runPainter(frames[0], view, marks, places);
   const [rows, cols] = view.transposed ? [across, along] : [along, across];
   const turned = (/** @type {(a: number, b: number) => any} */ f) => (view.transposed ? (/** @type {number} */ r, /** @type {number} */ c) => f(c, r) : f);

@@ -81,6 +81,11 @@ export class LensData {
     return (site * this.header.layers.length + layer) * this.room + position;
   }
 
+  /** Row of a token in the token table; −1 if the run does not have it. @param {number} id vocabulary index */
+  row(id) {
+    return this.arrays.ids.indexOf(id);
+  }
+
   /** Row of the first candidate in the token table. @param {number} cell */
   top(cell) {
     return this.arrays.token[cell * this.k];

@@ -84,12 +84,12 @@ export class Explorer extends Stage {
     this.draw(true);
   }
 
-  /** @param {number} token of the first run, or −1 @param {import("./query.js").Place | null} place its indices */
+  /** @param {number} token vocabulary index, or −1 @param {import("./find.js").Found | null} place */
   foundToken(token, place) {
-    const lost = token < 0 && this.view.shade === "token" && !this.datas[0].header.tracked.includes(this.view.token);
+    const [first] = this.datas;
+    const lost = token < 0 && this.view.shade === "token" && !first.header.tracked.includes(first.row(this.view.token));
     this.view = { ...this.view, token: token < 0 && !lost && this.view.shade === "token" ? this.view.token : token, shade: lost ? "prob" : this.view.shade };
-    const { layers, positions } = this.datas[0].header;
-    if (place) this.cell = { ...this.cell, layer: layers[place.layer], position: positions[place.position], j: 0 };
+    if (place) this.cell = { ...this.cell, layer: place.layer, position: place.position, j: 0 };
     this.draw(place !== null);
     if (place) this.options.onSelect?.(this.selected());
   }

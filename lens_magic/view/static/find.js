@@ -5,22 +5,26 @@ import { counts, matching, occurrences } from "./query.js";
 /**
  * Token search: an input, the tokens that match, and steps between the places where the chosen one is among the candidates.
  *
+ * Tokens by vocabulary index and places by labels, which mean the same in two runs.
+ *
  * @typedef {import("./data.js").LensData} Data
- * @typedef {import("./query.js").Place} Place
+ * @typedef {{position: number, layer: number, runs: number[]}} Found a place, and which of the runs have the token there
  */
 
 const MOST_OFFERED = 8;
 
 export class Find {
   /**
-   * @param {Data} data
-   * @param {{id: string, site: () => number, layers: () => number[], onFound: (token: number, place: Place | null) => void, onLeave: () => void}} on
+   * @param {Data[]} datas one or two
+   * @param {{id: string, site: () => string, layers: () => number[], textOf: (token: number) => string, nameOf: (run: number) => string,
+   *   onFound: (token: number, place: Found | null) => void, onLeave: () => void}} on
    */
-  constructor(data, on) {
-    this.data = data;
+  constructor(datas, on) {
+    this.datas = datas;
+    this.top = `top ${[...new Set(datas.map((data) => data.k))].join(" or ")}`;
     this.on = on;
     this.token = -1;
-    /** @type {Place[]} */
+    /** @type {Found[]} */
     this.places = [];
     this.at = 0;
     this.choice = 0;
@@ -52,15 +56,21 @@ export class Find {
   }
 
   offer() {
-    this.offered = matching(this.data, this.input.value, counts(this.data, this.on.site()), MOST_OFFERED);
+    const searched = this.datas.flatMap((data) => {
+      const site = data.siteAt.get(this.on.site());
+      return site === undefined ? [] : [{ data, frequency: counts(data, site) }];
+    });
+    const closest = searched.map(({ data, frequency }) => matching(data, this.input.value, frequency, MOST_OFFERED).map((row) => data.arrays.ids[row]));
+    const inTurn = Array.from({ length: MOST_OFFERED }, (_, n) => closest.flatMap((tokens) => tokens[n] ?? [])).flat();
+    this.offered = [...new Set(inTurn)].slice(0, MOST_OFFERED);
     this.choice = 0;
-    const frequency = counts(this.data, this.on.site());
+    const cells = (/** @type {number} */ token) => searched.reduce((n, { data, frequency }) => n + (frequency[data.row(token)] ?? 0), 0);
     this.list.replaceChildren(
       ...this.offered.map((token, i) => {
         const item = make("li");
         item.id = `${this.on.id}-found-${i}`;
         item.setAttribute("role", "option");
-        item.append(make("span", "lens-token", cut(this.data.header.tokens[token], 32)), make("small", "", plural(frequency[token], "cell")));
+        item.append(make("span", "lens-token", cut(this.on.textOf(token), 32)), make("small", "", plural(cells(token), "cell")));
         // Not click: the input must keep the focus until the choice is made.
         item.addEventListener("pointerdown", (event) => {
           event.preventDefault();
@@ -70,7 +80,7 @@ export class Find {
       }),
     );
     const nothing = this.input.value !== "" && !this.offered.length;
-    this.status.textContent = nothing ? `not in the top ${this.data.k} of this site` : "";
+    this.status.textContent = nothing ? `not in the ${this.top} of this site` : "";
     this.open();
   }
 
@@ -107,7 +117,7 @@ export class Find {
   /** Goes to the first place where a token is among the candidates. @param {number} token */
   choose(token) {
     this.token = token;
-    this.input.value = this.data.header.tokens[token];
+    this.input.value = this.on.textOf(token);
     this.close();
     this.look();
     this.at = 0;
@@ -116,7 +126,19 @@ export class Find {
 
   /** Updates the places where the token is among the candidates of the site and layers shown. */
   look() {
-    this.places = occurrences(this.data, this.on.site(), this.on.layers(), this.token);
+    /** @type {Map<string, Found>} */
+    const found = new Map();
+    this.datas.forEach((data, run) => {
+      const [site, row] = [data.siteAt.get(this.on.site()), data.row(this.token)];
+      if (site === undefined || row < 0) return;
+      const layers = this.on.layers().flatMap((layer) => data.layerAt.get(layer) ?? []);
+      for (const at of occurrences(data, site, layers, row)) {
+        const [position, layer] = [data.header.positions[at.position], data.header.layers[at.layer]];
+        const runs = found.get(`${position}|${layer}`)?.runs ?? [];
+        found.set(`${position}|${layer}`, { position, layer, runs: [...runs, run] });
+      }
+    });
+    this.places = [...found.values()].sort((a, b) => a.position - b.position || a.layer - b.layer);
   }
 
   /** @param {number} by */
@@ -129,11 +151,11 @@ export class Find {
 
   go() {
     const place = this.places[this.at] ?? null;
-    const { positions, layers } = this.data.header;
+    const whose = place && place.runs.length < this.datas.length ? `, ${this.on.nameOf(place.runs[0])}` : "";
     this.status.textContent = place
-      ? `${this.at + 1} of ${this.places.length} · position ${integer(positions[place.position])}, layer ${layers[place.layer]}`
-      : `not in the top ${this.data.k} of the layers on show`;
-    this.status.title = `Places at which it enters the top ${this.data.k}`;
+      ? `${this.at + 1} of ${this.places.length} · position ${integer(place.position)}, layer ${place.layer}${whose}`
+      : `not in the ${this.top} of the layers on show`;
+    this.status.title = `Places at which it enters the ${this.top}`;
     this.steps.hidden = false;
     this.on.onFound(this.token, place);
   }

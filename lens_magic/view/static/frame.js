@@ -6,7 +6,7 @@ import { settled } from "./query.js";
  * @typedef {import("./data.js").LensData} Data
  * @typedef {{site: string, layer: number, position: number}} Cell labels
  * @typedef {import("./measures.js").Choice & {mode: "table" | "token", sites: string[], layers: number[],
- *   zoom: number, transposed: boolean, pairing: "beside" | "difference"}} View
+ *   zoom: number, transposed: boolean, pairing: "beside" | "difference"}} View the stage's `token` is a vocabulary index
  * @typedef {{positions: number[], layers: number[], sites: string[]}} Labels
  */
 

@@ -5,7 +5,8 @@ import { brief, count, delta, integer, nats } from "./format.js";
  *
  * @typedef {import("./data.js").LensData} Data
  * @typedef {"prob" | "target" | "rank" | "entropy" | "kl" | "token"} Shading
- * @typedef {{shade: Shading, over: "all" | "k", token: number, sites: string[]}} Choice `token`: a row of the token table, or −1
+ * @typedef {{shade: Shading, over: "all" | "k", token: number, name?: string, sites: string[]}} Choice `token`: a row of the
+ *   token table, or −1; `name`: its text, which another run may have if this one does not
  * @typedef {"sure" | "unsure" | "more" | "less"} Ramp colours by meaning, so that different kinds of measures look different
  * @typedef {{label: string, ramp: Ramp, low: string, high: string, value: (cell: number, position: number) => number,
  *   strength: (value: number) => number, text: (value: number) => string}} Measure `strength` in −1 … 1
@@ -45,7 +46,7 @@ export function measureOf(data, choice) {
     case "target":
       return { ...share, label: SHADINGS.target + among, value: ps.target };
     case "token": {
-      const name = choice.token < 0 ? "…" : data.header.tokens[choice.token];
+      const name = choice.name || (data.header.tokens[choice.token] ?? "…");
       return { ...share, label: `probability of ${name}${among}`, value: ps.token };
     }
     case "rank": {

@@ -68,7 +68,7 @@ export function matching(data, query, frequency, most) {
   const { tokens } = data.header;
   const index = /^#(\d+)$/.exec(query.trim());
   if (index) {
-    const row = data.arrays.ids.indexOf(Number(index[1]));
+    const row = data.row(Number(index[1]));
     return row < 0 ? [] : [row];
   }
   const wanted = query.toLowerCase();

@@ -24,7 +24,7 @@ import { trajectory } from "./query.js";
  * @typedef {{onSelect?: (cell: Cell) => void, strip?: HTMLElement, compare?: Packed, state?: State}} Options
  * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[], scroll: [number, number], focused: boolean}} State
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
- *   foundToken: (token: number, place: import("./query.js").Place | null) => void,
+ *   foundToken: (token: number, place: import("./find.js").Found | null) => void,
  *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
  *   key: (event: KeyboardEvent) => boolean}} Acts the reader's actions, which the parts call on the explorer
  */
@@ -55,10 +55,12 @@ export class Stage {
       onToken: (by) => acts.step(by),
       onExport: (what) => acts.take(what),
     });
-    this.find = new Find(datas[0], {
+    this.find = new Find(datas, {
       id: this.id,
-      site: () => datas[0].siteAt.get(this.cell.site) ?? 0,
-      layers: () => this.view.layers.flatMap((layer) => datas[0].layerAt.get(layer) ?? []),
+      site: () => this.cell.site,
+      layers: () => this.view.layers,
+      textOf: (token) => this.textOf(token),
+      nameOf: (i) => this.nameOf(i),
       onFound: (token, place) => acts.foundToken(token, place),
       onLeave: () => this.grids[this.current].el.focus(),
     });
@@ -171,12 +173,14 @@ export class Stage {
 
   /** The view, with the token in terms of one run's token table. @param {Frame} frame @returns {View} */
   viewOf(frame) {
-    return { ...this.view, token: this.tokenIn(frame.data, this.view.token) };
+    const { token } = this.view;
+    return { ...this.view, token: frame.data.row(token), name: this.textOf(token) };
   }
 
-  /** Index in another run of a token of the first run. @param {LensData} data @param {number} token */
-  tokenIn(data, token) {
-    return token < 0 || data === this.datas[0] ? token : data.arrays.ids.indexOf(this.datas[0].arrays.ids[token]);
+  /** A token's text, from whichever run has it; empty for none. @param {number} token vocabulary index, or −1 */
+  textOf(token) {
+    const data = this.datas.find((one) => one.row(token) >= 0);
+    return data ? data.header.tokens[data.row(token)] : "";
   }
 
   /** @param {boolean} [follow] bring the active cell into view */
@@ -193,7 +197,7 @@ export class Stage {
     this.root.className = classes.join(" ");
     this.panes?.forEach((pane, i) => (pane.hidden = i >= groups.length));
     this.models = groups.map((frames) => {
-      const marks = { found: this.tokenIn(frames[0].data, this.find.token), pinned };
+      const marks = { found: frames.map(({ data }) => data.row(this.find.token)), pinned };
       return gridModel(frames, frames.map((frame) => this.viewOf(frame)), marks, this.cell);
     });
     this.models.forEach((model, i) => {
@@ -206,13 +210,12 @@ export class Stage {
     });
     this.overview.show(this.models[0]);
     this.overview.mark(this.grids[0].window());
-    const found = this.find.token < 0 ? "" : this.datas[0].header.tokens[this.find.token];
     this.legend.show(this.models[0].scale, {
       settles: this.view.mode === "table" && this.view.sites.includes("resid_post"),
       difference: groups[0].length > 1,
-      found,
+      found: this.textOf(this.find.token),
     });
-    this.toolbar.update(this.view, ZOOMS.length, this.cell, this.nextToken(), this.view.token < 0 ? "" : this.datas[0].header.tokens[this.view.token]);
+    this.toolbar.update(this.view, ZOOMS.length, this.cell, this.nextToken(), this.textOf(this.view.token));
     this.detailed(0);
   }
 
@@ -249,7 +252,7 @@ export class Stage {
         followed.push({ name, what: `${which}next at ${cell.position}`.replace("-", "−") });
       }
       this.pins.list.forEach((pin, n) => {
-        const token = data.arrays.ids.indexOf(pin.id);
+        const token = data.row(pin.id);
         const at = data.positionAt.get(pin.position);
         const where = data.siteAt.get(pin.site);
         if (token < 0 || at === undefined || where === undefined) return;

@@ -114,7 +114,7 @@ export class Toolbar {
     const { k, tracked, tokens } = data.header;
     /** @type {[string, string][]} */
     const shadings = Object.entries(SHADINGS).filter(([name]) => name !== "token" && (name !== "kl" || data.hasKl));
-    for (const token of tracked) shadings.push([`token:${token}`, `probability of ${tokens[token]}`]);
+    for (const row of tracked) shadings.push([`token:${data.arrays.ids[row]}`, `probability of ${tokens[row]}`]);
     this.shade = choice("Shade by", shadings, (value) => {
       const [shade, token] = value.split(":");
       this.on.onView({ shade: /** @type {View["shade"]} */ (shade), ...(token ? { token: Number(token) } : {}) });
@@ -205,7 +205,7 @@ export class Toolbar {
     input.setCustomValidity("");
   }
 
-  /** Offers the token searched for as one to shade cells by. @param {number} token @param {string} name */
+  /** Offers the token searched for as one to shade cells by. @param {number} token vocabulary index @param {string} name */
   offer(token, name) {
     if (!this.shade || [...this.shade.options].some((option) => option.value === `token:${token}`)) return;
     const option = make("option", "", `probability of ${name}`);
