@@ -402,11 +402,24 @@ class TestTwoRuns:
         head, *candidates = taken(page)
         assert head[:2] == ["token", "id"]
         assert [int(row[1]) for row in candidates] == data.token_id.values.tolist()
-        assert any(text.startswith("after · resid_post") for text in picture(page))
+        assert written(picture(page))[0] == "after · resid_post"
         page.get_by_label("Find a token").press("Escape")
         assert copied(page) == top, "back in the same table"
         page.get_by_role("radio", name="difference").check(force=True)
-        assert any(text.startswith("before → after · resid_post") for text in picture(page))
+        assert written(picture(page))[0] == "before → after · resid_post"
+
+    def test_a_picture_of_their_difference_shows_both_tokens_and_frames_changes(self, page: Page) -> None:
+        page.get_by_role("radio", name="difference").check(force=True)
+        settle(page)
+        tree = picture(page)
+        there = {(row, col): cell for (row, col), cell in cells(page).items() if row < 3}
+        changed = {at for at, cell in there.items() if "lens-changed" in cell["classes"]}
+        assert changed
+        assert changed == {at for at in boxes(tree, fill="none") if at[0] < 3}
+        for row, col in changed:
+            was, now = there[row, col]["text"].replace("\u200e", "").split("→")
+            start = [text.replace("\u200e", "") for text in written(tree) if " \u200e→" in text]
+            assert any(text.startswith(was.rstrip("…")) and f"→ {now.rstrip('…')}" in text for text in start)
 
     def test_a_token_is_looked_for_in_both(self, page: Page, other: FakeRun) -> None:
         first = fake_run(50, LAYERS, seed=3).dataset.token_id.sel(site="resid_post").values
@@ -468,13 +481,25 @@ def taken(page: Page) -> list[list[str]]:
     return [line.split("\t") for line in str(page.evaluate("() => window.written")).split("\n")]
 
 
-def picture(page: Page) -> list[str]:
-    """The texts of the picture that the menu saves."""
+def picture(page: Page) -> ElementTree.Element:
+    """The picture that the menu saves as SVG."""
     page.get_by_label("Copy and save").click()
     with page.expect_download() as download:
         page.get_by_text("Save as SVG").click()
-    tree = ElementTree.fromstring(Path(download.value.path()).read_bytes())
+    return ElementTree.fromstring(Path(download.value.path()).read_bytes())
+
+
+def written(tree: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in tree.iter() if element.tag.endswith("text")]
+
+
+def boxes(tree: ElementTree.Element, **having: str) -> set[tuple[int, int]]:
+    """Rows and columns of the cells in which a rectangle with these attributes begins, from the picture's first cell."""
+    rects = [element for element in tree.iter() if element.tag.endswith("rect") and "x" in element.attrib]
+    cells = [element for element in rects if "fill-opacity" in element.attrib]
+    columns, rows = (sorted({float(element.attrib[name]) for element in cells}) for name in ("x", "y"))
+    found = [element.attrib for element in rects if all(element.get(name) == value for name, value in having.items())]
+    return {(sum(y <= float(at["y"]) for y in rows) - 1, sum(x <= float(at["x"]) for x in columns) - 1) for at in found}
 
 
 def test_cells_are_copied(page: Page, run: FakeRun) -> None:
@@ -563,6 +588,16 @@ def test_saved_as_a_picture(visit: Visit, tmp_path: Path) -> None:
     texts = {element.text for element in tree.iter() if element.tag.endswith("text")}
     top = shown(run, run.dataset.token_id.sel(site="resid_post").values[4, 0, 0])
     assert any(text and text.rstrip("…") and top.startswith(text.rstrip("…")) for text in texts)
+
+
+def test_a_picture_has_the_marks_of_the_screen(page: Page, run: FakeRun) -> None:
+    tree = picture(page)
+    there = cells(page)
+    assert written(tree)[0] == "fake-model · resid_post"
+    for mark, having in (("lens-hit", {"height": "2"}), ("lens-settles", {"width": "3"})):
+        marked = {at for at, cell in there.items() if mark in cell["classes"]}
+        assert marked
+        assert boxes(tree, **having) == marked
 
 
 @pytest.mark.parametrize("width", [400, 700, 1000, 1400, 2000])

@@ -14,13 +14,18 @@ import { difference, measureOf, shade } from "./measures.js";
  * @typedef {{at: (a: number, b: number) => number[], find: (cell: Cell & {j?: number}) => [number, number]}} Places
  *   `at`: indices of the site, layer and position among the frame's labels, and which candidate
  * @typedef {{paint: (el: HTMLElement, a: number, b: number) => void, describe: (a: number, b: number) => string,
- *   tint: (a: number, b: number) => [Ramp, number], text: (a: number, b: number) => [string, string],
- *   number: (a: number, b: number) => number}} Painter `text`: the token and its number as the cell shows them; `number`: at full precision
+ *   marks: (a: number, b: number) => Mark[], tint: (a: number, b: number) => [Ramp, number],
+ *   text: (a: number, b: number) => [string[], string], number: (a: number, b: number) => number}} Painter `text`: the token,
+ *   or the two of which one became the other, and the number as the cell shows them; `number`: at full precision
+ * @typedef {"absent" | "hit" | "settles" | "found" | "pinned" | "group" | "changed"} Mark what a cell has a class for
  * @typedef {{label: string, ramp: Ramp, low: string, high: string}} Scale
  */
 
 /** An arrow surrounded by marks that keep its direction between right-to-left tokens. */
 const ARROW = "\u200e→\u200e";
+
+/** A token, or one and what became of it. @param {string[]} tokens */
+export const changeOf = (tokens) => tokens.join(` ${ARROW} `);
 
 /** Cell sizes, small to large; `shows` is how much fits inside. */
 export const ZOOMS = [
@@ -65,6 +70,9 @@ function write(el, shows, name, number) {
 /** Whether the token looked for is among a cell's candidates. @param {Frame} frame @param {number} offset @param {number} token */
 const holdsFound = ({ data }, offset, token) => token >= 0 && data.candidateOf(offset, token) >= 0;
 
+/** @param {HTMLElement} el @param {Mark[]} marks */
+const classify = (el, marks) => (el.className = ["lens-cell", ...marks.map((mark) => `lens-${mark}`)].join(" "));
+
 /** Paints the cells of one run. @param {Frame} frame @param {View} view @param {Marks} marks @param {Places} places @returns {Painter & {scale: Scale}} */
 function runPainter(frame, view, marks, places) {
   const { data, labels } = frame;
@@ -82,10 +90,10 @@ function runPainter(frame, view, marks, places) {
   return {
     scale: measure,
     paint(el, a, b) {
-      const { where, s, l, offset, position } = at(a, b);
+      const { offset, position } = at(a, b);
+      classify(el, this.marks(a, b));
       if (offset < 0) {
         write(el, shows, "", "");
-        el.className = "lens-cell lens-absent";
         el.style.backgroundColor = "";
         return;
       }
@@ -101,12 +109,18 @@ function runPainter(frame, view, marks, places) {
         }
         write(el, shows, names.join("\n"), probs.join("\n"));
       } else write(el, shows, tokens[top], number(value));
-      const settles = s === stream && frame.settles(position) === labels.layers[l];
-      const found = holdsFound(frame, offset, marks.found[0]);
-      const pinned = marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)));
-      const hit = data.holds(offset * data.k, targets[position]);
-      el.className = `lens-cell${hit ? " lens-hit" : ""}${settles ? " lens-settles" : ""}${found ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
       el.style.backgroundColor = shade(measure.ramp, measure.strength(value));
+    },
+    marks(a, b) {
+      const { where, s, l, offset, position } = at(a, b);
+      if (offset < 0) return ["absent"];
+      /** @type {Mark[]} */
+      const found = [];
+      if (data.holds(offset * data.k, targets[position])) found.push("hit");
+      if (s === stream && frame.settles(position) === labels.layers[l]) found.push("settles");
+      if (holdsFound(frame, offset, marks.found[0])) found.push("found");
+      if (marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
+      return found;
     },
     describe(a, b) {
       const { where, p, offset, position } = at(a, b);
@@ -122,7 +136,7 @@ function runPainter(frame, view, marks, places) {
     },
     text(a, b) {
       const { offset, position } = at(a, b);
-      return offset < 0 ? ["", ""] : [tokens[data.top(offset)], measure.text(measure.value(offset, position))];
+      return offset < 0 ? [[""], ""] : [[tokens[data.top(offset)]], measure.text(measure.value(offset, position))];
     },
     number(a, b) {
       const { offset, position } = at(a, b);
@@ -150,11 +164,20 @@ function candidatePainter(frame, view, marks, places) {
   return {
     scale: { ...scale, label: scale.label.replace("of the top token", "of each candidate") },
     paint(el, a, b) {
-      const { where, i, j, token, prob, target } = at(a, b);
+      const { token, prob } = at(a, b);
       write(el, shows, token < 0 ? "" : tokens[token], token < 0 ? "" : shows === "number" ? percent(prob) : brief(prob));
-      const pinned = j === 0 && marks.pinned.has(keyOf(named(labels, where)));
-      el.className = `lens-cell${data.holds(i, target) ? " lens-hit" : ""}${j === 0 ? " lens-group" : ""}${data.holds(i, marks.found[0]) ? " lens-found" : ""}${pinned ? " lens-pinned" : ""}`;
+      classify(el, this.marks(a, b));
       el.style.backgroundColor = shade("sure", prob);
+    },
+    marks(a, b) {
+      const { where, i, j, target } = at(a, b);
+      /** @type {Mark[]} */
+      const found = [];
+      if (data.holds(i, target)) found.push("hit");
+      if (j === 0) found.push("group");
+      if (data.holds(i, marks.found[0])) found.push("found");
+      if (j === 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
+      return found;
     },
     describe(a, b) {
       const { where, token, prob } = at(a, b);
@@ -164,7 +187,7 @@ function candidatePainter(frame, view, marks, places) {
     tint: (a, b) => ["sure", at(a, b).prob],
     text(a, b) {
       const { token, prob } = at(a, b);
-      return [tokens[token] ?? "", brief(prob)];
+      return [[tokens[token] ?? ""], brief(prob)];
     },
     number(a, b) {
       const { token, prob } = at(a, b);
@@ -194,25 +217,29 @@ function differencePainter(frames, views, marks, places) {
     return { where, p, same, was, is, change: was.id < 0 || is.id < 0 ? NaN : change.between(was.value, is.value) };
   };
   const most = view.zoom > 1 ? 9 : 5; // characters, so that both tokens fit into one line
-  const both = (/** @type {{was: {token: string}, is: {token: string}}} */ { was, is }, short = false) =>
-    [was, is].map(({ token }) => (short ? cut(token, most) : token) || "–").join(short ? ARROW : ` ${ARROW} `);
+  /** @typedef {{same: boolean, was: {token: string}, is: {token: string}}} Sides */
+  const tokensOf = (/** @type {Sides} */ { same, was, is }) => (same ? [was.token || is.token] : [was, is].map(({ token }) => token || "–"));
   return {
     scale: change,
     paint(el, a, b) {
       const found = at(a, b);
-      write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : found.same ? found.was.token || found.is.token : both(found, true), change.text(found.change));
-      el.className = `lens-cell${found.same ? "" : " lens-changed"}${found.was.found || found.is.found ? " lens-found" : ""}`;
+      write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : tokensOf(found).map((token) => (found.same ? token : cut(token, most))).join(ARROW), change.text(found.change));
+      classify(el, this.marks(a, b));
       el.style.backgroundColor = shade("more", change.strength(found.change));
+    },
+    marks(a, b) {
+      const { same, was, is } = at(a, b);
+      return [...(same ? [] : [/** @type {Mark} */ ("changed")]), ...(was.found || is.found ? [/** @type {Mark} */ ("found")] : [])];
     },
     describe(a, b) {
       const found = at(a, b);
       const cell = named(labels, found.where);
-      return `${found.same ? found.was.token || found.is.token : both(found)}, ${change.label} ${change.text(found.change)}, ${cell.site} layer ${cell.layer}, ${flowOf(frames[0], found.p)}`;
+      return `${changeOf(tokensOf(found))}, ${change.label} ${change.text(found.change)}, ${cell.site} layer ${cell.layer}, ${flowOf(frames[0], found.p)}`;
     },
     tint: (a, b) => ["more", change.strength(at(a, b).change)],
     text(a, b) {
       const found = at(a, b);
-      return [found.same ? found.was.token || found.is.token : both(found), change.text(found.change)];
+      return [tokensOf(found), change.text(found.change)];
     },
     number: (a, b) => at(a, b).change,
   };
@@ -286,6 +313,7 @@ export function gridModel(frames, views, marks, cell) {
     cols: cols.count,
     headWidth: rows.width,
     headHeight: cols.height,
+    runs: frames.length,
     nodesPerCell: zoom.shows === "token" ? 2 : 5,
     label: `${subject}, ${rows.name} down, ${cols.name} across`,
     scale: painter.scale,
@@ -297,8 +325,9 @@ export function gridModel(frames, views, marks, cell) {
     colText: cols.text,
     corner: { down: rows.name, across: cols.name, stacked: rows.width < 130 },
     describe: /** @type {(r: number, c: number) => string} */ (turned(painter.describe)),
+    marks: /** @type {(r: number, c: number) => Mark[]} */ (turned((a, b) => painter.marks(a, b))),
     tint: /** @type {(r: number, c: number) => [Ramp, number]} */ (turned(painter.tint)),
-    text: /** @type {(r: number, c: number) => [string, string]} */ (turned(painter.text)),
+    text: /** @type {(r: number, c: number) => [string[], string]} */ (turned(painter.text)),
     number: /** @type {(r: number, c: number) => number} */ (turned(painter.number)),
     toCell: /** @type {(r: number, c: number) => Cell & {j: number}} */ (turned((a, b) => named(frames[0].labels, places.at(a, b)))),
     fromCell(/** @type {Cell & {j?: number}} */ where) {

@@ -1,3 +1,4 @@
+import { changeOf } from "./cells.js";
 import { cut } from "./format.js";
 import { palette } from "./theme.js";
 
@@ -29,7 +30,7 @@ export function asText(model, [r0, c0, r1, c1]) {
   const lines = [];
   for (let r = r0; r <= r1; r++) {
     const row = [];
-    for (let c = c0; c <= c1; c++) row.push(field(model.text(r, c)[0]));
+    for (let c = c0; c <= c1; c++) row.push(field(changeOf(model.text(r, c)[0])));
     lines.push(row.join("\t"));
   }
   return lines.join("\n");
@@ -42,7 +43,7 @@ export function asTable(model, [r0, c0, r1, c1]) {
   const lines = [head.join("\t")];
   for (let r = r0; r <= r1; r++) {
     const row = [quotedField(model.rowText(r))];
-    for (let c = c0; c <= c1; c++) row.push(quotedField(model.text(r, c)[0]), figure(model.number(r, c)));
+    for (let c = c0; c <= c1; c++) row.push(quotedField(changeOf(model.text(r, c)[0])), figure(model.number(r, c)));
     lines.push(row.join("\t"));
   }
   return lines.join("\n");
@@ -57,10 +58,27 @@ export function candidatesTable(candidates) {
 const escaped = (/** @type {string} */ text) =>
   text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 
+/**
+ * A cell's marks as on the screen: the underline, the bar where an answer settles, the frame of a change or of a token found.
+ * @param {import("./cells.js").Mark[]} marks @param {number} x @param {number} y @param {number} wide @param {number} high
+ * @param {import("./theme.js").Palette} colours
+ */
+function marked(marks, x, y, wide, high, { accent, muted, unsure }) {
+  const frame = (/** @type {number} */ line, /** @type {string} */ colour) =>
+    `<rect x="${x + line / 2}" y="${y + line / 2}" width="${wide - line}" height="${high - line}" fill="none" stroke="${colour}" stroke-width="${line}"/>`;
+  const parts = [];
+  if (marks.includes("hit")) parts.push(`<rect x="${x + 7}" y="${y + high - 4}" width="18" height="2" fill="${accent}"/>`);
+  if (marks.includes("found")) parts.push(frame(2, `rgb(${unsure.join(",")})`));
+  else if (marks.includes("changed")) parts.push(frame(1.5, muted));
+  if (marks.includes("settles")) parts.push(`<rect x="${x}" y="${y}" width="3" height="${high}" fill="${accent}"/>`);
+  return parts;
+}
+
 /** A part of a table as SVG. @param {Model} model @param {Range} range @param {HTMLElement} root @param {string} caption */
 export function asSvg(model, [r0, c0, r1, c1], root, caption) {
   const colours = palette(root);
-  const [wide, high, side, top] = [104, 26, 128, 52];
+  const [wide, high, side, top] = [model.runs > 1 ? 196 : 104, 26, 128, 52];
+  const room = 8 * model.runs; // characters
   const [rows, cols] = [r1 - r0 + 1, c1 - c0 + 1];
   const [width, height] = [side + cols * wide + 12, top + rows * high + 34];
   const text = (/** @type {number} */ x, /** @type {number} */ y, /** @type {string} */ body, more = "") =>
@@ -80,10 +98,11 @@ export function asSvg(model, [r0, c0, r1, c1], root, caption) {
       const [ramp, strength] = model.tint(r, c);
       const name = ramp === "more" && strength < 0 ? "less" : ramp;
       const depth = colours.depth[name] * Math.abs(strength || 0);
-      const [token, number] = model.text(r, c);
+      const [tokens, number] = model.text(r, c);
       parts.push(
         `<rect x="${x}" y="${y}" width="${wide - 1}" height="${high - 1}" fill="rgb(${colours[name].join(",")})" fill-opacity="${depth.toFixed(3)}"/>`,
-        text(x + 7, y + 17, cut(token, 8)),
+        ...marked(model.marks(r, c), x, y, wide - 1, high - 1, colours),
+        text(x + 7, y + 17, changeOf(tokens.map((token) => cut(token, room / tokens.length)))),
         text(x + wide - 7, y + 17, number, 'class="n" text-anchor="end"'),
       );
     }
