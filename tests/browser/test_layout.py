@@ -142,3 +142,30 @@ def test_each_line_of_a_prompt_has_its_own_direction(visit: Visit, tmp_path: Pat
         }"""
     )
     assert max(sides) < 14  # the padding is 12
+
+
+@pytest.mark.parametrize("width", [400, 800, 1000])
+def test_what_is_said_is_not_cut(visit: Visit, tmp_path: Path, width: int) -> None:
+    """A message, the run's size, that it was interrupted; of a model's folder the last part, and the rest when asked."""
+    run = fake_run(200, 20)
+    run.model = "/models/some-organisation/" + 3 * "a-long-name-" + "step-120000"
+    run.interrupted = True
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    page.set_viewport_size({"width": width, "height": 800})
+    page.get_by_role("grid").focus()
+    page.keyboard.press("Control+Home")
+    page.keyboard.press("Control+Shift+End")
+    page.get_by_label("Copy and save").click()
+    page.get_by_text("Save as PNG").click()
+    said = page.get_by_text("4,000 cells are too many for a picture; select at most 3,000")
+    sizes = page.get_by_text("200 positions × 20 layers · interrupted")
+    for text in (said, sizes):
+        inside = """(el) => {
+          const [box, root] = [el, document.querySelector(".lens-root")].map((one) => one.getBoundingClientRect());
+          return box.left >= root.left && box.right <= root.right && el.scrollWidth <= el.clientWidth + 1 && box.width > 40;
+        }"""
+        assert text.evaluate(f"(el) => getComputedStyle(el).overflow === 'visible' && ({inside})(el)")
+        assert text.evaluate("(el) => getComputedStyle(el.parentElement).overflow") == "visible"
+    name = page.locator(".lens-title strong")
+    assert name.inner_text() == run.model.split("/")[-1]
+    assert name.get_attribute("title") == run.model

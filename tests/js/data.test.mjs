@@ -244,6 +244,13 @@ test("probabilities are never rounded up to certainty", () => {
   assert.equal(format.quoted("a\u202eb"), '"a\\u{202e}b"');
 });
 
+test("of a model's folder the last part is its name, unless two would be the same", () => {
+  assert.deepEqual(format.modelNames(["/models/a/step-9/", "./b", "C:\\models\\c"]), ["step-9", "b", "c"]);
+  assert.deepEqual(format.modelNames(["org/model", "gpt2"]), ["org/model", "gpt2"]);
+  assert.deepEqual(format.modelNames(["/a/final", "/b/final"]), ["/a/final", "/b/final"]);
+  assert.deepEqual(format.modelNames(["/a/final", "/a/final"]), ["final", "final"]);
+});
+
 test("keys move within the table", () => {
   const table = { active: [5, 5], rows: 10, cols: 8, page: 4 };
   const press = (key, more = {}) => destination({ key, altKey: false, ctrlKey: false, metaKey: false, ...more }, table);

@@ -1,5 +1,5 @@
 import { asPng, asSvg, asTable, asText, candidatesTable, save, toClipboard } from "./copy.js";
-import { grouped } from "./format.js";
+import { grouped, modelNames } from "./format.js";
 import { Stage } from "./stage.js";
 
 /**
@@ -152,7 +152,7 @@ export class Explorer extends Stage {
       this.say(`${grouped(cells)} cells are too many for a picture; select at most ${grouped(MOST_DRAWN)}`);
       return;
     }
-    const whose = this.captions?.[this.current].textContent ?? this.datas[0].header.model;
+    const whose = this.captions?.[this.current].textContent ?? modelNames([this.datas[0].header.model])[0];
     const svg = asSvg(model, range, this.root, `${whose} · ${this.view.sites.join(", ")}`);
     const blob = what === "svg" ? new Blob([svg], { type: "image/svg+xml" }) : await asPng(svg);
     if (blob) save(blob, `lens.${what}`);

@@ -67,6 +67,13 @@ export function plural(n, noun) {
   return `${grouped(n)} ${noun}${n === 1 ? "" : "s"}`;
 }
 
+/** Names of models: of folders their last parts, unless that makes two the same. @param {string[]} models */
+export function modelNames(models) {
+  const isPath = /^[~./\\]|[/\\].*[/\\]/;
+  const short = models.map((model) => (isPath.test(model) ? model.split(/[/\\]/).filter(Boolean).pop() ?? model : model));
+  return new Set(short).size < new Set(models).size ? models : short;
+}
+
 /** A token's actual text in quotes, with unprintable characters escaped. @param {string} raw */
 export function quoted(raw) {
   const escape = (/** @type {string} */ c) => `\\u{${c.codePointAt(0)?.toString(16)}}`;

@@ -9,6 +9,7 @@ import { Pins } from "./pins.js";
 import { Find } from "./find.js";
 import { Toolbar } from "./toolbar.js";
 import { Legend } from "./legend.js";
+import { modelNames } from "./format.js";
 import { onTheme } from "./theme.js";
 import { trajectory } from "./query.js";
 
@@ -123,7 +124,7 @@ export class Stage {
 
   /** @param {number} i which run */
   nameOf(i) {
-    const names = this.datas.map((data) => data.header.model);
+    const names = modelNames(this.datas.map((data) => data.header.model));
     const own = this.datas[i].header.name;
     return own || (names[0] === names[1] ? ["first run", "second run"][i] : names[i]);
   }

@@ -1,5 +1,5 @@
 import { button, labelled, make, segments } from "./dom.js";
-import { integer, plural } from "./format.js";
+import { integer, modelNames, plural } from "./format.js";
 import { SHADINGS } from "./measures.js";
 import { chosenLayers, writtenLayers } from "./query.js";
 
@@ -46,10 +46,12 @@ export class Toolbar {
     this.el = make("div", "lens-bar");
     this.title = make("div", "lens-title");
     this.sizes = make("span", "");
-    const names = [...new Set(datas.map((data) => data.header.model))];
-    this.said = make("span", "lens-said", "");
+    const models = [...new Set(datas.map((data) => data.header.model))];
+    const name = make("strong", "", modelNames(models).join(" and "));
+    name.title = models.join(" and ");
+    this.title.append(name, this.sizes);
+    this.said = make("div", "lens-said", "");
     this.said.setAttribute("role", "status");
-    this.title.append(make("strong", "", names.join(" and ")), this.sizes, this.said);
     this.size(labels, header.interrupted);
 
     const several = labels.sites.length > 1 ? [ALL] : [];
@@ -65,6 +67,7 @@ export class Toolbar {
     tools.append(this.swap, this.less, this.more);
     this.el.append(this.title, this.sites.el, this.mode.el, tools, this.menu());
     if (datas.length > 1) this.el.append(this.pairs(id));
+    this.el.append(this.said);
     this.controls = make("div", "lens-controls");
     this.controls.append(...this.fields(datas, labels));
   }
