@@ -169,3 +169,46 @@ def test_what_is_said_is_not_cut(visit: Visit, tmp_path: Path, width: int) -> No
     name = page.locator(".lens-title strong")
     assert name.inner_text() == run.model.split("/")[-1]
     assert name.get_attribute("title") == run.model
+
+
+@pytest.mark.parametrize("visit", [{"forced_colors": "active"}], indirect=True)
+def test_choices_and_marks_are_seen_in_forced_colours(visit: Visit, tmp_path: Path) -> None:
+    """There backgrounds and shadows are dropped."""
+    run, other = fake_run(9, 6, seed=3), fake_run(9, 6, seed=3)
+    other.dataset["token_id"].values[:, 2] = run.dataset.token_id.values[:, 2, :, ::-1]
+    page = visit.open(page_html(run, other), tmp_path / "run.html")
+
+    def looks(selector: str, *names: str) -> set[str]:
+        return set(
+            page.evaluate(
+                """([selector, names]) => [...document.querySelectorAll(selector)].filter((el) => el.offsetParent).map((el) => {
+                  const style = getComputedStyle(el);
+                  return names.map((name) => style[name]).join(" ");
+                })""",
+                [selector, names],
+            )
+        )
+
+    def tell_apart(marked: str, plain: str, *names: str) -> None:
+        one, other = looks(marked, *names), looks(plain, *names)
+        assert one
+        assert other
+        assert not one & other
+
+    page.get_by_label("Swap rows and columns").click()
+    settle(page)
+    colours = ("color", "backgroundColor")
+    tell_apart(".lens-segments input:checked + span", ".lens-segments input:not(:checked) + span", *colours)
+    tell_apart("[aria-pressed=true]", ".lens-tools .lens-button:not([aria-pressed])", *colours)
+    page.get_by_label("Find a token").fill("the")
+    tell_apart(".lens-found-list [aria-selected=true]", ".lens-found-list [aria-selected=false]", *colours)
+    page.keyboard.press("Enter")
+    settle(page)
+    frame = ("borderTopStyle", "borderTopWidth", "borderLeftWidth")
+    for mark in ("found", "settles"):
+        tell_apart(f".lens-cell.lens-{mark}", ".lens-cell:not(.lens-found, .lens-settles)", *frame)
+        tell_apart(f".lens-{mark}-sample", ".lens-hit-sample", *frame)
+    page.get_by_role("radio", name="difference").check(force=True)
+    settle(page)
+    tell_apart(".lens-cell.lens-changed", ".lens-cell:not(.lens-changed, .lens-found)", *frame)
+    assert "dashed 1px 1px" in looks(".lens-changed-sample", *frame)
