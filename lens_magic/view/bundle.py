@@ -25,6 +25,7 @@ MODULES = (
         "frame.js",
         "axes.js",
         "cells.js",
+        "fit.js",
         "grid.js",
     ),
     *("overview.js", "detail.js", "chart.js", "pins.js", "find.js", "toolbar.js", "legend.js", "live.js", "copy.js"),

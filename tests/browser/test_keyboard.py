@@ -37,6 +37,38 @@ def test_going_to_a_layer_keeps_the_focus(page: Page) -> None:
     assert focused(page) == name
 
 
+def test_a_table_reached_by_key_shows_where_one_is(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(60, 40)), tmp_path / "wide.html")
+    grid = page.get_by_role("grid")
+    assert grid.get_attribute("aria-activedescendant") is None, "the last layer is out of view"
+
+    def seen() -> bool:
+        return bool(
+            grid.evaluate(
+                """(el) => {
+                  const active = document.getElementById(el.getAttribute("aria-activedescendant"))?.getBoundingClientRect();
+                  const box = el.getBoundingClientRect();
+                  return active && active.left >= box.left && active.right <= box.right && active.bottom <= box.bottom;
+                }"""
+            )
+        )
+
+    grid.evaluate("(el) => el.addEventListener('focus', () => (window.there = true))")
+    while not page.evaluate("() => window.there"):
+        page.keyboard.press("Tab")
+    assert seen()
+    page.keyboard.press("Shift+ArrowDown")
+    grid.evaluate("(el) => { el.blur(); el.scrollTo(0, 1000); }")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    assert seen()
+    assert page.locator("[aria-selected=true]").count() == 2
+    page.locator("[role=gridcell]").first.click()
+    grid.evaluate("(el) => { el.blur(); el.scrollTo(500, 0); }")
+    page.locator(".lens-corner").click()
+    assert grid.evaluate("(el) => [document.activeElement === el, el.scrollLeft]") == [True, 500], "a click scrolls nothing"
+
+
 def test_pins_keep_the_focus_and_hand_it_on(page: Page) -> None:
     names = []
     for at in (1, 2):

@@ -8,6 +8,7 @@ const { LensData } = await from("data");
 const { Frame, labelsOf } = await from("frame");
 const query = await from("query");
 const { destination } = await from("keys");
+const { fitted } = await from("fit");
 const format = await from("format");
 const { difference, measureOf, shade, SHADINGS } = await from("measures");
 
@@ -249,6 +250,17 @@ test("of a model's folder the last part is its name, unless two would be the sam
   assert.deepEqual(format.modelNames(["org/model", "gpt2"]), ["org/model", "gpt2"]);
   assert.deepEqual(format.modelNames(["/a/final", "/b/final"]), ["/a/final", "/b/final"]);
   assert.deepEqual(format.modelNames(["/a/final", "/a/final"]), ["final", "final"]);
+});
+
+test("cells fill the view, at their preferred size unless nearly all would fit or too many would", () => {
+  const table = { rows: 500, cols: 80, rowHeight: 26, colWidth: 92, leastWidth: 58, maxColWidth: 168, headWidth: 140, headHeight: 27, nodesPerCell: 2 };
+  const some = fitted(table, 800, 400);
+  assert.deepEqual([some.rowH, some.colW], [26, 92]);
+  assert.ok(some.rows * 26 > 400 - 27 && some.cols * 92 > 800 - 140);
+  assert.deepEqual(fitted({ ...table, cols: 10 }, 800, 400), { rows: some.rows, cols: 10, rowH: 26, colW: 66 });
+  assert.equal(fitted({ ...table, cols: 2 }, 800, 400).colW, 168);
+  const many = fitted(table, 3000, 2000);
+  assert.ok(many.rows * many.cols * 2 <= 900 && many.rowH * many.rows > 2000 - 27 && many.colW * many.cols > 3000 - 140);
 });
 
 test("keys move within the table", () => {

@@ -1,4 +1,5 @@
 import { clamp, make } from "./dom.js";
+import { fitted } from "./fit.js";
 import { destination } from "./keys.js";
 
 /**
@@ -19,9 +20,7 @@ import { destination } from "./keys.js";
  *   onKey: (event: KeyboardEvent) => boolean}} GridCallbacks `onKey` returns whether it handled the key
  */
 
-const OVERSCAN = 2;
 const NUMBER_WIDTH = 84; // a column this wide fits five characters of a token and a number; narrower ones show the token only
-const CELL_NODES = 900; // of at most 1,500 in total: rows, headers, details and charts need the rest
 
 export class VirtualGrid {
   /** @param {GridCallbacks} callbacks */
@@ -67,6 +66,9 @@ export class VirtualGrid {
   }
 
   listen() {
+    this.el.addEventListener("focus", () => {
+      if (this.el.matches(":focus-visible")) this.setActive(this.active, true); // it may have been scrolled away, or never been in view
+    });
     this.el.addEventListener("scroll", () => this.schedule(), { passive: true });
     this.el.addEventListener("pointermove", (event) => this.point(event.pointerType === "touch" ? null : event));
     this.el.addEventListener("pointerleave", () => this.point(null));
@@ -114,21 +116,7 @@ export class VirtualGrid {
   measure(again = true) {
     const m = /** @type {GridModel} */ (this.model);
     const width = this.el.clientWidth;
-    const room = width - m.headWidth;
-    const fitting = Math.floor(room / m.cols);
-    // Columns that nearly fit are narrowed so that none is cut off; below `leastWidth` they have their preferred width.
-    let colW = fitting >= m.leastWidth ? Math.min(fitting, m.maxColWidth) : m.colWidth;
-    let rowH = m.rowHeight;
-    const fit = () => /** @type {[number, number]} */ ([
-      Math.min(m.rows, Math.ceil((this.maxHeight() - m.headHeight) / rowH) + 1 + OVERSCAN),
-      Math.min(m.cols, Math.ceil(Math.max(room, colW) / colW) + 1 + OVERSCAN),
-    ]);
-    let [rows, cols] = fit();
-    while (rows * cols * m.nodesPerCell > CELL_NODES) {
-      rowH = Math.ceil(rowH * 1.08);
-      colW = Math.ceil(colW * 1.08);
-      [rows, cols] = fit();
-    }
+    const { rows, cols, rowH, colW } = fitted(m, width, this.maxHeight());
     const changed = colW !== this.colW || rowH !== this.rowH || rows !== this.pool.length || cols !== this.heads.length;
     Object.assign(this, { rowH, colW });
     this.el.classList.toggle("lens-numbers", colW >= NUMBER_WIDTH);
@@ -139,8 +127,8 @@ export class VirtualGrid {
     this.size = [this.el.clientWidth, this.el.clientHeight];
     // A scroll bar that has just appeared or disappeared changes the width left for columns.
     if (again && this.size[0] !== width) {
-      [rows, cols] = this.measure(false);
-      return [rows, cols, true];
+      const [r, c] = this.measure(false);
+      return [r, c, true];
     }
     return [rows, cols, changed];
   }

@@ -85,8 +85,8 @@ export class Stage {
     this.endTheme = onTheme(this.root, () => this.overview.draw());
     this.draw();
     if (!options.state) return;
-    for (const grid of this.grids) grid.el.scrollTo(...options.state.scroll);
     if (options.state.focused) this.grids[0].el.focus({ preventScroll: true });
+    for (const grid of this.grids) grid.el.scrollTo(...options.state.scroll);
   }
 
   assemble() {
