@@ -345,6 +345,22 @@ def test_the_overview_shows_the_window_and_goes_where_it_is_clicked(visit: Visit
         assert alpha == pytest.approx(255 * min(1, prob[layer, position] * 0.85), abs=2)
 
 
+def test_the_mark_in_the_overview_is_whole_at_the_end(visit: Visit, big_html: str, tmp_path: Path) -> None:
+    page = visit.open(big_html, tmp_path / "big.html")
+    for swapped in (False, True):
+        if swapped:
+            page.get_by_label("Swap rows and columns").click()
+        scroll(page, 1_000_000, 1_000_000)
+        settle(page)
+        strip, mark = (page.locator(name).bounding_box() for name in (".lens-overview", ".lens-window"))
+        assert strip
+        assert mark
+        for at, size in (("x", "width"), ("y", "height")):
+            assert mark[size] >= 8
+            assert mark[at] + mark[size] == pytest.approx(strip[at] + strip[size], abs=2)
+            assert mark[at] + mark[size] <= strip[at] + strip[size]
+
+
 def test_no_overview_of_what_is_in_view_anyway(page: Page) -> None:
     assert not page.locator(".lens-overview").is_visible()
 

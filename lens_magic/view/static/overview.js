@@ -75,8 +75,9 @@ export class Overview {
     this.el.hidden = rows >= this.model.rows && cols >= this.model.cols;
     if (this.owed) this.draw();
     const part = (/** @type {number} */ n, /** @type {number} */ of) => `${(100 * clamp(n / of, 0, 1)).toFixed(2)}%`;
-    this.frame.style.top = part(row, this.model.rows);
-    this.frame.style.left = part(col, this.model.cols);
+    // Of a long run the mark is larger than the part in view, and must not stick out at the end.
+    this.frame.style.top = `min(${part(row, this.model.rows)}, 100% - var(--lens-window-least))`;
+    this.frame.style.left = `min(${part(col, this.model.cols)}, 100% - var(--lens-window-least))`;
     this.frame.style.height = part(Math.min(rows, this.model.rows - row), this.model.rows);
     this.frame.style.width = part(Math.min(cols, this.model.cols - col), this.model.cols);
   }
