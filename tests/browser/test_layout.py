@@ -144,6 +144,28 @@ def test_each_line_of_a_prompt_has_its_own_direction(visit: Visit, tmp_path: Pat
     assert max(sides) < 14  # the padding is 12
 
 
+def test_labels_of_rows_are_level_with_their_cells(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(20, 6)), tmp_path / "run.html")
+
+    def off() -> float:
+        """The greatest distance between the middles of a row's label and of its cells."""
+        return float(
+            page.evaluate(
+                """() => Math.max(...[...document.querySelectorAll(".lens-row")].map((row) => {
+                  const middle = (el) => el.getBoundingClientRect().top + el.getBoundingClientRect().height / 2;
+                  const labels = [...row.querySelector(".lens-rowhead").children];
+                  return Math.max(...labels.map((el) => Math.abs(middle(el) - middle(row.querySelector(".lens-cell")))));
+                }))"""
+            )
+        )
+
+    assert off() < 2
+    page.get_by_label("Swap rows and columns").click()
+    page.get_by_role("radio", name="all").check(force=True)
+    settle(page)
+    assert off() < 2
+
+
 @pytest.mark.parametrize("width", [400, 800, 1000])
 def test_what_is_said_is_not_cut(visit: Visit, tmp_path: Path, width: int) -> None:
     """A message, the run's size, that it was interrupted; of a model's folder the last part, and the rest when asked."""
