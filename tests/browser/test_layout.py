@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import fake_run
-from reading import settle
+from reading import place, settle
 
 from lens_magic.view import page_html, table_html
 
@@ -191,6 +191,32 @@ def test_what_is_said_is_not_cut(visit: Visit, tmp_path: Path, width: int) -> No
     name = page.locator(".lens-title strong")
     assert name.inner_text() == run.model.split("/")[-1]
     assert name.get_attribute("title") == run.model
+
+
+def test_on_a_narrow_page_every_choice_can_be_read(visit: Visit, tmp_path: Path) -> None:
+    sites = ("resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post")
+    page = visit.open(page_html(fake_run(20, 8, sites=sites)), tmp_path / "run.html")
+    page.set_viewport_size({"width": 400, "height": 900})
+    cut = """() => [...document.querySelectorAll(".lens-segments span")].filter((el) => el.scrollWidth > el.clientWidth
+      || el.getBoundingClientRect().bottom > el.closest(".lens-segments").getBoundingClientRect().bottom)
+      .map((el) => el.textContent)"""
+    assert page.evaluate(cut) == []
+    page.get_by_role("radio", name="post_ln").focus()
+    page.keyboard.press("ArrowRight")
+    assert place(page).startswith("mlp_out")
+
+
+def test_a_sample_in_the_legend_is_on_one_line(visit: Visit, tmp_path: Path) -> None:
+    run = fake_run(9, 6)
+    run.token_texts.update(dict.fromkeys(run.token_texts, " a-token-as-long-as-these-are-when-they-are-part-of-addresses"))
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.get_by_label("Find a token").fill(f"#{run.output_ids[0]}")
+    page.keyboard.press("Enter")
+    settle(page)
+    heights = page.locator(".lens-key:visible i").evaluate_all("(all) => all.map((el) => el.offsetHeight)")
+    assert len(heights) == 3
+    assert len(set(heights)) == 1
 
 
 @pytest.mark.parametrize("visit", [{"forced_colors": "active"}], indirect=True)
