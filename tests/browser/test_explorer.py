@@ -228,6 +228,24 @@ def test_one_token_with_its_sites_side_by_side(page: Page, run: FakeRun) -> None
     assert place(page).endswith("position 4")
 
 
+def test_all_candidates_of_the_site_chosen_are_in_view(visit: Visit, tmp_path: Path) -> None:
+    run = fake_run(POSITIONS, LAYERS, sites=("resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post"))
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    for side, axis in (("right", "aria-colindex"), ("bottom", "aria-rowindex")):
+        page.get_by_role("radio", name="one token").check(force=True)
+        settle(page)
+        inside = page.get_by_role("grid").evaluate(
+            """(el, [side, axis]) => {
+              const last = [...el.querySelectorAll(".lens-cell")].find((cell) => cell.closest(`[${axis}="26"]`));
+              return last && last.getBoundingClientRect()[side] <= el.getBoundingClientRect()[side];
+            }""",
+            [side, axis],
+        )
+        assert inside
+        page.get_by_role("radio", name="table").check(force=True)
+        page.get_by_label("Swap rows and columns").click()
+
+
 def points(page: Page, panel: int, line: str) -> list[tuple[float, float]]:
     """Where a line of the chart has its dots, in the units of its axes' ticks."""
     path = page.locator(".lens-panel").nth(panel).locator(f".{line} .lens-dots").get_attribute("d") or ""

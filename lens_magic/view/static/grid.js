@@ -367,6 +367,7 @@ export class VirtualGrid {
   reveal([r, c]) {
     const m = this.model;
     if (!m || !this.rowH) return;
+    if (this.el.clientWidth !== this.size[0]) this.layout(); // the overview may just have appeared beside it
     const [top, left] = [r * this.rowH, c * this.colW];
     this.el.scrollTop = clamp(this.el.scrollTop, top + this.rowH - this.size[1] + m.headHeight, top);
     this.el.scrollLeft = clamp(this.el.scrollLeft, left + this.colW - this.size[0] + m.headWidth, left);

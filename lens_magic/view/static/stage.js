@@ -201,15 +201,18 @@ export class Stage {
       const marks = { found: frames.map(({ data }) => data.row(this.find.token)), pinned };
       return gridModel(frames, frames.map((frame) => this.viewOf(frame)), marks, this.cell);
     });
+    this.overview.show(this.models[0]);
     this.models.forEach((model, i) => {
       const grid = this.grids[i];
       if (this.captions) model.label = `${this.captions[i].textContent}: ${model.label}`;
       const kept = [grid.el.scrollTop, grid.el.scrollLeft];
       grid.setModel(model, model.fromCell(this.cell));
-      if (follow) grid.setActive(model.fromCell(this.cell));
-      else [grid.el.scrollTop, grid.el.scrollLeft] = kept;
+      if (follow) {
+        // First the last candidate of the site: all of them are in view if there is room.
+        if (this.view.mode === "token") grid.reveal(model.fromCell({ ...this.cell, j: groups[i][0].data.k - 1 }));
+        grid.setActive(model.fromCell(this.cell));
+      } else [grid.el.scrollTop, grid.el.scrollLeft] = kept;
     });
-    this.overview.show(this.models[0]);
     this.overview.mark(this.grids[0].window());
     this.legend.show(this.models[0].scale, {
       settles: this.view.mode === "table" && this.view.sites.includes("resid_post"),
