@@ -237,6 +237,7 @@ test("no shade is that of a number which is not known", () => {
 test("probabilities are never rounded up to certainty", () => {
   assert.equal(format.percent(0.99999), ">99.9%");
   assert.equal(format.percent(0.5), "50.0%");
+  assert.deepEqual([0.001, 1e-4, 5.8e-5, 5.8e-6, 1e-15].map(format.percent), ["0.10%", "0.010%", "0.006%", "5.8e−4%", "<1e−12%"]);
   assert.equal(format.brief(0.9989), ".99+");
   assert.equal(format.brief(0.9996), ".99+");
   assert.equal(format.brief(1), ".99+");

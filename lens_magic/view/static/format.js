@@ -2,13 +2,14 @@
 
 const MINUS = "−";
 
-/** A probability with three significant digits, never rounded up to certainty. @param {number} p */
+/** A probability in percent, however small, with up to three significant digits; never rounded up to certainty. @param {number} p */
 export function percent(p) {
   if (Number.isNaN(p)) return "–";
   if (p >= 0.9995) return ">99.9%";
   if (p >= 0.1) return `${(100 * p).toFixed(1)}%`;
-  if (p >= 0.0001) return `${(100 * p).toFixed(2)}%`;
-  return p > 1.3e-14 ? p.toExponential(1).replace("e-", "e" + MINUS) : "<1e" + MINUS + "14";
+  if (p >= 0.001) return `${(100 * p).toFixed(2)}%`;
+  if (p >= 0.00001) return `${(100 * p).toFixed(3)}%`;
+  return p > 1.3e-14 ? `${(100 * p).toExponential(1)}%`.replace("-", MINUS) : `<1e${MINUS}12%`;
 }
 
 /** The same in at most four characters, for the inside of a cell: it never says 1 either. @param {number} p */
