@@ -279,6 +279,22 @@ def test_the_chart_follows_the_next_token(page: Page, run: FakeRun) -> None:
         assert math.log1p(value) == pytest.approx(math.log1p(int(expected)), abs=0.06), layer
 
 
+def test_one_layer_has_no_chart_and_no_legend_of_it(page: Page) -> None:
+    chip = page.locator(".lens-followed")
+    assert chip.is_visible()
+    field = page.get_by_label("Layers", exact=True)
+    field.fill("3")
+    field.press("Enter")
+    assert not chip.is_visible()
+    assert not page.locator(".lens-lower").is_visible()
+    page.locator(".lens-candidate").first.click()
+    assert page.locator(".lens-chip:visible").count() == 1
+    field.fill("")
+    field.press("Enter")
+    assert chip.is_visible()
+    assert page.locator(".lens-panel svg").first.bounding_box()["width"] > 300
+
+
 def test_a_pinned_token_becomes_a_trajectory(page: Page, run: FakeRun) -> None:
     data = run.dataset.sel(site="resid_post", position=2)
     token = int(data.token_id.sel(layer=1).values[1])

@@ -105,9 +105,9 @@ export class Stage {
     details.append(...this.details.map((detail) => detail.el));
     const body = make("div", "lens-body");
     body.append(table, details);
-    const lower = make("div", "lens-lower");
-    lower.append(this.pins.el, this.chart.el);
-    const parts = [this.toolbar.el, this.toolbar.controls, this.options.strip, body, this.legend.el, lower];
+    this.lower = make("div", "lens-lower");
+    this.lower.append(this.pins.el, this.chart.el);
+    const parts = [this.toolbar.el, this.toolbar.controls, this.options.strip, body, this.legend.el, this.lower];
     this.root.append(...parts.flatMap((part) => part ?? []));
   }
 
@@ -263,7 +263,10 @@ export class Stage {
         lines.push({ className: `lens-line-${n}${i ? " lens-second" : ""}`, points: trajectory(data, where, own, at, token), label: pin.name });
       });
     }
-    this.pins.draw(followed);
+    // One layer makes no lines: there is no chart, and nothing for its legend to name.
+    const charted = layers.length > 1;
+    if (this.lower) this.lower.hidden = !charted && !this.pins.list.length;
+    this.pins.draw(charted ? followed : []);
     this.chart.draw(lines, layers, layers.indexOf(cell.layer));
   }
 
