@@ -20,6 +20,7 @@ import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
+from lens_magic.view import codes
 
 Checkpoints = Callable[[str], Path]
 ALPHA = 60.0
@@ -115,6 +116,9 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     view = diff.view()
     assert isinstance(view, Explorer)
     assert [view.header["name"], view.other_header["name"]] == ["unsteered", "steered"]
+    apart = np.frombuffer(view.other_buffers["kl_apart"], "<u2").reshape(diff.kl.shape)
+    np.testing.assert_allclose(codes.decoded(apart, view.other_header["encoding"]["kl_apart"]), diff.kl, atol=1e-3)
+    assert "kl_apart" not in view.buffers
 
 
 def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:

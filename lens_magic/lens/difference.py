@@ -104,8 +104,10 @@ class LensDiff:
         return data
 
     def view(self) -> Any:
-        """Return the interactive table: both runs side by side, or what changes from one to the other."""
-        return self.base.view(compare=self.steered, names=("unsteered", "steered"))
+        """Return the interactive table: both runs side by side, or what changes from one to the other, with ``kl``."""
+        from ..view import Explorer
+
+        return Explorer(self.base, compare=self.steered, names=("unsteered", "steered"), apart=self.kl)
 
     def save(self, path: str | Path) -> Path:
         """Write everything, losslessly, as NetCDF; :meth:`load` reads it.

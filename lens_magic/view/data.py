@@ -11,8 +11,8 @@ Codings, chosen so that 1,500 positions × 80 layers × 3 sites × 5 candidates 
   `entropy` and of `kl_final` marks a cell without numbers (its states were not finite).
 - `logit`: the first candidate's only, 65,536 codes over the run's own range. The others are not sent, as
   logit_j − logit_0 = ln(p_j / p_0). `prob_topk` is not sent either: it follows from `prob`.
-- `target_prob`, `entropy`, `kl_final`, `target_rank`: two bytes each. In a large run one byte: the probability of a target
-  that is not among the candidates is then within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
+- `target_prob`, `entropy`, `kl_final`, `kl_apart`, `target_rank`: two bytes each. In a large run one byte: the probability of
+  a target that is not among the candidates is then within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
 - `tracked_prob`, `tracked_rank`: two bytes (ranks: four if needed) for each tracked token, if the run has any. Tokens
   tracked at individual positions (`track=True`) are left out of a large run, whose size they would double.
 """
@@ -79,9 +79,10 @@ class Packed:
     `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
-    `kl_final` (if the run has it) [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise)
-    [site, layer, position, tracked]; `tracked` [position, tracked], the tokens tracked if each position has its own (rows
-    of `tokens`; the length of `tokens` where there is none); `ids` [distinct token], vocabulary indices. All little-endian.
+    `kl_final` (if the run has it), `kl_apart` (of the second of two runs, if known: its KL from the first)
+    [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise) [site, layer, position, tracked]; `tracked`
+    [position, tracked], the tokens tracked if each position has its own (rows of `tokens`; the length of `tokens` where
+    there is none); `ids` [distinct token], vocabulary indices. All little-endian.
     """
 
     header: dict[str, Any]
@@ -130,11 +131,12 @@ def header_of(
     }
 
 
-def pack(run: Run, name: str = "") -> Packed:
+def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
     """Pack a run; see the module's docstring for the codings and `Packed` for the layout.
 
     Args:
         name: its name when shown beside another run.
+        apart: KL(the other run ‖ this run) of every cell, nats, ``[site, layer, position]``, if it is known.
     """
     run = run.drawn  # a run through a basis numbers its directions separately from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
@@ -161,6 +163,8 @@ def pack(run: Run, name: str = "") -> Packed:
     }
     if "kl_final" in data:
         coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
+    if apart is not None:
+        coded["kl_apart"] = codes.square(apart, "uint8" if large else "uint16")
     if followed:
         coded["tracked_prob"] = codes.neglog(data["tracked_prob"].values)
         coded["tracked_rank"] = codes.ranks(data["tracked_rank"].values)

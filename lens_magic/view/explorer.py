@@ -8,6 +8,7 @@ from typing import Any
 
 import anywidget
 import traitlets
+from numpy.typing import NDArray
 
 from ..errors import LensError
 from ..words import dimensions
@@ -108,12 +109,20 @@ class RunView(anywidget.AnyWidget):
 class Explorer(RunView):
     """Interactive table of tokens × layers; only the cells in view exist as elements. See `RunView` for `selected`.
 
-    With `compare`, a second run is shown beside the first, or as the change from the first to it; `names` names the two.
+    With `compare`, a second run is shown beside the first, or as the change from the first to it; `names` names the two, and
+    `apart` is KL(run ‖ compare) of every cell, nats, ``[site, layer, position]``.
     """
 
-    def __init__(self, run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, **kwargs: Any) -> None:
-        shown = on_show(run, compare, names)
-        packs = [pack(*one) for one in shown]
+    def __init__(
+        self,
+        run: Run,
+        compare: Run | None = None,
+        names: tuple[str, str] | None = None,
+        apart: NDArray[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        first, *others = shown = on_show(run, compare, names)
+        packs = [pack(*first), *(pack(*other, apart) for other in others)]
         traits: dict[str, Any] = {"header": packs[0].header, "buffers": packs[0].to_bytes()}
         if compare is not None:
             traits |= {"other_header": packs[1].header, "other_buffers": packs[1].to_bytes()}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fake_run import FakeRun, fake_run, track, without_numbers
+from fake_run import FakeRun, encoded, fake_run, track, without_numbers
 from reading import cells, number, place, scroll, settle
+from test_live import open_widget
 
-from lens_magic.view import page_html
+from lens_magic.view import Explorer, page_html
 from lens_magic.view.text import visible
 
 if TYPE_CHECKING:
@@ -511,6 +512,30 @@ class TestTwoRuns:
         page.get_by_role("radio", name="difference").check(force=True)
         settle(page)
         assert {at for at, cell in cells(page).items() if "lens-found" in cell["classes"]} == {(3, 2)}
+
+    def test_how_far_they_are_apart(self, visit: Visit, tmp_path: Path) -> None:
+        one, other = fake_run(POSITIONS, LAYERS, seed=3), fake_run(POSITIONS, LAYERS, seed=9)
+        apart = np.random.default_rng(1).uniform(0, 0.3, (3, LAYERS, POSITIONS))
+        view = Explorer(one, compare=other, names=("unsteered", "steered"), apart=apart)
+        packs = {"buffers": encoded(view.buffers), "other_buffers": encoded(view.other_buffers)}
+        page = open_widget(visit, tmp_path, {"header": view.header, "other_header": view.other_header, **packs})
+        stream = apart[2]  # [layer, position]
+        shade_by(page, "apart")
+        assert page.get_by_role("radio", name="difference").is_checked()
+        assert page.locator(".lens-legend").inner_text().startswith("KL between the runs in nats")
+        found = cells(page)
+        assert len(found) == LAYERS * POSITIONS
+        for (position, layer), cell in found.items():
+            assert number(cell["number"]) == pytest.approx(stream[layer, position], abs=0.051)
+        page.locator("[role=row][aria-rowindex='5'] [role=gridcell][aria-colindex='4']").first.click()
+        facts = page.locator(".lens-detail").nth(1).locator(".lens-facts")
+        told = dict(zip(facts.locator("dt").all_inner_texts(), facts.locator("dd").all_inner_texts(), strict=True))
+        assert float(told["KL between runs"].removesuffix(" nats")) == pytest.approx(stream[2, 3], abs=0.051)
+        parts = np.flatnonzero(stream[:, 3] > 0.1)
+        assert told["parts at"] == f"layer {parts[0]}"
+        assert page.locator(".lens-detail").first.get_by_text("parts at").count() == 0
+        page.get_by_role("radio", name="side by side").check(force=True)
+        assert page.get_by_label("Shade by").input_value() == "prob"
 
 
 def copied(page: Page) -> str:

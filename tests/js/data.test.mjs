@@ -230,6 +230,23 @@ for (const name of ["lacking", "lacking-large", "lacking-growing"]) {
   });
 }
 
+test("how far two runs are apart is the second's own measure, and where they part follows from it", () => {
+  const { packed, truth } = fixture.apart;
+  const [first, second] = [read(fixture.small.packed), read(packed)];
+  const { sites } = second.header;
+  const choice = { shade: "apart", over: "all", token: -1, sites };
+  const measure = difference(measureOf(first, choice), measureOf(second, choice), "apart");
+  assert.equal(measure.label, "KL between the runs in nats");
+  cells(second, (cell, i, p) => {
+    close(second.apart(cell), truth.apart[i], 1e-4, "apart");
+    assert.equal(measure.between(NaN, second.apart(cell)), second.apart(cell));
+    assert.ok(Number.isNaN(first.apart(cell)));
+    close(measure.strength(second.apart(cell)), truth.apart[i] / Math.max(...truth.apart), 1e-3, "strength");
+    assert.equal(query.parts(second, p), truth.parts[p]);
+    assert.equal(query.parts(first, p), -1);
+  });
+});
+
 test("no shade is that of a number which is not known", () => {
   for (const ramp of ["sure", "unsure", "more"]) assert.equal(shade(ramp, NaN), shade(ramp, 0));
 });

@@ -19,6 +19,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from fake_run import FakeRun, encoded, fake_run, follow, track, without_numbers  # noqa: E402
 
+from lens_magic.lens.difference import PARTED  # noqa: E402
 from lens_magic.view import LiveView, bundle  # noqa: E402
 from lens_magic.view.data import pack, path  # noqa: E402
 
@@ -102,6 +103,13 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "lacking-large": without_numbers(fake_run(11, 6), layer=4, position=3),
     }
     fixture: dict[str, Any] = {}
+    apart = np.random.default_rng(5).uniform(0, 0.4, small.dataset.entropy.shape)
+    packed = pack(small, apart=apart)
+    first = (apart[small.sites.index("resid_post")] > PARTED).argmax(0)  # at least once at every position
+    fixture["apart"] = {
+        "packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())},
+        "truth": {"apart": apart.ravel().tolist(), "parts": first.tolist()},
+    }
     for name, run in runs.items():
         monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if name.endswith("large") else 8_000_000)
         packed = pack(run)

@@ -225,7 +225,7 @@ function differencePainter(frames, views, marks, places) {
       const found = at(a, b);
       write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : tokensOf(found).map((token) => (found.same ? token : cut(token, most))).join(ARROW), change.text(found.change));
       classify(el, this.marks(a, b));
-      el.style.backgroundColor = shade("more", change.strength(found.change));
+      el.style.backgroundColor = shade(change.ramp, change.strength(found.change));
     },
     marks(a, b) {
       const { same, was, is } = at(a, b);
@@ -236,7 +236,7 @@ function differencePainter(frames, views, marks, places) {
       const cell = named(labels, found.where);
       return `${changeOf(tokensOf(found))}, ${change.label} ${change.text(found.change)}, ${cell.site} layer ${cell.layer}, ${flowOf(frames[0], found.p)}`;
     },
-    tint: (a, b) => ["more", change.strength(at(a, b).change)],
+    tint: (a, b) => [change.ramp, change.strength(at(a, b).change)],
     text(a, b) {
       const found = at(a, b);
       return [tokensOf(found), change.text(found.change)];

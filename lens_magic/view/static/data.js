@@ -143,12 +143,22 @@ export class LensData {
     return this.hasKl ? this.decode.kl_final(this.arrays.kl_final[cell]) : NaN;
   }
 
-  /** Maximum of an array's values at some sites. @param {"entropy" | "kl_final" | "target_rank"} name @param {string[]} sites */
+  get hasApart() {
+    return "kl_apart" in this.arrays;
+  }
+
+  /** KL(the first run's distribution ‖ this second run's) in nats; NaN where it is not known. @param {number} cell */
+  apart(cell) {
+    return this.hasApart ? this.decode.kl_apart(this.arrays.kl_apart[cell]) : NaN;
+  }
+
+  /** Maximum of an array's values at some sites; 0 without it. @param {"entropy" | "kl_final" | "kl_apart" | "target_rank"} name @param {string[]} sites */
   greatest(name, sites) {
     const key = [name, ...sites].join();
     if (this.greatestOf[key] !== undefined) return this.greatestOf[key];
     const { positions, layers } = this.header;
     const array = this.arrays[name];
+    if (!array) return 0;
     const missing = 2 ** (8 * array.BYTES_PER_ELEMENT) - 1;
     let [most, where] = [-1, 0];
     for (const site of sites) {

@@ -121,7 +121,7 @@ export class Explorer extends Stage {
     const range = this.grids[this.current].range();
     const single = range[0] === range[2] && range[1] === range[3];
     if (how === "text") return asText(model, range);
-    const offset = single && this.view.mode === "table" && model.scale.ramp !== "more" ? this.offset(this.current, this.cell) : -1;
+    const offset = single && this.view.mode === "table" && model.runs === 1 ? this.offset(this.current, this.cell) : -1;
     if (offset < 0) return asTable(model, range);
     const { data } = this.frames[this.current];
     return candidatesTable(data.candidates(offset, data.positionAt.get(this.cell.position) ?? -1));

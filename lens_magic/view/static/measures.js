@@ -4,7 +4,8 @@ import { brief, count, delta, integer, nats } from "./format.js";
  * Measures: what shades a cell, and gives the number in it.
  *
  * @typedef {import("./data.js").LensData} Data
- * @typedef {"prob" | "target" | "rank" | "entropy" | "kl" | "token"} Shading
+ * @typedef {"prob" | "target" | "rank" | "entropy" | "kl" | "token"} RunShading
+ * @typedef {RunShading | "apart"} Shading of a run, or of the difference between two
  * @typedef {{shade: Shading, over: "all" | "k", token: number, name?: string, sites: string[]}} Choice `token`: a row of the
  *   token table, or −1; `name`: its text, which another run may have if this one does not
  * @typedef {"sure" | "unsure" | "more" | "less"} Ramp colours by meaning, so that different kinds of measures look different
@@ -12,7 +13,7 @@ import { brief, count, delta, integer, nats } from "./format.js";
  *   strength: (value: number) => number, text: (value: number) => string}} Measure `strength` in −1 … 1
  */
 
-/** Names of the measures, in the order in which they are offered. @type {Record<Shading, string>} */
+/** Names of the measures, in the order in which they are offered. @type {Record<RunShading, string>} */
 export const SHADINGS = {
   prob: "probability of the top token",
   target: "probability of the next token",
@@ -21,6 +22,8 @@ export const SHADINGS = {
   kl: "KL to the output",
   token: "probability of a token",
 };
+
+export const APART = "KL between the runs";
 
 /** @param {Data} data @param {Choice} choice */
 function probability(data, { over, token }) {
@@ -62,15 +65,16 @@ export function measureOf(data, choice) {
       };
     }
     case "entropy":
-    case "kl": {
-      const kl = choice.shade === "kl";
-      const most = Math.max(1e-9, data.greatest(kl ? "kl_final" : "entropy", choice.sites));
+    case "kl":
+    case "apart": {
+      const { shade } = choice;
+      const most = Math.max(1e-9, data.greatest(/** @type {const} */ ({ entropy: "entropy", kl: "kl_final", apart: "kl_apart" })[shade], choice.sites));
       return {
-        label: `${SHADINGS[choice.shade]} in nats`,
+        label: `${shade === "apart" ? APART : SHADINGS[shade]} in nats`,
         ramp: "unsure",
         low: "0",
         high: nats(most),
-        value: kl ? (cell) => data.kl(cell) : (cell) => data.entropy(cell),
+        value: (cell) => data[shade](cell),
         strength: (x) => Math.min(1, x / most) || 0,
         text: nats,
       };
@@ -82,12 +86,14 @@ export function measureOf(data, choice) {
 
 /**
  * The change of a measure from one run to another: value(second) − value(first). Changes of ranks are counted in doublings,
- * so that from 2,000 to 1,000 is as much as from 2 to 1.
+ * so that from 2,000 to 1,000 is as much as from 2 to 1. The KL between the runs is a measure of the change, which the second
+ * has.
  *
  * @param {Measure} first @param {Measure} second @param {Shading} shade
  * @returns {Omit<Measure, "value"> & {between: (a: number, b: number) => number}}
  */
 export function difference(first, second, shade) {
+  if (shade === "apart") return { ...second, between: (_, b) => b };
   const doublings = shade === "rank";
   const span = doublings ? 10 : first.ramp === "unsure" ? Math.max(Number(first.high), Number(second.high)) || 1 : 1;
   const between = (/** @type {number} */ a, /** @type {number} */ b) => {

@@ -150,9 +150,13 @@ export class Stage {
     this.set({ mode: this.view.mode === "table" ? "token" : "table" });
   }
 
-  /** Changes what is shown; the active cell stays the same if possible. @param {Partial<View>} change */
-  set(change) {
+  /** Changes what is shown; the active cell stays the same if possible. @param {Partial<View>} wanted */
+  set(wanted) {
     const before = this.view;
+    // The KL between the runs is one number for both, which only their difference shows.
+    const change = { ...wanted };
+    if (wanted.shade === "apart") change.pairing = "difference";
+    else if (wanted.pairing === "beside" && before.shade === "apart") change.shade = "prob";
     this.view = { ...before, ...change };
     this.view.zoom = clamp(this.view.zoom, 0, ZOOMS.length - 1);
     // The view of one token is for comparing sites side by side; the table shows one site by default.

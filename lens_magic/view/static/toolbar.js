@@ -1,6 +1,6 @@
 import { button, labelled, make, segments } from "./dom.js";
 import { integer, modelNames, plural } from "./format.js";
-import { SHADINGS } from "./measures.js";
+import { APART, SHADINGS } from "./measures.js";
 import { chosenLayers, writtenLayers } from "./query.js";
 
 /**
@@ -113,10 +113,11 @@ export class Toolbar {
   }
 
   /** @param {import("./data.js").LensData[]} datas @param {Labels} labels @returns {HTMLElement[]} */
-  fields([data], labels) {
+  fields([data, other], labels) {
     const { k, tracked, tokens } = data.header;
     /** @type {[string, string][]} */
     const shadings = Object.entries(SHADINGS).filter(([name]) => name !== "token" && (name !== "kl" || data.hasKl));
+    if (other?.hasApart) shadings.push(["apart", APART]);
     for (const row of tracked) shadings.push([`token:${data.arrays.ids[row]}`, `probability of ${tokens[row]}`]);
     this.shade = choice("Shade by", shadings, (value) => {
       const [shade, token] = value.split(":");
