@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -12,7 +13,8 @@ import models
 import pytest
 
 import lens_magic as lens
-from lens_magic.model.tokens import TextStream, decode, encode, token_texts
+from lens_magic.lens.chosen import look
+from lens_magic.model.tokens import TextStream, decode, encode, encode_rest, token_texts
 
 Checkpoints = Callable[[str], Path]
 TEXTS = [
@@ -60,14 +62,16 @@ TEMPLATES = {
 @pytest.fixture(scope="module")
 def prepending() -> Any:
     """A tokenizer that marks spaces with ▁, one before every text included, as Llama 2's does."""
-    from tokenizers import Tokenizer, decoders, normalizers, trainers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers import models as kinds
     from transformers import PreTrainedTokenizerFast
 
     made = Tokenizer(kinds.BPE())
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")  # no token reaches from one word into the next
     made.decoder = decoders.Replace("▁", " ")
-    texts = [*TEXTS, *TEMPLATES.values(), models.TEXT]
+    # Had it learnt to merge the end token's characters, that text would be that token.
+    texts = [text.replace("|", "| ") for text in (*TEXTS, *TEMPLATES.values(), models.TEXT)]
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
 
@@ -100,6 +104,39 @@ def test_special_text_in_a_chat_is_text(tokenizer: Any, template: str, shown: st
     ids = encode(with_template(tokenizer, TEMPLATES[template]), " hi <|end|> ", chat=True)
     assert decode(tokenizer, ids) == shown
     assert ids.count(tokenizer.eos_token_id) == TEMPLATES[template].count("<|end|>")  # the template's own
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [  # the space before a text, and after each special token, is the tokenizer's; none comes where a piece begins
+        ("plain", " [user]<|end|> hi<|end|> [bot]"),
+        ("words", " USER: <|end|> hi ASSISTANT:"),
+        ("instruction", "<|end|> [INST] <|end|> hi [/INST]"),
+        ("begun", "<|end|> <|end|> hi [bot]"),
+    ],
+)
+def test_pieces_of_a_chat_get_no_space_of_their_own(prepending: Any, template: str, shown: str) -> None:
+    templates = {**TEMPLATES, "begun": "<|end|>{{ messages[0].content }} [bot]"}
+    chatting = with_template(prepending, templates[template])
+    ids = encode(chatting, "<|end|> hi", chat=True)
+    assert decode(chatting, ids) == shown
+    assert ids.count(prepending.eos_token_id) == templates[template].count("<|end|>")  # the template's own
+
+
+@pytest.mark.parametrize("text", [" light", "light", " the light of a lamp", "ers", "  spaces", "日本語", "<|end|> x", "\nthe"])
+@pytest.mark.parametrize("kind", ["tokenizer", "prepending"])
+def test_text_that_begins_no_sequence_is_encoded_as_its_rest(kind: str, text: str, request: pytest.FixtureRequest) -> None:
+    known = request.getfixturevalue(kind)
+    whole, before = encode(known, "gathers," + text), encode(known, "gathers,")
+    assert whole[: len(before)] == before, "the text was chosen so that no token reaches into it"
+    assert encode_rest(known, text) == whole[len(before) :]
+
+
+def test_a_followed_text_has_the_space_that_it_is_given(prepending: Any) -> None:
+    model = SimpleNamespace(tokenizer=prepending, vocabulary=len(prepending))
+    assert look(None, "own", " the", model, []).track == (prepending.convert_tokens_to_ids("▁the"),)
+    with pytest.raises(lens.LensError, match=r"'the' is 2 tokens .*; with a space before it, ' the', it is one"):
+        look(None, "own", "the", model, [])
 
 
 @pytest.mark.parametrize(

@@ -115,17 +115,11 @@ def _token(tokenizer: Any, text: str) -> int:
     ids = encode_rest(tokenizer, text)
     if len(ids) == 1:
         return ids[0]
-    # SentencePiece puts a space before every text, so " Paris" becomes two tokens, of which the second is the one meant.
-    piece = text.replace(" ", "▁")
-    vocabulary = tokenizer.get_vocab()
-    if piece != text and piece in vocabulary:
-        return int(vocabulary[piece])
     from ..model.tokens import token_texts
 
     parts = token_texts(tokenizer, ids)
     shown = ", ".join(repr(parts[index]) for index in ids[:4]) + (", …" if len(ids) > 4 else "")
-    spaced = tokenizer(" " + text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    hint = f"; with a space before it, {' ' + text!r}, it is one" if len(spaced) == 1 else ""
+    hint = f"; with a space before it, {' ' + text!r}, it is one" if len(encode_rest(tokenizer, f" {text}")) == 1 else ""
     raise LensError(f"{text[:80]!r} is {len(ids)} tokens ({shown}), and only single tokens can be tracked{hint}")
 
 

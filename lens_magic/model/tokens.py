@@ -59,9 +59,12 @@ def _encode_chat(tokenizer: Any, text: str) -> list[int]:
     # Part of the text would become a special token, so it is encoded by itself, without the space that the template trims.
     kept = text if before.endswith(_SPACE) else text.lstrip()
     kept = kept if after.startswith(_SPACE) else kept.rstrip()
-    encoded = _encode_piece(tokenizer, before.removesuffix(_SPACE))
-    encoded += _encode_piece(tokenizer, kept, as_text=True)
-    return encoded + _encode_piece(tokenizer, after.removeprefix(_SPACE))
+    before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
+    encoded = _encode_piece(tokenizer, before)
+    # After a special token some tokenizers begin anew, with the space that they put before a text.
+    anew = _encode_piece(tokenizer, before + "a") == encoded + _encode_piece(tokenizer, "a")
+    encoded += _encode_piece(tokenizer, kept, as_text=True) if anew else _encode_later(tokenizer, kept, as_text=True)
+    return encoded + _encode_later(tokenizer, after)
 
 
 def _in_template(tokenizer: Any, text: str) -> str:
@@ -87,7 +90,17 @@ def encode_rest(tokenizer: Any, text: str) -> list[int]:
         LensError: the text is not valid Unicode.
     """
     _require_characters(text)
-    return _encode_piece(tokenizer, text, as_text=True)
+    return _encode_later(tokenizer, text, as_text=True)
+
+
+_BEFORE = "\n"  # no token reaches from it into a word
+
+
+def _encode_later(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
+    """Encode a piece that other text precedes: without the space that SentencePiece puts before a text."""
+    before = _encode_piece(tokenizer, _BEFORE, as_text)
+    whole = _encode_piece(tokenizer, _BEFORE + text, as_text)
+    return whole[len(before) :] if whole[: len(before)] == before else _encode_piece(tokenizer, text, as_text)
 
 
 def _require_characters(text: str) -> None:
