@@ -171,6 +171,13 @@ def test_a_byte_that_sentencepiece_spells_out_is_a_byte() -> None:
     assert token_texts(tokenizer, range(3)) == {0: "\\xe4", 1: "A", 2: " the"}
 
 
+def test_a_mark_that_a_tokens_text_holds_is_shown(tokenizer: Any) -> None:
+    """DeepSeek's special tokens are spelt with what is SentencePiece's mark for a space; their tokenizer is byte-level."""
+    extended = copy.deepcopy(tokenizer)
+    extended.add_special_tokens({"bos_token": "<begin▁of▁sentence>"})
+    assert token_texts(extended, [extended.bos_token_id]) == {extended.bos_token_id: "<begin▁of▁sentence>"}
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_streamed_pieces_make_the_text(tokenizer: Any, text: str) -> None:
     stream = TextStream(tokenizer)

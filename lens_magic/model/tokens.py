@@ -129,9 +129,9 @@ def _text(tokenizer: Any, index: int) -> str:
     piece = tokenizer.convert_ids_to_tokens(index)
     if piece is None:
         return f"<{index}>"
-    if "▁" in piece:  # SentencePiece's mark for a space, which decoding a single token would drop
-        return str(piece).replace("▁", " ")
     text = str(tokenizer.decode([index], clean_up_tokenization_spaces=False))
+    if "▁" in piece and "▁" not in text:  # SentencePiece's mark for a space, which decoding a single token would drop
+        return str(piece).replace("▁", " ")
     if _REPLACEMENT not in text:
         return text
     if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's notation for a byte
