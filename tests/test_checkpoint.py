@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,31 @@ def test_the_model_before_comes_back_after_a_load_on_other_ranks_failed(
 def test_no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     refused(folder, "no tokenizer")
+
+
+def test_a_tokenizer_that_cannot_be_read(folder: Path) -> None:
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["model"] = {"type": "Unknown"}
+    for content in (json.dumps(settings), "{", ""):
+        (folder / "tokenizer.json").write_text(content)
+        with pytest.raises(lens.LensError, match=r"the tokenizer in .* cannot be read: .") as caught:
+            lens.load(str(folder), ranks=1)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_sentencepiece_model_needs_its_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packages = ("sentencepiece", "google", "google.protobuf")
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(__path__=[]))
+    (folder / "tokenizer.json").rename(folder / "tokenizer.model")
+    assert find(str(folder), 1).layers == 4
+    for missing in (packages[0], packages[2]):
+        with monkeypatch.context() as without:
+            without.setitem(sys.modules, missing, None)
+            refused(folder, r"no tokenizer\.json, and its tokenizer\.model .* `pip install sentencepiece protobuf` would do")
+            shutil.copy(folder / "tokenizer.model", folder / "tokenizer.json")
+            assert find(str(folder), 1).layers == 4
+            (folder / "tokenizer.json").unlink()
 
 
 def test_an_unsupported_family(folder: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +188,18 @@ def _require_plain_weights(name: str, stated: Mapping[str, Any]) -> None:
 
 
 def _require_tokenizer(folder: Path) -> None:
-    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+    found = [file for file in _TOKENIZER_FILES if (folder / file).is_file()]
+    if not found:
         raise LensError(f"{folder} has no tokenizer (looked for {', '.join(_TOKENIZER_FILES)})")
+    if all(file.endswith(".model") for file in found):  # SentencePiece's own format
+        try:
+            for package in ("sentencepiece", "google.protobuf"):
+                import_module(package)
+        except ImportError:
+            raise LensError(
+                f"{folder} has no tokenizer.json, and its {found[0]} takes two packages to read; "
+                "`pip install sentencepiece protobuf` would do"
+            ) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
