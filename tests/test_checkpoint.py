@@ -90,7 +90,8 @@ def test_truncated_weights(folder: Path) -> None:
 
 
 def test_a_missing_shard(folder: Path) -> None:
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-00001.safetensors")
+    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     refused(folder, "lacks model-00002.safetensors")
 
@@ -107,8 +108,22 @@ def test_a_missing_weight(folder: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {"a": 1}}'])
 def test_a_broken_index(folder: Path, content: str) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(content)
     refused(folder, "index.json (is not valid JSON|holds no settings|has no weight_map)")
+
+
+@pytest.mark.parametrize("stale", [True, False])
+def test_one_file_goes_before_shards(folder: Path, stale: bool) -> None:
+    """As in transformers: saving a model in one file leaves an index that was there, and the shards that others had written."""
+    alone = find(str(folder), 1)
+    index = {"weight_map": {"a": "model-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    if not stale:
+        weights = load_file(folder / "model.safetensors")
+        save_file({name: tensor.flip(0) for name, tensor in weights.items()}, folder / "model-00001.safetensors")
+    found = find(str(folder), 1)
+    assert (found.fingerprint, found.weight_bytes) == (alone.fingerprint, alone.weight_bytes)
 
 
 @pytest.mark.parametrize("level", ["whole", "text"])

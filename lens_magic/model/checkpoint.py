@@ -203,7 +203,9 @@ def _require_tokenizer(folder: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():  # what transformers reads then; saving a model in one file leaves an index that was there before
+        return [whole]
     if index.is_file():
         weight_map = _settings(index).get("weight_map")
         if not (isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())):
@@ -213,9 +215,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if missing:
             raise LensError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing)")
         return [folder / name for name in names]
-    whole = folder / "model.safetensors"
-    if whole.is_file():
-        return [whole]
     if others := sorted(folder.glob("*.safetensors")):
         raise LensError(f"{folder} has {others[0].name}, but neither {whole.name} nor {index.name}, which transformers reads")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
