@@ -86,12 +86,14 @@ def make(
         LensError: there is no such model, or it does not allow what is asked for.
     """
     from .model import footprint
-    from .model.checkpoint import DTYPES, read_config
+    from .model.checkpoint import DTYPES, read_config, require_no_adapter, require_plain_weights, stated_in
 
     if dtype not in (None, *DTYPES):
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = footprint.config_only(name)
-    config = read_config(folder)
+    require_no_adapter(name, folder)
+    stated, config = stated_in(folder), read_config(folder)
+    require_plain_weights(name, stated)
     own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     chosen = own if dtype in (None, "auto") else str(dtype)
     facts = footprint.Facts.of(config, chosen)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 import lens_magic as lens
+from lens_magic import plan
 from lens_magic.model.checkpoint import find
 from lens_magic.session import Session, current
 
@@ -127,12 +128,29 @@ def test_one_file_goes_before_shards(folder: Path, stale: bool) -> None:
 
 
 @pytest.mark.parametrize("level", ["whole", "text"])
-def test_quantised_weights(folder: Path, level: str) -> None:
+@pytest.mark.parametrize("how", [{"quant_method": "gptq", "bits": 4}, {}])
+def test_quantised_weights(folder: Path, level: str, how: dict[str, object]) -> None:
     config = json.loads((folder / "config.json").read_text())
-    quantised = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    quantised = {"quantization_config": how}
     stated = {**config, **(quantised if level == "whole" else {"text_config": quantised})}
     (folder / "config.json").write_text(json.dumps(stated))
-    refused(folder, r"is quantised \(gptq\); one of float32, bfloat16 or float16 weights would do")
+    words = r"is quantised \((gptq|it does not say how)\); one of float32, bfloat16 or float16 weights would do"
+    refused(folder, words)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 1, 8)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_that_is_not_merged(folder: Path, alone: bool) -> None:
+    """transformers would apply it where PEFT is installed, and leave it out where not."""
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    if alone:
+        (folder / "config.json").unlink()
+        (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    words = r"has a PEFT adapter that is not merged; merge_and_unload\(\) and saving the result would do"
+    refused(folder, words)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 1, 8)
 
 
 def test_broken_settings_of_generation(folder: Path) -> None:

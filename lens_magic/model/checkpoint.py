@@ -59,17 +59,18 @@ def find(
 
     Raises:
         LensError: no such model, no configuration, no tokenizer, no (or incomplete, or quantised) safetensors weights, an
-            unsupported family, or a number of ranks it cannot be split into.
+            adapter beside them, an unsupported family, or a number of ranks it cannot be split into.
     """
     dtype = dtype or "auto"
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = _folder(name, revision, trust_remote_code)
-    stated, whole_config = _stated(folder), read_config(folder)
+    require_no_adapter(name, folder)
+    stated, whole_config = stated_in(folder), read_config(folder)
     anatomy = anatomy_of(whole_config.model_type, whole_config)
     config = whole_config.get_text_config()  # multimodal models keep the language model's settings one level down
     _require_tokenizer(folder)
-    _require_plain_weights(name, stated)
+    require_plain_weights(name, stated)
     files = _weight_files(folder)
     headers = {file: read_header(file) for file in files}
     _require_splittable(name, config, ranks)
@@ -128,8 +129,12 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _stated(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration as the file states it."""
+def stated_in(folder: Path) -> Mapping[str, Any]:
+    """Return the configuration as the file states it.
+
+    Raises:
+        LensError: there is none, or it is no JSON object.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise LensError(f"{folder} has no config.json, so it is not a model folder")
@@ -155,7 +160,7 @@ def read_config(folder: Path) -> Any:
     """
     from transformers import CONFIG_MAPPING
 
-    stated = _stated(folder)
+    stated = stated_in(folder)
     model_type = str(stated.get("model_type"))
     anatomy_of(model_type)  # first, because transformers may not know the family either
     try:
@@ -179,10 +184,24 @@ def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
     return "float32"
 
 
-def _require_plain_weights(name: str, stated: Mapping[str, Any]) -> None:
-    """Refuse quantised weights: their modules cannot be split, and need packages that may be missing."""
+def require_no_adapter(name: str, folder: Path) -> None:
+    """Refuse an adapter, which transformers applies if PEFT is installed, to whole modules only, and else leaves out.
+
+    Raises:
+        LensError: there is one.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise LensError(f"{name} has a PEFT adapter that is not merged; merge_and_unload() and saving the result would do")
+
+
+def require_plain_weights(name: str, stated: Mapping[str, Any]) -> None:
+    """Refuse quantised weights: their modules cannot be split, and need packages that may be missing.
+
+    Raises:
+        LensError: the configuration says that they are quantised.
+    """
     for config in (stated, stated.get("text_config") or {}):
-        if quantised := config.get("quantization_config"):
+        if (quantised := config.get("quantization_config")) is not None:
             method = quantised.get("quant_method", "it does not say how")
             raise LensError(f"{name} is quantised ({method}); one of float32, bfloat16 or float16 weights would do")
 
@@ -252,7 +271,7 @@ def stop_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
     """Return a checkpoint's end tokens. Nothing else of its ``generation_config`` is used."""
     generation = folder / "generation_config.json"
     stated = _settings(generation) if generation.is_file() else {}
-    config = _stated(folder)
+    config = stated_in(folder)
     of_model = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
     return end_tokens(stated.get("eos_token_id"), of_model, tokenizer)
 
