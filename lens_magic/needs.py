@@ -341,10 +341,9 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
     from .model.checkpoint import read_config
 
     config = read_config(checkpoint.folder)
-    stored = footprint.stored_dtypes(checkpoint.folder)
 
     def needs_of(dtype: str, ranks: int) -> list[Need]:
-        mapped = stored <= {dtype}
+        mapped = set(checkpoint.stored) <= {dtype}
         skeleton = footprint.skeleton(config, dtype)
         return load_needs(footprint.weights(skeleton, ranks), spread(rooms, ranks), mapped)
 

@@ -85,17 +85,18 @@ def make(
     Raises:
         LensError: there is no such model, or it does not allow what is asked for.
     """
+    from .model import checkpoint as checkpoints
     from .model import footprint
-    from .model.checkpoint import DTYPES, read_config, require_no_adapter, require_plain_weights, stated_in
 
-    if dtype not in (None, *DTYPES):
-        raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    if dtype not in (None, *checkpoints.DTYPES):
+        raise LensError(f"dtype {dtype!r} is not one of {', '.join(checkpoints.DTYPES)}")
     folder = footprint.config_only(name)
-    require_no_adapter(name, folder)
-    stated, config = stated_in(folder), read_config(folder)
-    require_plain_weights(name, stated)
-    own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    chosen = own if dtype in (None, "auto") else str(dtype)
+    checkpoints.require_no_adapter(name, folder)
+    stated, config = checkpoints.stated_in(folder), checkpoints.read_config(folder)
+    checkpoints.require_plain_weights(name, stated)
+    stored = footprint.stored_dtypes(folder)
+    own = dtype in (None, "auto")
+    chosen = checkpoints.own_dtype(name, stated, stored) if own else str(dtype)
     facts = footprint.Facts.of(config, chosen)
     if ranks > min(facts.heads, facts.vocabulary):
         raise LensError(f"{name} cannot be split over {ranks} ranks: it has {facts.heads} attention heads")
@@ -109,10 +110,13 @@ def make(
     seen = parse_layers(layers, facts.layers), parse_sites(sites)
     ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
-    mapped = footprint.stored_dtypes(folder) <= {chosen} if any(folder.glob("model*.safetensors")) else chosen == own
+    said = checkpoints.stated_dtype(stated)
+    mapped = set(stored or [said or "float32"]) <= {chosen}
     weights = footprint.weights(footprint.skeleton(config, chosen), ranks)
     needs = run_needs(facts, ask, rooms, weight_bytes(weights, rooms, mapped))
     notes = _notes(weights, rooms, mapped, chosen)
+    if own and not (said or stored):
+        notes.append(f"config.json states no dtype, and no weights are there to tell: {chosen} is assumed")
 
     def needs_of(changed: Ask, other: str, count: int) -> tuple[list[Need], list[Room]]:
         places = spread(rooms, count)

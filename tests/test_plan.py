@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import once
 import plan_probes
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_memory import proportional
 
 import lens_magic as lens
@@ -23,7 +25,7 @@ from lens_magic.lens import decode
 from lens_magic.lens.capture import Plan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model import footprint
-from lens_magic.model.checkpoint import read_config
+from lens_magic.model.checkpoint import find, read_config
 from lens_magic.model.head import HeadShard
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
@@ -111,17 +113,37 @@ def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpo
 
 
 def test_what_old_checkpoints_keep_besides_weights_is_not_counted(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    from lens_magic.model.footprint import stored_dtypes
-
     weights = {name: tensor.bfloat16() for name, tensor in load_file(checkpoints("llama-gqa") / "model.safetensors").items()}
     masks = {"h.0.attention.bias": torch.ones(64, 64, dtype=torch.uint8), "h.0.rotary_emb.inv_freq": torch.ones(16)}
     save_file({**weights, **masks}, tmp_path / "model.safetensors")
-    assert stored_dtypes(tmp_path) == {"bfloat16"}
+    assert footprint.stored_dtypes(tmp_path) == ("bfloat16",)
     half = {name: tensor.float() if "mlp" in name else tensor for name, tensor in weights.items()}
     save_file(half, tmp_path / "model.safetensors")
-    assert stored_dtypes(tmp_path) == {"bfloat16", "float32"}
+    assert footprint.stored_dtypes(tmp_path) == ("float32", "bfloat16")  # that of the most bytes first
+
+
+@pytest.mark.parametrize(("level", "expected"), [("whole", "float32"), ("text", "float16"), ("nowhere", "bfloat16")])
+def test_a_plan_is_for_the_dtype_that_is_loaded(checkpoints: Checkpoints, tmp_path: Path, level: str, expected: str) -> None:
+    """The one that the configuration states, for the whole model or its language model; else the weights'."""
+    folder = shutil.copytree(checkpoints("gemma3-sees"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        del part["dtype"]
+    if level != "nowhere":
+        {"whole": config, "text": config["text_config"]}[level]["torch_dtype"] = expected
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    found, planned = find(str(folder), 1), plan.make(str(folder), 1, 4, rooms=[CPU])
+    assert (found.dtype, planned.facts.dtype, found.stored) == (expected, expected, ("bfloat16",))
+    assert bool(planned.loading) == (expected != "bfloat16")
+    (folder / "model.safetensors").unlink()
+    alone = plan.make(str(folder), 1, 4, rooms=[CPU])
+    assert alone.facts.dtype == ("float32" if level == "nowhere" else expected)
+    assert alone.loading == 0
+    assumed = "config.json states no dtype, and no weights are there to tell: float32 is assumed"
+    assert alone.notes == ([assumed] if level == "nowhere" else [])
+    assert assumed not in plan.make(str(folder), 1, 4, dtype="bfloat16", rooms=[CPU]).notes
 
 
 def test_split_sizes_are_deepspeeds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,6 +31,7 @@ class Checkpoint:
         name: what the user asked for.
         folder: where its files are.
         dtype: "float32", "bfloat16" or "float16"; the checkpoint's own unless another was asked for.
+        stored: the dtypes of the weights in its files (see :func:`dtypes_of`).
         fingerprint: identifies the weights (see :func:`fingerprint`).
         context: longest sequence the model takes.
     """
@@ -38,6 +40,7 @@ class Checkpoint:
     folder: Path
     model_type: str
     dtype: str
+    stored: tuple[str, ...]
     fingerprint: str
     context: int
     layers: int
@@ -73,6 +76,7 @@ def find(
     require_plain_weights(name, stated)
     files = _weight_files(folder)
     headers = {file: read_header(file) for file in files}
+    stored = dtypes_of(headers.values())
     _require_splittable(name, config, ranks)
     if anatomy.experts is not None and ranks > 1:
         _require_separate_experts(name, headers.values())
@@ -80,7 +84,8 @@ def find(
         name=name,
         folder=folder,
         model_type=whole_config.model_type,
-        dtype=_own_dtype(name, stated) if dtype == "auto" else dtype,
+        dtype=own_dtype(name, stated, stored) if dtype == "auto" else dtype,
+        stored=stored,
         fingerprint=fingerprint(folder, files),
         context=context_of(config),
         layers=int(config.num_hidden_layers),
@@ -173,15 +178,27 @@ def read_config(folder: Path) -> Any:
     return config
 
 
-def _own_dtype(name: str, stated: Mapping[str, Any]) -> str:
-    """Return the dtype that the checkpoint's configuration states; float32 if it states none."""
+def stated_dtype(stated: Mapping[str, Any]) -> str | None:
+    """Return the dtype that a configuration states, for the whole model or for its language model; None if it states none."""
     for config in (stated, stated.get("text_config") or {}):
         if own := config.get("dtype") or config.get("torch_dtype"):
-            own = str(own).removeprefix("torch.")
-            if own not in (*DTYPES[1:], "float64"):
-                raise LensError(f"{name} says its weights are {own}; --dtype {', '.join(DTYPES[1:])} would do")
-            return own
-    return "float32"
+            return str(own).removeprefix("torch.")
+    return None
+
+
+def own_dtype(name: str, stated: Mapping[str, Any], stored: Sequence[str]) -> str:
+    """Return the dtype that the configuration states; else that of most of the weights; float32 if there are none.
+
+    Args:
+        stored: the dtypes of the weights (:func:`dtypes_of`).
+
+    Raises:
+        LensError: nothing multiplies numbers of that type.
+    """
+    own = stated_dtype(stated) or next(iter(stored), "float32")
+    if own not in (*DTYPES[1:], "float64"):
+        raise LensError(f"{name} says its weights are {own}; --dtype {', '.join(DTYPES[1:])} would do")
+    return own
 
 
 def require_no_adapter(name: str, folder: Path) -> None:
@@ -261,6 +278,21 @@ def read_header(file: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, struct.error) as error:
         raise LensError(f"{file} is damaged or incomplete: {error}") from error
     return header
+
+
+def dtypes_of(headers: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return the dtypes of the weights in safetensors files from their headers ("float32", …), that of the most bytes first.
+
+    Tensors of old checkpoints that are not weights do not count: masks (integer or boolean), and rotary frequencies of
+    another dtype (any dtype with at most 1 % of the bytes).
+    """
+    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    sizes: Counter[str] = Counter()
+    for tensor in (tensor for header in headers for tensor in header.values()):
+        if not tensor["dtype"].startswith(("BOOL", "I", "U")):
+            begin, end = tensor["data_offsets"]
+            sizes[names.get(tensor["dtype"], tensor["dtype"])] += end - begin
+    return tuple(dtype for dtype, size in sizes.most_common() if size > sizes.total() / 100)
 
 
 def _tensor_bytes(header: Mapping[str, Any]) -> int:

@@ -9,7 +9,6 @@ Everything else, such as norms, embeddings and routers, is whole on every rank.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from ..errors import LensError
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
-from .checkpoint import one_line, read_header
+from .checkpoint import dtypes_of, one_line, read_header
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -115,20 +114,11 @@ def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
     return (grains // ranks + (rank < grains % ranks)) * GRAIN + (rest if rank == ranks - 1 else 0)
 
 
-def stored_dtypes(folder: Path) -> set[str]:
-    """Return the dtypes of the weights in a folder's safetensors files, from their headers ("float32", …); empty without any.
-
-    Tensors of old checkpoints that are not weights do not count: masks (integer or boolean), and rotary frequencies of
-    another dtype (any dtype with at most 1 % of the bytes).
-    """
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    tables = [read_header(file) for file in sorted(folder.glob("model*.safetensors"))]
-    sizes: Counter[str] = Counter()
-    for tensor in (tensor for table in tables for tensor in table.values()):
-        if not tensor["dtype"].startswith(("BOOL", "I", "U")):
-            begin, end = tensor["data_offsets"]
-            sizes[names.get(tensor["dtype"], tensor["dtype"])] += end - begin
-    return {dtype for dtype, size in sizes.items() if size > sizes.total() / 100}
+def stored_dtypes(folder: Path) -> tuple[str, ...]:
+    """Return the dtypes of the weights in a folder (:func:`.checkpoint.dtypes_of`), which need not all be there."""
+    whole = folder / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(folder.glob("model*.safetensors"))
+    return dtypes_of(read_header(file) for file in files)
 
 
 def skeleton(config: Any, dtype: str) -> Any:
