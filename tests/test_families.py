@@ -218,13 +218,23 @@ def test_a_model_that_is_not_on_one_device_is_refused(part: str, checkpoints: Ch
     assert lens.generate("To be", 2, ignore_eos=True).output_ids
 
 
-def test_yarn_stretches_the_context(checkpoints: Checkpoints) -> None:
-    """Users of Qwen models switch it on in the configuration, which goes on to name the shorter length."""
-    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 24}
-    config = AutoConfig.from_pretrained(checkpoints("qwen3-odd"), max_position_embeddings=32, rope_parameters=yarn)
+@pytest.mark.parametrize(
+    ("name", "rope", "stated"),
+    [
+        # Users of Qwen models switch it on in the configuration, which goes on to name the shorter length.
+        ("qwen3-odd", {"rope_type": "yarn", "original_max_position_embeddings": 24}, {}),
+        # As Vicunas of 16k and LongChats do.
+        ("llama-gqa", {"rope_type": "linear"}, {"max_sequence_length": 48}),
+    ],
+)
+def test_rope_stretches_the_context(name: str, rope: dict[str, Any], stated: dict[str, int], checkpoints: Checkpoints) -> None:
+    stretched = {"rope_theta": 1e4, "factor": 2.0, **rope}
+    config = AutoConfig.from_pretrained(checkpoints(name), max_position_embeddings=32, rope_parameters=stretched)
+    for key, length in stated.items():  # transformers, which does not know it, keeps it from a file only
+        setattr(config, key, length)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("qwen3-odd")))
+    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints(name)))
     run = lens.run("To be", 36, ignore_eos=True)
     assert len(run.prompt_ids) + 36 > 32
     assert run.output_ids == ref.generate_ids(model, run.prompt_ids, 36)

@@ -194,6 +194,7 @@ def context_of(config: Any) -> int:
     With long RoPE (Phi-3 and 4 of 128k) that is the length up to which its short factors apply. Beyond it the long factors
     apply to the whole text, its beginning included, which neither a key-value cache nor reading in chunks can do. With YaRN
     (enabled in the configuration, as the Qwen models describe) it is the length to which YaRN stretches the original one.
+    Vicunas of 16k and LongChats, with linear RoPE, state the stretched length beside the original one.
 
     Args:
         config: the language model's configuration.
@@ -207,6 +208,8 @@ def context_of(config: Any) -> int:
         elif kind.get("rope_type") == "yarn":
             original = kind.get("original_max_position_embeddings") or config.max_position_embeddings
             longest = max(longest, int(original * kind.get("factor", 1.0)))
+        elif kind.get("rope_type") == "linear":
+            longest = max(longest, int(getattr(config, "max_sequence_length", None) or longest))
     return longest
 
 
