@@ -112,7 +112,11 @@ def make(
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
     said = checkpoints.stated_dtype(stated)
     mapped = set(stored or [said or "float32"]) <= {chosen}
-    weights = footprint.weights(footprint.skeleton(config, chosen), ranks)
+    try:
+        skeleton = footprint.skeleton(config, chosen)
+    except Exception as error:
+        raise checkpoints.unbuildable(name, error) from error
+    weights = footprint.weights(skeleton, ranks)
     needs = run_needs(facts, ask, rooms, weight_bytes(weights, rooms, mapped))
     notes = _notes(weights, rooms, mapped, chosen)
     if own and not (said or stored):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -151,6 +152,29 @@ def test_an_adapter_that_is_not_merged(folder: Path, alone: bool) -> None:
     refused(folder, words)
     with pytest.raises(lens.LensError, match=words):
         plan.make(str(folder), 1, 8)
+
+
+@pytest.mark.ranks(2)
+def test_what_transformers_cannot_build(checkpoints: Checkpoints, folder: Path) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "linear", "rope_theta": 1e4, "factor": "4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = rf"^transformers cannot build {re.escape(str(folder))}: TypeError: unsupported operand .*'str'$"
+    with pytest.raises(lens.LensError, match=words):
+        lens.load(str(folder), ranks=2)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 2, 8)
+    assert len(lens.generate("To be", 2, ignore_eos=True).output_ids) == 2
+
+
+def test_an_interrupt_while_transformers_builds_is_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lens.load(str(folder), ranks=1)
 
 
 def test_broken_settings_of_generation(folder: Path) -> None:

@@ -134,6 +134,11 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def unbuildable(name: str, error: Exception) -> LensError:
+    """Return what to raise for an error that transformers raised while building a model; those have no common base."""
+    return LensError(f"transformers cannot build {name}: {type(error).__name__}: {one_line(error)}")
+
+
 def stated_in(folder: Path) -> Mapping[str, Any]:
     """Return the configuration as the file states it.
 

@@ -17,7 +17,7 @@ from ..ranks import collectives
 from ..ranks.memory import give_back_cached
 from ..ranks.rank import Rank
 from .anatomy import Anatomy, anatomy_of, part, replace_part
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, unbuildable
 from .experts import cut_while_reading
 from .head import HeadShard, shard_bounds
 from .shard import release_pages, shard, stop_if_asked
@@ -69,16 +69,19 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     dtype = getattr(torch, checkpoint.dtype)
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     anatomy = anatomy_of(checkpoint.model_type, config)
-    with cut_while_reading(rank, anatomy, config), _quietly():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-        )
+    try:
+        with cut_while_reading(rank, anatomy, config), _quietly():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
+            )
+    except Exception as error:
+        raise unbuildable(checkpoint.name, error) from error
     _require_all_weights(checkpoint.name, anatomy, info)
     if anatomy.experts is not None:  # transformers has copied the config with narrower experts
         setattr(model.config, anatomy.experts, getattr(config, anatomy.experts))
