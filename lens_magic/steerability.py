@@ -20,7 +20,8 @@ from .steer import labels
 from .steer.ablation import SiteAblation
 from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
-from .steer.term import SteeringTerm, check_positions, describe_positions, parse_positions
+from .steer.spans import check_positions, describe_positions, parse_positions
+from .steer.term import SteeringTerm
 from .steer.vector import SteeringVector
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)

@@ -19,7 +19,8 @@ import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
 from lens_magic.steer import intervene
-from lens_magic.steer.term import MadeFor, SteeringTerm, parse_positions, parse_span, tabulate
+from lens_magic.steer.spans import parse_positions, parse_span, tabulate
+from lens_magic.steer.term import MadeFor, SteeringTerm
 from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]

@@ -16,7 +16,8 @@ from ..tables import as_html
 from ..words import counted
 from .data import left_out
 from .directions import Directions
-from .term import MadeFor, Schedule, SteeringTerm, parse_positions, parse_schedule, parse_steps
+from .spans import Schedule, parse_positions, parse_schedule, parse_steps
+from .term import MadeFor, SteeringTerm
 
 if TYPE_CHECKING:
     from pathlib import Path
