@@ -18,6 +18,7 @@ from .session import Model, OnEvent, Session
 from .steer import data as items_of
 from .steer import labels
 from .steer.ablation import SiteAblation
+from .steer.layer_types import check_layer_type
 from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
 from .steer.spans import check_positions, describe_positions, parse_positions
@@ -51,6 +52,8 @@ def evaluate(
     vector.check_fits(model.family, model.layers, model.width)
     steps = check_alphas(alphas)
     (site,) = options.parse_sites([site or vector.site])
+    if site == vector.site:
+        check_layer_type(vector.name, vector.origin.layer_type, model.family)
     positions = parse_positions(positions)
     check_positions(positions)
     seed, random_directions = options.integer("seed", seed), options.integer("random_directions", random_directions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -14,6 +15,7 @@ import pytest
 import reference as ref
 import torch
 from steered import Change, steered
+from steering_items import questions
 
 import lens_magic as lens
 from lens_magic.errors import LensError
@@ -316,6 +318,39 @@ def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     assert second.options["steering"] == [told.format(2.5), f"v add α=3.0 {where}"]
     with pytest.raises(LensError, match="scale names layer 1, which is not among those steered: 3"):
         v.steer(1, layers=3, scale={1: 2.0})
+
+
+@pytest.mark.parametrize("layer_type", ["decoder_block", "self_attn", "mlp", "post_attention_layernorm"])
+@pytest.mark.parametrize("name", ["llama-gqa", "gemma2", "gemma3-text", "olmo2"])
+def test_layer_types_of_steering_vectors_act_at_their_modules(name: str, layer_type: str, checkpoints: Checkpoints) -> None:
+    """Which are other places where norms follow sublayers; there a vector acts at the module, or is refused."""
+    model, _ = once.plain(folder := checkpoints(name))
+    once.load(folder)
+    block = model.model.layers[1]
+    module = block if layer_type == "decoder_block" else getattr(block, layer_type)
+    v = direction(width_of(folder))
+    vector = lens.load_vector(SimpleNamespace(layer_activations={1: v}, layer_type=layer_type))
+    term = vector * ALPHA
+    if name != "llama-gqa" and layer_type != "decoder_block":
+        other = "site attn_out" if layer_type == "post_attention_layernorm" else "one read at decoder_block"
+        words = f"'vector' was read at the output of {layer_type}, which in a {name[:5]}.*; {other} would do"
+        for use in (lambda: steered_run(model, term), lambda: lens.evaluate(vector, questions())):
+            with pytest.raises(LensError, match=words):
+                use()
+        if layer_type != "post_attention_layernorm":
+            return
+        term = vector.steer(ALPHA, site="attn_out")
+    run = steered_run(model, term)
+
+    def after(module: Any, args: tuple, output: Any) -> Any:
+        return (output[0] + ALPHA * v, *output[1:]) if isinstance(output, tuple) else output + ALPHA * v
+
+    handle = module.register_forward_hook(after)
+    try:
+        expected = ref.output_logits(model, run.prompt_ids + run.output_ids)[:-1].numpy()
+    finally:
+        handle.remove()
+    np.testing.assert_allclose(logits_of(run), expected, atol=1e-4 * max(1, np.abs(expected).max()))
 
 
 def test_an_error_in_the_middle_leaves_no_hooks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

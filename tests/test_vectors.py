@@ -245,6 +245,7 @@ def test_activations_of_steering_vectors(tmp_path: Path) -> None:
         vector = lens.load_vector(one)
         assert (vector.site, vector.layers, dict(vector.norms)) == ("mlp_out", (4, 7), {4: 2, 7: 1})
         assert vector.directions[4].tolist() == [0, 1]
+        assert lens.load_vector(vector.save(tmp_path / "ours.safetensors")).origin == Origin(layer_type="mlp")
     np.savez(tmp_path / "a.npz", **{f"layer_{layer}": values.numpy() for layer, values in activations.items()})
     assert lens.load_vector(tmp_path / "a.npz").layers == (4, 7)
     theirs = SimpleNamespace(directions={2: np.ones(4, dtype=np.float32)}, model_type="qwen3")
@@ -305,6 +306,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None], **tensors: t
         (lambda record: record.pop("training"), {}, "record is damaged"),
         (lambda record: record.update(norms={"1": -1, "3": 1}), {}, "make no sense"),
         (lambda record: record.update(site="nowhere"), {}, "make no sense"),
+        (lambda record: record["origin"].update(layer_type="nowhere"), {}, "layer type makes no sense"),
         (lambda record: None, {"direction.2": torch.zeros(8)}, "layer 2 has no length"),
         (lambda record: None, {"direction.2": torch.full((8,), float("nan"))}, "layer 2 is not finite"),
         (lambda record: None, {"direction.2": torch.ones(7)}, "differ in width"),
@@ -331,6 +333,12 @@ def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(lens.LensError, match="made for a") as caught:
         vector.check_fits("llama", 4, 8)
     assert str(caught.value).isprintable()
+
+
+def test_files_without_a_layer_type_are_read(tmp_path: Path) -> None:
+    """As versions before it wrote them."""
+    path = rewritten(made().save(tmp_path / "v.safetensors"), lambda record: record["origin"].pop("layer_type"))
+    assert lens.load_vector(path) == made()
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, fill_disk: Callable[[], None]) -> None:

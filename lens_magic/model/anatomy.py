@@ -80,6 +80,11 @@ class Anatomy:
     wants_mask: bool = False
     whole: str = "embedding and norms"
 
+    @property
+    def norms_follow(self) -> bool:
+        """Whether a norm follows each sublayer, before what it returns is added to the residual stream."""
+        return self.sites == _POST_NORM
+
 
 # If a norm follows a sublayer, the norm's output is what is added to the residual stream.
 _POST_NORM = {

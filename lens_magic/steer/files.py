@@ -20,6 +20,7 @@ import torch
 from ..errors import LensError
 from ..model.anatomy import SITES
 from ..writing import written_whole
+from .layer_types import LAYER_TYPES
 from .vector import Origin, Quality, SteeringVector, Training
 
 FORMAT = 1
@@ -28,14 +29,6 @@ _GGUF = "controlvector"  # general.architecture of repeng's and llama.cpp's file
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt", ".joblib")
 _NUMBERED = re.compile(r"(?:.*\D)?(\d{1,5})$", re.DOTALL)
 _FROM_THE_END = re.compile(r"(?:.*\W)?-\d+$", re.DOTALL)  # -1, not layer-1
-
-# Our sites for the layer types of steering-vectors; the norm before the MLP gives the MLP's input.
-_LAYER_TYPES = {
-    "decoder_block": "resid_post",
-    "self_attn": "attn_out",
-    "mlp": "mlp_out",
-    "post_attention_layernorm": "post_ln",
-}
 
 
 def save(vector: SteeringVector, path: str | Path) -> Path:
@@ -152,13 +145,16 @@ def _words(value: Any) -> str:
 
 
 def _origin(told: Mapping[str, Any]) -> Origin:
-    layers = told["layers"]
+    layers, layer_type = told["layers"], told.get("layer_type")  # which older files do not have
+    if layer_type not in (None, *LAYER_TYPES):
+        raise ValueError("its layer type makes no sense")
     return Origin(
         model=_text(told["model"]),
         fingerprint=_text(told["fingerprint"]),
         family=_text(told["family"]),
         layers=None if layers is None else int(layers),
         dtype=_text(told["dtype"]),
+        layer_type=layer_type,
     )
 
 
@@ -278,9 +274,9 @@ def _from_object(source: Any) -> SteeringVector:
 
 
 def _foreign(tensors: Mapping[Any, Any], kind: str, name: str) -> SteeringVector:
-    if kind not in _LAYER_TYPES:
-        raise LensError(f"activations of {kind!r} are none of the sites here; {', '.join(_LAYER_TYPES)} would do")
-    return SteeringVector.of(_by_layer(tensors), site=_LAYER_TYPES[kind], name=name)
+    if kind not in LAYER_TYPES:
+        raise LensError(f"activations of {kind!r} are none of the sites here; {', '.join(LAYER_TYPES)} would do")
+    return SteeringVector.of(_by_layer(tensors), site=LAYER_TYPES[kind], name=name, origin=Origin(layer_type=kind))
 
 
 def _by_layer(tensors: Mapping[Any, Any]) -> dict[int, torch.Tensor]:

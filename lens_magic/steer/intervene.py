@@ -13,6 +13,7 @@ import torch
 from ..errors import LensError
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Visitor, Window
+from .layer_types import check_layer_type
 from .oneposition import OnePosition
 from .operators import UNCLIPPED, Operation, Values, apply, by_term
 from .term import MadeFor, SteeringTerm, Strength
@@ -105,8 +106,8 @@ def check(terms: Sequence[SteeringTerm], model: MadeFor) -> None:
     """Refuse terms that do not fit a model.
 
     Raises:
-        LensError: a direction was made for another kind of model, has another width, names a layer the model does not
-            have, or is not finite.
+        LensError: a direction was made for another kind of model, was read where the model has another site or none, has
+            another width, names a layer the model does not have, or is not finite.
     """
     from ..model.anatomy import SITES
 
@@ -117,6 +118,8 @@ def check(terms: Sequence[SteeringTerm], model: MadeFor) -> None:
             raise LensError(f"{term.name!r} has no direction at any of the layers asked for")
         if term.made_for is not None and not term.made_for.fits(model):
             raise LensError(f"{term.name!r} was made for a {term.made_for}; the model loaded is a {model}")
+        if model.family is not None:
+            check_layer_type(term.name, term.layer_type, model.family)
         layers = model.layers or 0
         for layer, direction in term.directions.items():
             if not 0 <= layer < layers:

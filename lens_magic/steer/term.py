@@ -68,6 +68,7 @@ class SteeringTerm:
         keep_norm: h keeps its length where it is changed.
         sequences: which sequences of a batch it applies to; None for all.
         made_for: any other kind of model is refused; if None, one of another width or with too few layers.
+        layer_type: what another program read the direction at; families where ``site`` is another place are refused.
     """
 
     name: str
@@ -84,6 +85,7 @@ class SteeringTerm:
     operator: str = "add"
     sequences: tuple[int, ...] | None = None
     made_for: MadeFor | None = None
+    layer_type: str | None = None
 
     __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
 

@@ -25,13 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """The model a direction comes from; None means unknown (files of other programs do not say)."""
+    """The model a direction comes from; None means unknown (files of other programs do not say).
+
+    Attributes:
+        layer_type: of a vector of steering-vectors, the name of the module at whose output it was read.
+    """
 
     model: str | None = None
     fingerprint: str | None = None
     family: str | None = None
     layers: int | None = None
     dtype: str | None = None
+    layer_type: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,10 +196,11 @@ class SteeringVector:
         """
         alphas = _alphas(alpha, self.name)
         chosen = self.layers if layers is None else self._chosen(layers)
+        at = options.parse_sites([site])[0] if site is not None else self.site
         return SteeringTerm(
             name=self.name,
             directions={layer: self.directions[layer] for layer in chosen},
-            site=options.parse_sites([site])[0] if site is not None else self.site,
+            site=at,
             alpha=alphas,
             scale=self._scale(scale or {}, chosen),
             positions=parse_positions(positions),
@@ -205,6 +211,7 @@ class SteeringVector:
             keep_norm=keep_norm,
             operator=operator,
             made_for=self.made_for,
+            layer_type=self.origin.layer_type if at == self.site else None,
         )
 
     def __mul__(self, alpha: float | Sequence[float]) -> SteeringTerm:
