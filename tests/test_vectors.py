@@ -190,6 +190,20 @@ def test_safetensors_read_without_us(trained: SteeringVector, tmp_path: Path) ->
     assert record["position"] == "label"
 
 
+def control_vector(path: Path, hint: str) -> Path:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", hint)
+    writer.add_uint32("controlvector.layer_count", 1)
+    writer.add_tensor("direction.2", np.array([3, 0, 4], dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def test_gguf_files_are_those_of_repeng_and_llama_cpp(tmp_path: Path) -> None:
     import gguf
 
@@ -202,19 +216,33 @@ def test_gguf_files_are_those_of_repeng_and_llama_cpp(tmp_path: Path) -> None:
     assert set(found) == {"direction.1", "direction.3"}
     assert np.allclose(found["direction.3"], vector.directions[3].numpy())
 
-    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "controlvector")
-    writer.add_string("controlvector.model_hint", "mistral")
-    writer.add_uint32("controlvector.layer_count", 1)
-    writer.add_tensor("direction.2", np.array([3, 0, 4], dtype=np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    theirs = lens.load_vector(tmp_path / "theirs.gguf")
+    theirs = lens.load_vector(control_vector(tmp_path / "theirs.gguf", "mistral"))
     assert (theirs.site, theirs.layers, theirs.norms[2], theirs.origin.family) == ("resid_post", (2,), 5, "mistral")
     assert theirs.directions[2].tolist() == pytest.approx([0.6, 0, 0.8])
     with pytest.raises(lens.LensError, match="made for a mistral of at least 3 layers, width 3"):
         theirs.check_fits("llama", 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("hint", "families"),
+    [
+        ("llama", ["llama", "mistral", "mixtral"]),
+        ("gemma3", ["gemma3", "gemma3_text"]),
+        ("gemma2", ["gemma2"]),
+        ("qwen3moe", ["qwen3_moe"]),
+        ("phi2", ["phi"]),
+        ("gptneox", ["gpt_neox"]),
+    ],
+)
+def test_models_by_the_names_of_llama_cpp(hint: str, families: list[str], tmp_path: Path) -> None:
+    vector = lens.load_vector(control_vector(tmp_path / "v.gguf", hint))
+    for family in families:
+        vector.check_fits(family, 3, 3)
+        with pytest.raises(lens.LensError, match="width 3"):
+            vector.check_fits(family, 3, 4)
+    if len(families) == 1:
+        with pytest.raises(lens.LensError, match=f"made for a {families[0]}"):
+            vector.check_fits("llama", 3, 3)
 
 
 def test_what_other_programs_would_misread_is_said(tmp_path: Path) -> None:

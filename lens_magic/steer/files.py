@@ -188,6 +188,15 @@ def _read_safetensors(path: Path) -> SteeringVector:
 # `direction.N` is added to the output of block N, counted from 0: repeng reads hidden_states[N + 1] for it, and llama.cpp
 # adds it after its layer `il` = N. llama.cpp has no place for N = 0 and refuses such a file.
 
+# The families of llama.cpp's names, where those are not transformers', which repeng writes; None where there are several.
+_FAMILIES = {
+    "llama": None,  # Mistral and Mixtral, too
+    "gemma3": None,  # with and without its vision tower
+    "qwen3moe": "qwen3_moe",
+    "phi2": "phi",
+    "gptneox": "gpt_neox",
+}
+
 
 def _gguf() -> Any:
     try:
@@ -236,7 +245,7 @@ def _read_gguf(path: Path) -> SteeringVector:
     if f"{_OWN}.vector" in fields:
         return _restored(directions, fields[f"{_OWN}.vector"])
     hint = fields.get(f"{_GGUF}.model_hint")
-    family = None if hint in (None, "", "unknown") else _text(hint)
+    family = None if hint in (None, "", "unknown") else _FAMILIES.get(hint, _text(hint))
     return SteeringVector.of(directions, site="resid_post", name=path.stem, origin=Origin(family=family))
 
 
