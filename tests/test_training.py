@@ -168,6 +168,20 @@ def test_sides_that_are_tokenised_alike_are_left_out(checkpoints: Checkpoints) -
     assert (vector.training.texts, len(vector.training.digests)) == (4, 4)
 
 
+@pytest.mark.parametrize("position", ["last", "mean"])
+def test_a_text_of_no_tokens_is_left_out(position: str, checkpoints: Checkpoints) -> None:
+    """Alone there is nothing to learn from; beside a longer one it would be padding that is read."""
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    tokenizer._tokenizer.normalizer = normalizers.Strip()
+    lens.attach(model, tokenizer)
+    empty = [{"positive": " ", "negative": "A lamp"}]
+    vector = lens.train_vector([*pairs(), *empty], layers=[1], position=position)
+    assert vector.training.rejected == {"no token to read": 1}
+    assert vector.norms == lens.train_vector(pairs(), layers=[1], position=position).norms
+    with pytest.raises(lens.LensError, match=r"of 1 items none can be used: 1 \(no token to read\)"):
+        lens.train_vector(empty, layers=[1], position=position)
+
+
 def test_bfloat16(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-bf16")
     model, tokenizer = once.plain(folder)

@@ -114,7 +114,7 @@ def _at_label(prompt: labels.LabelPrompt, label: int) -> Reading:
 def _reading(tokenizer: Any, text: str, position: str, prompt: str = "") -> Reading:
     ids, first = _tokens(tokenizer, text)
     if position == "last":
-        return Reading(ids, len(ids) - 1)
+        return Reading(ids, max(first, len(ids) - 1))  # of no tokens there is no last
     # A token that holds the end of the prompt and the start of the answer is the answer's: it differs from the prompt's.
     begin = max(first, common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
     return Reading(ids, begin)
