@@ -23,6 +23,7 @@ import lens_magic as lens
 from lens_magic import steerability, vectors
 from lens_magic.errors import LensError
 from lens_magic.session import Session, current
+from lens_magic.steer.intervene import Steering
 from lens_magic.steer.measure import Propensities, Sweep, measure
 from lens_magic.steer.vector import SteeringVector
 
@@ -107,6 +108,39 @@ def test_propensities_equal_plain_transformers(checkpoints: Checkpoints, name: s
             np.testing.assert_allclose(measured.steered, steered, atol=CLOSE)
             assert measured.resumed == resume
             assert np.abs(steered - unsteered[:, None]).max() > 0.05  # it did steer
+
+
+def test_many_directions_share_forwards_by_twos(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that neither memory nor the time for each of them grows with their number; one is left over."""
+    folder = checkpoints("llama-gqa")
+    once.load(folder)
+    model, tokenizer = once.plain(folder)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    directions = unit_directions(model.config.hidden_size, [1, 3], count=5)
+    made: list[tuple[int, int]] = []
+
+    def noted(loaded: Any, terms: Any, batch: int) -> Steering:
+        made.append((len(terms), batch))
+        return Steering(loaded, terms, batch)
+
+    monkeypatch.setattr("lens_magic.steer.measure.Steering", noted)
+    measured = swept(current(), Sweep(prompts, LABELS, "post_ln", directions, ALPHAS, tokens=200))
+    unsteered, steered = expected(model, prompts, LABELS, "post_ln", directions, ALPHAS)
+    np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
+    np.testing.assert_allclose(measured.steered, steered, atol=CLOSE)
+    assert {terms for terms, _ in made} == {1, 2}
+    assert max(batch for _, batch in made) <= 2 * len(ALPHAS) * len(prompts)
+    assert measured.complete.all()
+    made.clear()
+
+    def stopping(loaded: Any, terms: Any, batch: int) -> Steering:
+        current().group.interrupt()
+        return noted(loaded, terms, batch)
+
+    monkeypatch.setattr("lens_magic.steer.measure.Steering", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        lens.evaluate(vector_of(directions), items(), layers=1, random_directions=20)
+    assert len(made) == 1
 
 
 FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "phi3", "gpt2", "mixtral", "qwen3-moe")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ from .term import SteeringTerm
 
 _TOKENS = {"cpu": 1024, "cuda": 32768}
 """Tokens in a forward. More would not keep cores or multiprocessors busier, but take more memory."""
+_AT_ONCE = 2
+"""Directions in a forward, as a rule a vector and a random one: each is a term, which passes over the rows of all of them."""
 _KEPT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Bytes of states kept for a batch of prompts, to resume from."""
 
@@ -51,6 +54,15 @@ class Sweep:
         """Number of directions per layer."""
         return len(next(iter(self.directions.values())))
 
+    @property
+    def together(self) -> list[range]:
+        """The directions of a layer, by number, as they share forwards."""
+        return [range(first, min(first + _AT_ONCE, self.count)) for first in range(0, self.count, _AT_ONCE)]
+
+    def repeats(self, some: range) -> int:
+        """Return how often a row is repeated for some directions: once for each of them and each α."""
+        return len(some) * len(self.alphas)
+
 
 @dataclass
 class Propensities:
@@ -72,14 +84,13 @@ class Propensities:
 def measure(rank: Rank, sweep: Sweep) -> Propensities:
     """Measure the propensity of every prompt, unsteered and under each direction and α at each layer alone. Collective.
 
-    For a batch of prompts the model runs once unsteered, keeping the states before each change; then, for each layer, once
-    over all α and directions from there on. Emits ("evaluating", done, total) in prompts × layers. If the user stops it,
-    ``complete`` says which prompts were finished.
+    For a batch of prompts the model runs once unsteered, keeping the states before each change; then, for each layer, over
+    all α and directions from there on, a few directions at a time. Emits ("evaluating", done, total) in prompts × layers. If
+    the user stops it, which is asked after every forward, ``complete`` says which prompts were finished.
     """
     loaded = loaded_on(rank)
     label_logits = _LabelLogits(rank, loaded, sweep.labels)
     layers = sorted(sweep.directions)
-    repeats = sweep.count * len(sweep.alphas)
     resumption = Resumption(loaded, sweep.site)
     keys = [key for layer in layers for key in resumption.keys(layer)] if sweep.resume else []
     if keys and not resumption.works(rank, sweep.prompts[:1], layers[-1]):
@@ -90,27 +101,33 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
         bool(keys),
         torch.zeros(len(sweep.prompts), dtype=torch.bool),
     )
+    forwards = list(itertools.product(range(len(layers)), sweep.together)) if sweep.alphas else []
     done, stopped = 0, False
-    for rows in _batches(loaded, sweep, repeats, len(keys)):
+    for rows in _batches(loaded, sweep, len(keys)):
         prompts = [[sweep.prompts[prompt] for prompt in row] for row in rows]
         chosen = [prompt for row in rows for prompt in row]
         kept = Kept(keys)
-        once, often = (Batch.forked(prompts, loaded.device, times) for times in (1, max(1, repeats)))
-        measured.unsteered[chosen] = label_logits(_read(loaded, once, kept), chosen)
-        # Prompt, direction and α of each reading.
-        cases = [(prompt, *divmod(case, len(sweep.alphas))) for row in rows for case in range(repeats) for prompt in row]
-        read, directions, alphas = zip(*cases, strict=True) if cases else ((), (), ())
-        for place, layer in enumerate(layers if sweep.alphas else []):
-            steering = Steering(loaded, _terms(sweep, layer, len(rows)), often.size)
-            with resumption.at(layer, kept, repeats):
-                found = label_logits(_read(loaded, often, steering), read)
+        measured.unsteered[chosen] = label_logits(_read(loaded, Batch.forked(prompts, loaded.device), kept), chosen)
+        often = {times: Batch.forked(prompts, loaded.device, times) for times in {sweep.repeats(some) for _, some in forwards}}
+        left = len(forwards)
+        for place, some in forwards:
+            repeats = sweep.repeats(some)
+            # Prompt, direction and α of each reading.
+            ways = list(itertools.product(some, range(len(sweep.alphas))))
+            cases = [(prompt, *way) for row in rows for way in ways for prompt in row]
+            read, directions, alphas = zip(*cases, strict=True)
+            steering = Steering(loaded, _terms(sweep, layers[place], some, len(rows)), often[repeats].size)
+            with resumption.at(layers[place], kept, repeats):
+                found = label_logits(_read(loaded, often[repeats], steering), read)
             measured.steered[place, directions, read, alphas] = found
-            done += len(chosen)
-            rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
+            left -= 1
+            if some == sweep.together[-1]:
+                done += len(chosen)
+                rank.emit(("evaluating", done, len(layers) * len(sweep.prompts)))
             stopped = rank.agree_to_stop()
             if stopped:
                 break
-        measured.complete[chosen] = not stopped or layer == layers[-1]
+        measured.complete[chosen] = not left
         if stopped:
             break
     return measured
@@ -122,23 +139,24 @@ def _read(loaded: Loaded, batch: Batch, visitor: Visitor) -> torch.Tensor:
         return read_batch(loaded, batch, [visitor])
 
 
-def _terms(sweep: Sweep, layer: int, rows: int) -> list[SteeringTerm]:
-    """Return one term per direction; in the rows of the others its α is 0."""
+def _terms(sweep: Sweep, layer: int, some: range, rows: int) -> list[SteeringTerm]:
+    """Return one term for each of some directions; in the rows of the others its α is 0."""
     terms = []
-    for number, direction in enumerate(sweep.directions[layer]):
-        block = [sweep.alphas if number == other else (0.0,) * len(sweep.alphas) for other in range(sweep.count)]
+    for number in some:
+        block = [sweep.alphas if number == other else (0.0,) * len(sweep.alphas) for other in some]
         alphas = tuple(alpha for part in block for alpha in part) * rows
-        terms.append(SteeringTerm(f"direction {number}", {layer: direction}, sweep.site, alphas, positions=sweep.positions))
+        direction = {layer: sweep.directions[layer][number]}
+        terms.append(SteeringTerm(f"direction {number}", direction, sweep.site, alphas, positions=sweep.positions))
     return terms
 
 
-def _batches(loaded: Loaded, sweep: Sweep, repeats: int, kept: int) -> Iterator[list[list[int]]]:
+def _batches(loaded: Loaded, sweep: Sweep, kept: int) -> Iterator[list[list[int]]]:
     """Yield the rows of prompts of one batch after another.
 
     Prompts share rows (a question's two orders begin alike) only if every position is steered: other positions are counted
     from each prompt's own end.
     """
-    tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(repeats, 1)
+    tokens = (sweep.tokens or _TOKENS[loaded.device.type]) // max(sweep.repeats(sweep.together[0]), 1)
     bytes_a_token = max(1, kept * loaded.width * loaded.dtype.itemsize)
     tokens = min(tokens, _KEPT_BYTES[loaded.device.type] // bytes_a_token)
     alone = [[number] for number in range(len(sweep.prompts))]
