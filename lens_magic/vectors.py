@@ -199,7 +199,7 @@ def terms_of(
 def steering_terms(
     model: Model, steer: Any, prompt: int, new: int, batch: int = 1, asked: int | None = None
 ) -> tuple[SteeringTerm, ...]:
-    """Return the terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them.
+    """Return the terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them and of sums.
 
     Args:
         prompt: tokens of the longest prompt.
@@ -212,18 +212,14 @@ def steering_terms(
     """
     if steer is None:
         return ()
-    from .steer.term import MadeFor, SteeringTerm
+    from .steer.term import MadeFor, Terms
 
-    single = isinstance(steer, SteeringTerm) or hasattr(steer, "steer") or not isinstance(steer, Iterable)
-    terms = [one.steer(1.0) if hasattr(one, "steer") else one for one in ([steer] if single else steer)]
-    if not terms:
+    given = Terms.of(list(steer) if isinstance(steer, Iterable) else steer)
+    if not given:
         return ()
     from .steer.intervene import check
 
-    for term in terms:
-        if not isinstance(term, SteeringTerm):
-            raise LensError(f"steer= takes vectors and terms (vector * 1.5), not {type(term).__name__}")
-    terms = [term.over(new if asked is None else asked) for term in terms]
+    terms = [term.over(new if asked is None else asked) for term in given]
     check(terms, MadeFor(model.family, model.layers, model.width))
     import torch
 

@@ -19,7 +19,7 @@ from steering_items import questions
 
 import lens_magic as lens
 from lens_magic.session import current
-from lens_magic.steer.term import SteeringTerm
+from lens_magic.steer.term import SteeringTerm, Terms
 from lens_magic.steer.vector import Origin, SteeringVector
 
 Checkpoints = Callable[[str], Path]
@@ -74,6 +74,23 @@ def test_terms() -> None:
     difference = vector * 1 - made() * 2
     assert [term.alpha for term in difference] == [1, -2]
     assert [term.alpha for term in np.float64(2) * -difference - vector * 1 - difference] == [-2, 4, -1, -1, 2]
+    other = made(name="other")
+    for mixed, strengths in (
+        (vector * 2 + other, [2, 1]),
+        (other + vector * 2, [1, 2]),
+        (vector + other, [1, 1]),
+        (vector - other, [1, -1]),
+        (vector * 2 - other, [2, -1]),
+        (vector - (other * 2 + vector), [1, -2, -1]),
+        (sum([vector, other]), [1, 1]),
+        (sum([vector * 1 + other * 2, vector * 3 + other]), [1, 2, 3, 1]),
+        ([vector, other] + vector * 2, [1, 1, 2]),
+    ):
+        assert isinstance(mixed, Terms)
+        assert [term.alpha for term in mixed] == strengths
+    for wrong, kind in ((lambda: vector + 3, "int"), (lambda: 3 + vector, "int"), (lambda: vector * 1 - "warm", "str")):
+        with pytest.raises(lens.LensError, match=f"takes vectors and terms .* not {kind}"):
+            wrong()
     with pytest.raises(lens.LensError, match="takes the whole projection away"):
         vector.steer(operator="ablate") * 2
     with pytest.raises(TypeError):
@@ -152,6 +169,8 @@ def test_generating_with_a_vector_that_does_not_fit_is_refused(checkpoints: Chec
     plain = lens.generate("It is", 4, ignore_eos=True).output_ids
     assert lens.generate("It is", 4, ignore_eos=True, steer=vector * 0.0).output_ids == plain
     assert lens.generate("It is", 4, ignore_eos=True, steer=vector * 50.0 + vector * 1).output_ids != plain
+    summed = lens.generate("It is", 4, ignore_eos=True, steer=[vector * 20 + vector * 30, vector]).output_ids
+    assert summed == lens.generate("It is", 4, ignore_eos=True, steer=vector * 50 + vector).output_ids
     once.load(checkpoints("qwen3-odd"))
     with pytest.raises(lens.LensError, match="made for a llama of 4 layers, width 128"):
         lens.generate("It is", 4, steer=vector * 1.0)

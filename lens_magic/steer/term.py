@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
@@ -33,6 +33,11 @@ class MadeFor(NamedTuple):
 
 Operator = Literal["add", "ablate", "set"]
 OPERATORS: tuple[str, ...] = get_args(Operator)
+
+if TYPE_CHECKING:
+    from .vector import SteeringVector
+
+    Summand: TypeAlias = "SteeringTerm | SteeringVector | Sequence[Summand]"
 
 _SHOWN = 6  # factors of a schedule that are written out
 
@@ -205,14 +210,14 @@ class SteeringTerm:
     def __neg__(self) -> SteeringTerm:
         return self * -1
 
-    def __add__(self, other: SteeringTerm | Terms) -> Terms:
+    def __add__(self, other: Summand) -> Terms:
         return Terms((self,)) + other
 
-    def __sub__(self, other: SteeringTerm | Terms) -> Terms:
-        return self + -other
+    def __radd__(self, other: Summand | Literal[0]) -> Terms:
+        return other + Terms((self,))
 
-    def __radd__(self, other: Literal[0]) -> Terms:
-        return Terms((self,)) if other == 0 else NotImplemented  # what sum() begins with
+    def __sub__(self, other: Summand) -> Terms:
+        return Terms((self,)) - other
 
     def __str__(self) -> str:
         layers = ",".join(str(layer) for layer in sorted(self.directions))
@@ -248,8 +253,26 @@ class Terms(tuple[SteeringTerm, ...]):
 
     __array_ufunc__ = None
 
-    def __add__(self, other: SteeringTerm | Sequence[SteeringTerm]) -> Terms:  # type: ignore[override]
-        return Terms((*self, *((other,) if isinstance(other, SteeringTerm) else other)))
+    @classmethod
+    def of(cls, given: Summand) -> Terms:
+        """Return the sum of a term, a vector (which counts with α = 1), or a list or tuple of them and of sums.
+
+        Raises:
+            LensError: it is, or holds, something else.
+        """
+        if isinstance(given, list | tuple):
+            return cls(term for one in given for term in cls.of(one))
+        if hasattr(given, "steer"):
+            given = given.steer(1.0)
+        if not isinstance(given, SteeringTerm):
+            raise LensError(f"steering takes vectors and terms (vector * 1.5), not {type(given).__name__}")
+        return cls((given,))
+
+    def __add__(self, other: Summand) -> Terms:  # type: ignore[override]
+        return Terms((*self, *Terms.of(other)))
+
+    def __radd__(self, other: Summand | Literal[0]) -> Terms:
+        return self if isinstance(other, int) and other == 0 else Terms.of(other) + self  # sum() begins with 0
 
     def __mul__(self, factor: float) -> Terms:  # type: ignore[override]
         return Terms(term * factor for term in self)
@@ -259,5 +282,5 @@ class Terms(tuple[SteeringTerm, ...]):
     def __neg__(self) -> Terms:
         return self * -1
 
-    def __sub__(self, other: SteeringTerm | Terms) -> Terms:
-        return self + -other
+    def __sub__(self, other: Summand) -> Terms:
+        return self + -Terms.of(other)

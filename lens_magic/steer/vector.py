@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -17,10 +17,12 @@ from ..words import counted
 from .data import left_out
 from .directions import Directions
 from .spans import Schedule, parse_positions, parse_schedule, parse_steps
-from .term import MadeFor, SteeringTerm
+from .term import MadeFor, SteeringTerm, Terms
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from .term import Summand
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Quality:
 class SteeringVector:
     """Directions at one site of one or more layers; a value: equal to another one with the same contents.
 
-    ``vector * 1.5`` is one steering term, ``v * 1 + w * 2`` are two; :meth:`steer` has all options.
+    ``vector * 1.5`` is one steering term, ``v + w * 2`` are two; :meth:`steer` has all options.
 
     Attributes:
         directions: ``{layer: tensor[d]}``, each of unit length.
@@ -222,6 +224,15 @@ class SteeringVector:
 
     def __neg__(self) -> SteeringTerm:
         return self.steer(-1.0)
+
+    def __add__(self, other: Summand) -> Terms:
+        return self.steer() + other
+
+    def __radd__(self, other: Summand | Literal[0]) -> Terms:
+        return other + self.steer()
+
+    def __sub__(self, other: Summand) -> Terms:
+        return self.steer() - other
 
     def _chosen(self, layers: str | int | Iterable[int]) -> tuple[int, ...]:
         known = self.origin.layers or max(self.layers) + 1
