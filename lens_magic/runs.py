@@ -74,7 +74,7 @@ def run(
         prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
         steering=vectors.steering_terms(
-            model, steer, max(map(len, ids)), longest_continuation(forced, max_new_tokens), len(ids)
+            model, steer, max(map(len, ids)), [max_new_tokens] * len(ids) if forced is None else [*map(len, forced)]
         ),
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
@@ -188,7 +188,7 @@ def generate(
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
     longest = max(map(len, ids))
-    terms = vectors.steering_terms(model, steer, longest, max_new_tokens, len(ids))
+    terms = vectors.steering_terms(model, steer, longest, [max_new_tokens] * len(ids))
     group = session.group
     with group.exclusive():  # as in run
         refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))

@@ -197,14 +197,13 @@ def terms_of(
 
 
 def steering_terms(
-    model: Model, steer: Any, prompt: int, new: int, batch: int = 1, asked: int | None = None
+    model: Model, steer: Any, prompt: int, new: Sequence[int], asked: int | None = None
 ) -> tuple[SteeringTerm, ...]:
     """Return the terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them and of sums.
 
     Args:
         prompt: tokens of the longest prompt.
-        new: the most tokens that can follow it.
-        batch: number of prompts.
+        new: for each prompt the most tokens that can follow it.
         asked: how many tokens schedules run over, if that is more than ``new`` because a run ended early.
 
     Raises:
@@ -219,17 +218,17 @@ def steering_terms(
         return ()
     from .steer.intervene import check
 
-    terms = [term.over(new if asked is None else asked) for term in given]
-    check(terms, MadeFor(model.family, model.layers, model.width))
+    check(given, MadeFor(model.family, model.layers, model.width))
     import torch
 
     most = torch.finfo(getattr(torch, model.dtype)).max
     found = []
-    for term in terms:
-        alphas = term.alphas(batch)
-        term.check_effect(range(1 - prompt, max(new, 1)), most)
+    for term in given:
+        alphas = term.alphas(len(new))
+        parts = term.over_each(new if asked is None else [asked])
+        parts[-1].check_effect(range(1 - prompt, max(*new, 1)), most)
         # With one prompt, its α is for every copy of it: comparisons run several copies in one batch.
-        found.append(replace(term, alpha=alphas[0]) if batch == 1 else term)
+        found += [replace(part, alpha=alphas[0]) for part in parts] if len(new) == 1 else parts
     return tuple(found)
 
 

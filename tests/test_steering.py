@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -305,6 +306,29 @@ def test_a_schedule_is_over_the_run(schedule: Any, checkpoints: Checkpoints) -> 
     assert ours.output_ids == expected.output_ids
     np.testing.assert_array_equal(ours.variables["entropy"], expected.variables["entropy"])
     assert ours.options["steering"] == ["test add α=6.0 at post_ln of layer 1; schedule 1 0.9 0.8 0.7 … 0.1"]
+
+
+def test_a_forced_text_is_steered_beside_a_longer_one_as_alone(checkpoints: Checkpoints) -> None:
+    """A schedule ends with each text, and a term is told only of the runs that have its positions."""
+    once.load(folder := checkpoints("llama-gqa"))
+    u, v, w = (
+        SteeringVector.of({1: direction(width_of(folder), seed)}, name=name, site="post_ln") for seed, name in enumerate("uvw")
+    )
+    steer = [
+        u.steer(6, schedule="linear"),
+        v.steer([3, 2, 1], schedule="linear").for_sequences(0, 2),
+        w.steer(3, positions=(4, 7)),
+    ]
+    prompts, texts = [models.PROMPT, "A lens", "The lamp"], [[5, 6, 7], [5, 6, 7, 8, 9, 10, 11, 12], [9, 9, 9, 9, 9]]
+    asked = {"layers": -1, "capture": "resid_post"}
+    together = lens.run(prompts, force=texts, steer=steer, **asked)
+    for number, run in enumerate(together):
+        own = [steer[0]] + ([replace(steer[1], alpha=3.0 - number, sequences=None)] if number != 1 else [])
+        own += [steer[2]] if number else []
+        alone = lens.run(prompts[number], force=texts[number], steer=own, **asked)
+        np.testing.assert_allclose(run.variables["entropy"], alone.variables["entropy"], atol=1e-4)
+        assert run.options["steering"] == alone.options["steering"]
+    assert [len(run.options["steering"]) for run in together] == [2, 2, 3]
 
 
 def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
@@ -129,6 +129,27 @@ class SteeringTerm:
             return self
         return replace(self, schedule=tabulate(self.schedule, steps))
 
+    def over_each(self, steps: Sequence[int]) -> list[SteeringTerm]:
+        """Return the term for a batch of such sequences; several, the last for the longest, where the schedule differs.
+
+        Args:
+            steps: number of generated tokens of each sequence.
+
+        Raises:
+            LensError: as for :meth:`over`.
+        """
+        if self.schedule != "linear" or len(set(steps)) == 1:  # no other schedule depends on the end
+            return [self.over(max(steps))]
+        alike: dict[int, list[int]] = {}
+        for number, count in enumerate(steps):
+            if self.sequences is None or number in self.sequences:
+                alike.setdefault(count, []).append(number)
+        return [replace(self.over(count), sequences=tuple(alike[count])) for count in sorted(alike)] or [self.over(max(steps))]
+
+    def has_effect(self, positions: Iterable[int]) -> bool:
+        """Whether it acts at any of these positions."""
+        return any(self.covers(position) for position in positions)
+
     def check_effect(self, positions: range, most: float) -> None:
         """Refuse a term that would change nothing in a run, or more than the model's dtype can hold.
 
@@ -139,7 +160,7 @@ class SteeringTerm:
         Raises:
             LensError: no position is steered, or α is too large.
         """
-        if not any(self.covers(position) for position in positions):
+        if not self.has_effect(positions):
             raise LensError(
                 f"{self.name!r} would steer nothing: its positions and steps meet none of this run's, which are "
                 f"p = {positions[0]} to {positions[-1]}, and generated tokens 0 to {max(0, positions[-1])}"
