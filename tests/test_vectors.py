@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -97,6 +98,9 @@ def test_terms() -> None:
         (vector * 1) * "2"
     counted = vector.steer(1, positions=(np.int64(-2), None), steps=[None, np.int64(4)])  # as argmax and shape give them
     assert (counted.positions, counted.steps) == ((-2, None), (None, 4))
+    numbers = (np.float32(0.5), np.float16(0.5), Fraction(1, 2), torch.tensor(0.5))
+    assert {repr(vector.steer(1, clip=number, decay=number).clip) for number in numbers} == {"0.5"}  # a float
+    assert {repr(vector.steer(1, clip=number, decay=number).decay) for number in numbers} == {"0.5"}
     # A cell that ends in a term shows what it does, not its numbers.
     assert repr(counted) == "<vector add α=1.0 at post_ln of layer 1,3; positions -2:; steps :4>"
 
@@ -126,6 +130,7 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
         ({"alpha": []}, "empty sequence"),
         ({"alpha": "much"}, "alpha 'much' of 'vector' is not a number"),
         ({"alpha": None}, "alpha None"),
+        ({"alpha": 10**400}, "alpha 1000.* of 'vector' is not a number"),
         ({"layers": 2}, "'vector' has no direction at layer 2; it has 1,3"),
         ({"layers": 4}, "layer 4 is out of range; the model has 4"),
         ({"site": "block"}, "site 'block' is not one of"),
@@ -134,6 +139,8 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
         ({"positions": (0, 0.5)}, "positions 0.5 are not integers"),
         ({"steps": 4}, "steps 4 are not a span"),
         ({"clip": -1}, "clip -1"),
+        ({"clip": 10**400}, "clip 1000.* of 'vector' is not a positive number"),
+        ({"decay": float("nan")}, "decay nan of 'vector' is not a positive number"),
         ({"scale": [1, 2]}, r"scale \[1, 2\] of 'vector' are not factors by layer; \{1: 0.5\} would do"),
         ({"scale": {1: "half"}}, "are not factors by layer"),
         ({"scale": {2: 1.0}}, "no direction at layer 2"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
+from .. import options
 from ..errors import LensError
 from .directions import Directions
 from .spans import Schedule, Span, check_positions, check_steps, describe_positions, tabulate, within
@@ -107,9 +108,9 @@ class SteeringTerm:
         if self.operator == "ablate" and (self.decay is not None or self.schedule is not None):
             raise LensError("ablate removes the whole projection: decay and schedule are for add and set; steps would do")
         limits: dict[str, Any] = {"decay": self.decay, "clip": self.clip}
-        for what, number in limits.items():
-            if number is not None and not (isinstance(number, Real) and 0 < float(number) < math.inf):
-                raise LensError(f"{what} {number} of {self.name!r} is not a positive number")
+        for what, given in limits.items():
+            if given is not None:
+                object.__setattr__(self, what, _positive(f"{what} {given} of {self.name!r}", given))
         check_positions(self.positions)
         if self.steps is not None:
             check_steps(self.steps)
@@ -267,6 +268,14 @@ class SteeringTerm:
             yield f"clip {self.clip:g}"
         if self.keep_norm:
             yield "keep_norm"
+
+
+def _positive(what: str, given: Any) -> float:
+    """Return a positive number (of Python, NumPy or torch) as a float."""
+    with contextlib.suppress(LensError):
+        if 0 < (number := options.number(what, given)) < math.inf:
+            return number
+    raise LensError(f"{what} is not a positive number")
 
 
 class Terms(tuple[SteeringTerm, ...]):

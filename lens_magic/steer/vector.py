@@ -335,7 +335,7 @@ def _alphas(alpha: Any, name: str) -> float | tuple[float, ...]:
     several = not isinstance(alpha, str) and hasattr(alpha, "__len__") and getattr(alpha, "ndim", 1) > 0
     try:
         values = tuple(float(value) for value in alpha) if several else (float(alpha),)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise LensError(f"alpha {alpha!r} of {name!r} is not a number") from None
     if not values:
         raise LensError(f"alpha of {name!r} is an empty sequence; one for each sequence of a batch would do")
