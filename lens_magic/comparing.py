@@ -68,9 +68,9 @@ def compare(
             group.rank.store.pop(LIVE, None)
     asked = {
         "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "seed": seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
         "ignore_eos": ignore_eos,
         "chat": chat,
     }

@@ -14,6 +14,7 @@ import once
 import probes
 import pytest
 import reference as ref
+import torch
 from steered import Change, steered
 from test_steering import direction, width_of
 
@@ -155,6 +156,15 @@ def test_one_prompt_takes_one_alpha(checkpoints: Checkpoints) -> None:
                 ask(SteeringTerm("test", v, "post_ln", alphas))
     one, single = (lens.diff(run, SteeringTerm("test", v, "post_ln", alpha)).kl for alpha in ((5.0,), 5.0))
     assert np.array_equal(one, single)
+
+
+def test_what_was_asked_for_in_numbers_of_numpy_is_written(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    once.load(folder := checkpoints("qwen3-gqa"))
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 3.0)
+    asked = {"seed": np.int64(7), "temperature": np.float32(0.5), "top_p": torch.tensor(0.5)}
+    compared = lens.compare(models.PROMPT, term, 2, **asked)
+    assert {name: repr(compared.options[name]) for name in asked} == {"seed": "7", "temperature": "0.5", "top_p": "0.5"}
+    assert SteeredText.load(compared.save(tmp_path / "texts.json")) == compared
 
 
 def test_a_value_is_written_and_read(tmp_path: Path) -> None:
