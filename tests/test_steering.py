@@ -241,6 +241,8 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("decay 0", decay=0.0)
     refused("decay 16 of .* is not a positive number", decay="16")
     refused("ablate removes the whole projection", operator="ablate", decay=2.0)
+    refused("ablate removes the whole projection: .* scale", operator="ablate", scale={1: 0.5})
+    refused("ablate removes the whole projection: several alpha", operator="ablate", alpha=(1.0, 0.0))
     refused("2 values of alpha for 1 sequences", alpha=(1.0, 2.0))
     refused("steps -4:-1 would steer nothing; generated tokens count from 0", steps=(-4, -1))
     refused("steps 5 are not a span", steps=5)

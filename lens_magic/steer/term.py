@@ -105,8 +105,12 @@ class SteeringTerm:
                     raise LensError(f"{what} {value} of {self.name!r} is not a finite number")
         if self.operator not in OPERATORS:
             raise LensError(f"operator {self.operator!r} is not one of {', '.join(OPERATORS)}")
-        if self.operator == "ablate" and (self.decay is not None or self.schedule is not None):
-            raise LensError("ablate removes the whole projection: decay and schedule are for add and set; steps would do")
+        strengths = (self.scale, isinstance(self.alpha, tuple), self.decay is not None, self.schedule is not None)
+        if self.operator == "ablate" and any(strengths):
+            raise LensError(
+                "ablate removes the whole projection: several alpha, scale, decay and schedule are for add and set; "
+                "layers, for_sequences and steps would do"
+            )
         limits: dict[str, Any] = {"decay": self.decay, "clip": self.clip}
         for what, given in limits.items():
             if given is not None:
