@@ -148,6 +148,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
 
 def _check_comparable(run: LensRun, model: Model) -> None:
     from .lens.run import LensRun
+    from .steer.spans import in_short
 
     if not isinstance(run, LensRun):
         raise LensError(f"lens.diff takes one run of lens.run, not {type(run).__name__}; of several, each by itself")
@@ -158,7 +159,9 @@ def _check_comparable(run: LensRun, model: Model) -> None:
             f"({model.fingerprint[:12] or 'none'}) is loaded; `%lens load {run.model}` loads the run's"
         )
     if run.options.get("steering"):
-        raise LensError(f"this run was steered itself ({'; '.join(run.options['steering'])}); give the unsteered run")
+        raise LensError(
+            f"this run was steered itself ({'; '.join(map(in_short, run.options['steering']))}); give the unsteered run"
+        )
     kind = run.options.get("lens", {}).get("kind", "logit")
     if kind != "logit":
         raise LensError(f"lens.diff compares through the logit lens; this run was seen through a {kind} one: run it without")

@@ -167,6 +167,15 @@ def test_what_was_asked_for_in_numbers_of_numpy_is_written(checkpoints: Checkpoi
     assert SteeredText.load(compared.save(tmp_path / "texts.json")) == compared
 
 
+def test_captions_are_short() -> None:
+    """And hold no more of a schedule than its ends, though the record has all of it."""
+    steering = f"v add α=1.0 at post_ln of layer 1; schedule {' '.join(str(1 - n / 7) for n in range(7))}; clip 0.5"
+    shown = repr(replace(value({1: "a", 2: "b", 3: "c"}), steering=(steering, "w; schedule cos")))
+    assert shown.startswith(
+        "v add α=1.0 at post_ln of layer 1; schedule 1 0.857 0.714 0.571 … 0.143; clip 0.5; w; schedule cos: "
+    )
+
+
 def test_a_value_is_written_and_read(tmp_path: Path) -> None:
     whole = replace(value({1: "é\u202e", 2: "</script>", 3: "\n"}), alphas=((1.0,), (2.5,)))
     path = whole.save(tmp_path / "texts.json")

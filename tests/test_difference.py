@@ -165,10 +165,13 @@ def test_a_schedule_is_over_as_many_tokens_as_the_run_asked_for(checkpoints: Che
     run = lens.run(models.PROMPT, 3, layers=-1, ignore_eos=True)
     ended_early = replace(run, options={**run.options, "max_new_tokens": 30})
     steered = replace(term(folder), schedule="linear")
-    assert lens.diff(ended_early, steer=steered).steered.options["steering"][0].endswith("schedule 1 0.967 0.933 0.9 … 0.0333")
+    change = lens.diff(ended_early, steer=steered)
+    factors = " ".join(str(1 - step / 30) for step in range(1, 30))
+    assert change.steered.options["steering"][0].endswith(f"schedule 1 {factors}")
+    assert "; schedule 1 0.967 0.933 0.9 … 0.0333: " in repr(change)
     forced = lens.run(models.PROMPT, layers=-1, force=run.output_ids)  # whatever else might have been generated
     for short in (run, forced):
-        assert lens.diff(short, steer=steered).steered.options["steering"][0].endswith("schedule 1 0.667 0.333")
+        assert lens.diff(short, steer=steered).steered.options["steering"][0].endswith(f"schedule 1 {1 - 1 / 3} {1 - 2 / 3}")
 
 
 def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:

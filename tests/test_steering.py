@@ -307,7 +307,9 @@ def test_a_schedule_is_over_the_run(schedule: Any, checkpoints: Checkpoints) -> 
     )
     assert ours.output_ids == expected.output_ids
     np.testing.assert_array_equal(ours.variables["entropy"], expected.variables["entropy"])
-    assert ours.options["steering"] == ["test add α=6.0 at post_ln of layer 1; schedule 1 0.9 0.8 0.7 … 0.1"]
+    factors = "1 0.9 0.8 0.7 0.6 0.5 0.4 0.30000000000000004 0.19999999999999996 0.09999999999999998"
+    assert ours.options["steering"] == [f"test add α=6.0 at post_ln of layer 1; schedule {factors}"]
+    assert repr(stated) == "<test add α=6.0 at post_ln of layer 1; schedule 1 0.9 0.8 0.7 … 0.1>"
 
 
 def test_a_forced_text_is_steered_beside_a_longer_one_as_alone(checkpoints: Checkpoints) -> None:
@@ -344,6 +346,11 @@ def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     assert second.options["steering"] == [told.format(2.5), f"v add α=3.0 {where}"]
     with pytest.raises(LensError, match="scale names layer 1, which is not among those steered: 3"):
         v.steer(1, layers=3, scale={1: 2.0})
+    exact = v.steer(1, scale={1: 1 / 3, 3: -1e-9}, decay=1e6 / 7, clip=0.12345678, schedule=[1, 2 / 3] * 4)
+    factors = " ".join(["1", str(2 / 3)] * 4)
+    choices = f"scale 1: {1 / 3}, 3: -1e-09; decay {1e6 / 7}; schedule {factors}; clip 0.12345678"
+    assert lens.run(models.PROMPT, 3, layers=-1, steer=exact).options["steering"] == [f"v add α=1.0 {where}; {choices}"]
+    assert repr(exact) == f"<v add α=1.0 {where}; {choices.replace(factors, '1 0.667 1 0.667 … 0.667')}>"
 
 
 @pytest.mark.parametrize("layer_type", ["decoder_block", "self_attn", "mlp", "post_attention_layernorm"])

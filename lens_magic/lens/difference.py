@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import LensError
 from ..netcdf import write_netcdf
 from ..reading import read_as
+from ..steer.spans import in_short
 from . import files
 from .run import LensRun
 
@@ -145,7 +146,7 @@ class LensDiff:
         return cls(runs[0], runs[1], kl)
 
     def __repr__(self) -> str:
-        steering = "; ".join(self.steered.options.get("steering", ()))
+        steering = "; ".join(map(in_short, self.steered.options.get("steering", ())))
         parted = ""
         if "resid_post" in self.base.sites and self.kl.size:
             at = self.parts_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ NAMED_POSITIONS = ("all", "prompt", "generated", "last")
 
 Span = tuple[int | None, int | None]
 Schedule = Callable[[int], float] | Sequence[float] | str
+
+_FACTOR = r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?"
+_FACTORS = re.compile(rf"(?<=; schedule ){_FACTOR}(?: {_FACTOR})*(?=;|$)")
+_SHOWN = 6  # factors that a caption writes out
 
 
 def check_positions(positions: Any) -> None:
@@ -110,6 +115,16 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
     if not values:
         raise LensError("the schedule is empty; a factor for each generated token would do")
     return values
+
+
+def in_short(told: str) -> str:
+    """Return a term's words for a caption: few digits of a schedule's factors, and of many only the first and the last."""
+    return _FACTORS.sub(_few, told)
+
+
+def _few(schedule: re.Match[str]) -> str:
+    factors = [f"{float(factor):.3g}" for factor in schedule[0].split()]
+    return " ".join(factors if len(factors) <= _SHOWN else [*factors[: _SHOWN - 2], "…", factors[-1]])
 
 
 def check_steps(steps: Any) -> None:

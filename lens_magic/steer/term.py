@@ -13,7 +13,7 @@ import torch
 from .. import options
 from ..errors import LensError
 from .directions import Directions
-from .spans import Schedule, Span, check_positions, check_steps, describe_positions, tabulate, within
+from .spans import Schedule, Span, check_positions, check_steps, describe_positions, in_short, tabulate, within
 
 
 class MadeFor(NamedTuple):
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from .vector import SteeringVector
 
     Summand: TypeAlias = "SteeringTerm | SteeringVector | Sequence[Summand]"
-
-_SHOWN = 6  # factors of a schedule that are written out
 
 
 class Strength(NamedTuple):
@@ -251,27 +249,31 @@ class SteeringTerm:
         return "; ".join([f"{self.name} {self.operator}{strength} at {self.site} of layer {layers}", *self._choices()])
 
     def __repr__(self) -> str:
-        return f"<{self}>"
+        return f"<{in_short(str(self))}>"
 
     def _choices(self) -> Iterator[str]:
-        """Describe what differs from the defaults."""
+        """Describe what differs from the defaults, with all digits: runs keep it as their record."""
         if self.positions != "all":
             yield f"positions {describe_positions(self.positions)}"
         if self.steps is not None:
             yield f"steps {describe_positions(self.steps)}"
         if self.scale:
-            yield f"scale {', '.join(f'{layer}: {factor:g}' for layer, factor in sorted(self.scale.items()))}"
+            yield f"scale {', '.join(f'{layer}: {_digits(factor)}' for layer, factor in sorted(self.scale.items()))}"
         if self.decay is not None:
-            yield f"decay {self.decay:g}"
-        if factors := [f"{factor:.3g}" for factor in self._factors]:
-            shown = factors if len(factors) <= _SHOWN else [*factors[: _SHOWN - 2], "…", factors[-1]]
-            yield f"schedule {' '.join(shown)}"
+            yield f"decay {_digits(self.decay)}"
+        if self._factors:
+            yield f"schedule {' '.join(map(_digits, self._factors))}"
         elif self.schedule is not None:
             yield f"schedule {self.schedule if isinstance(self.schedule, str) else getattr(self.schedule, '__name__', '?')}"
         if self.clip is not None:
-            yield f"clip {self.clip:g}"
+            yield f"clip {_digits(self.clip)}"
         if self.keep_norm:
             yield "keep_norm"
+
+
+def _digits(number: float) -> str:
+    """Return a number in as few digits as give it back."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def _positive(what: str, given: Any) -> float:

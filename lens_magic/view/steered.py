@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..model.tokens import TextStream
+from ..steer.spans import in_short
 from .text import running, visible
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _caption(compared: SteeredText) -> str:
         for name, values in (("α", compared.alphas), ("clip", compared.clips))
         if len(set(values)) > 1
     )
-    return f"{'; '.join(compared.steering)}: {where}{moved}{stopped}"
+    return f"{'; '.join(map(in_short, compared.steering))}: {where}{moved}{stopped}"
 
 
 def _numbers(values: tuple[float | None, ...]) -> str:
