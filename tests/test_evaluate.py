@@ -207,9 +207,9 @@ def test_random_directions_are_as_long_seeded_and_each_layers_own(llama: object,
     make = steerability.Sweep
     monkeypatch.setattr(steerability, "Sweep", lambda **fields: sent.append(make(**fields)) or sent[-1])
     vector = vector_of(unit_directions(128, [0, 2]))
-    for layers, seed in ((None, 0), ([2], 0), ([2], 1)):
+    for layers, seed in ((None, 0), ([2], 0), ([2], 1), ([2], 2**50 + 5), ([2], 6 - 2**200)):
         lens.evaluate(vector, items(), alphas=(-1, 1), layers=layers, random_directions=3, seed=seed)
-    both, alone, other = (sweep.directions for sweep in sent)
+    both, alone, other, *large = (sweep.directions for sweep in sent)
     for drawn in both.values():
         torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4))
         assert (drawn @ drawn.T - torch.eye(4)).abs().max() < 0.4  # not one another, nor the vector
@@ -217,6 +217,11 @@ def test_random_directions_are_as_long_seeded_and_each_layers_own(llama: object,
     assert not torch.equal(both[0][1], both[2][1])
     assert not torch.equal(other[2][1], alone[2][1])
     assert torch.equal(other[2][0], alone[2][0])
+    assert len({float(drawn[2][1, 0]) for drawn in (alone, other, *large)}) == 4
+    for seed in (0, 7, -5):  # as saved reports name them
+        drawn = torch.randn((1, 128), generator=torch.Generator().manual_seed(seed * 100_003 + 2))
+        found = steerability._beside_random(both[2][0], 2, 1, seed)
+        torch.testing.assert_close(found[1], drawn[0] / drawn.norm())
 
 
 def test_training_questions_are_left_out(llama: object) -> None:
