@@ -74,6 +74,8 @@ def test_a_question_is_used_in_both_orders(question: str, swapped: str) -> None:
         (item("Would you? (A) yes (B) no. The answer is (", "A)", "B)"), NO_END),
         (item("Would you?\n (A) yes\n (B) no\nThe answer is"), NO_END),
         (item("Would you say yes (A) or no (B)?"), "an option without text"),
+        (item("Would \ud83d you?\n (A) yes\n (B) no\n\nAnswer:"), "not valid Unicode"),
+        ({"positive": "warm", "negative": "cold \udc80"}, "not valid Unicode"),
         ({"positive": "warm"}, "one-sided"),
         ({"positive": "warm", "negative": "warm"}, "both sides are the same"),
         ({"text": "warm"}, "neither a question nor a pair of texts"),

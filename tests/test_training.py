@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tokenizers import normalizers, processors
 import lens_magic as lens
 from lens_magic.session import current
 from lens_magic.steer import data, train
-from lens_magic.steer.vector import SteeringVector
+from lens_magic.steer.vector import SteeringVector, Training
 
 Checkpoints = Callable[[str], Path]
 Sides = list[tuple[torch.Tensor, torch.Tensor]]
@@ -180,6 +182,21 @@ def test_a_text_of_no_tokens_is_left_out(position: str, checkpoints: Checkpoints
     assert vector.norms == lens.train_vector(pairs(), layers=[1], position=position).norms
     with pytest.raises(lens.LensError, match=r"of 1 items none can be used: 1 \(no token to read\)"):
         lens.train_vector(empty, layers=[1], position=position)
+
+
+@pytest.mark.parametrize("position", ["label", "last", "mean"])
+def test_halves_of_characters_are_left_out(position: str, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """As JSON writes them; an evaluation leaves them out, too."""
+    once.load(checkpoints("llama-gqa"))
+    broken = [{**questions()[0], "question": asked("Is it \ud83d?", "near", "far")}]
+    broken += [{"positive": "A lens \ud83d", "negative": "A lamp"}] if position != "label" else []
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, [*broken, *questions()])))
+    vector = lens.train_vector(tmp_path / "pairs.jsonl", layers=[1], position=position)
+    assert vector.training.rejected == {"not valid Unicode": len(broken)}
+    assert vector.training.questions == len(questions())
+    if position == "label":
+        report = lens.evaluate(replace(vector, training=Training()), tmp_path / "pairs.jsonl", alphas=(-1, 1))
+        assert (report.counts["test"], report.counts["rejected"]) == (len(questions()), 1)
 
 
 def test_bfloat16(checkpoints: Checkpoints) -> None:

@@ -229,6 +229,7 @@ def _read_all(given: Iterable[Any]) -> Items:
     for record in given:
         try:
             item = record if isinstance(record, Question | TextPair) else _read_one(record)
+            _require_characters(item)
             if item.digest in found:
                 raise _Rejected("repeats another")
             found[item.digest] = item
@@ -237,6 +238,14 @@ def _read_all(given: Iterable[Any]) -> Items:
     questions = tuple(item for item in found.values() if isinstance(item, Question))
     texts = tuple(item for item in found.values() if isinstance(item, TextPair))
     return Items(questions, texts, dict(rejected))
+
+
+def _require_characters(item: Question | TextPair) -> None:
+    """Reject halves of characters, which JSON can hold and no tokenizer takes."""
+    try:
+        (item.text if isinstance(item, Question) else item.positive + item.negative).encode()
+    except UnicodeEncodeError:
+        raise _Rejected("not valid Unicode") from None
 
 
 def _read_one(record: Any) -> Question | TextPair:
