@@ -23,6 +23,7 @@ from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
 from .steer.spans import check_positions, describe_positions, parse_positions
 from .steer.term import SteeringTerm
+from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
@@ -129,10 +130,13 @@ def ablate_sites(
     alphas = check_alphas(alphas)
     if isinstance(positions, str):  # a str is iterable too
         positions = [position.strip() for position in positions.split(",")]
-    for position in positions:
+    read_at = list(positions) if isinstance(positions, Iterable) else [positions]
+    if not read_at:
+        raise LensError(f"no position was named; {', '.join(POSITIONS)} are there")
+    for position in read_at:
         vectors.check_choices(position, method)
     read = items_of.read(pairs), items_of.read(data, "questions")
-    choices = [(site, position) for position in positions for site in options.parse_sites(sites)]
+    choices = [(site, position) for position in read_at for site in options.parse_sites(sites)]
     reports: dict[tuple[str, str], SteerabilityReport] = {}
     without: dict[tuple[str, str], tuple[int, ...]] = {}
     for number, (site, position) in enumerate(choices):

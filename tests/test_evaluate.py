@@ -559,8 +559,26 @@ def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path
 def test_site_ablation_takes_one_position_and_any_numbers(llama: object) -> None:
     given = items(STEMS[:2]), items()
     expected = lens.ablate_sites(*given, layers=1, sites=("post_ln",), positions=("last",), alphas=(-1, 1))
-    made = lens.ablate_sites(*given, layers=1, sites="post_ln", positions="last", alphas=(a for a in (-1, 1)))
-    assert made.summary().equals(expected.summary())
+    for positions in ("last", (p for p in ["last"])):
+        made = lens.ablate_sites(*given, layers=1, sites="post_ln", positions=positions, alphas=(a for a in (-1, 1)))
+        assert made.summary().equals(expected.summary())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": ()}, "no position was named; label, last, mean are there"),
+        ({"positions": 5}, "position 5 is not one of label, last, mean"),
+        ({"positions": ""}, "position '' is not one of label, last, mean"),
+        ({"positions": ["label", None]}, "position None is not one of"),
+        ({"sites": ()}, "no site was named"),
+        ({"sites": 5}, "site 5 is not one of"),
+    ],
+)
+def test_bad_site_ablation_is_one_clear_line(llama: object, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LensError, match=message) as caught:
+        lens.ablate_sites(items(STEMS[:2]), items(), **options)
+    assert "\n" not in str(caught.value)
 
 
 def test_site_ablation_keeps_what_an_error_comes_after(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
