@@ -1,4 +1,4 @@
-"""Propensities on the ranks: every α and direction of a prompt in one batch, one steered layer at a time."""
+"""Propensities on the ranks: every α of a prompt in one batch, two directions and one steered layer at a time."""
 
 from __future__ import annotations
 
