@@ -1,7 +1,7 @@
 # Thin: each target is a command that can be typed. `make demo` and `make test` are the two to know.
 BIN := .venv/bin
 
-.PHONY: setup demo test lint lab bench tutorials clean
+.PHONY: setup demo test lint lab bench tutorials pictures clean
 
 setup:
 	@tools/setup.sh
@@ -28,6 +28,10 @@ bench: setup
 
 tutorials: setup
 	$(BIN)/python tools/tutorials.py
+
+pictures: setup
+	@tools/chromium.sh
+	$(BIN)/python tools/pictures.py
 
 clean:
 	rm -rf out .pytest_cache .mypy_cache .ruff_cache .triton
