@@ -320,6 +320,22 @@ def test_a_pinned_token_becomes_a_trajectory(page: Page, run: FakeRun) -> None:
     assert page.locator(".lens-line-0").count() == 0
 
 
+def test_a_pin_that_makes_room_for_another_is_told(page: Page) -> None:
+    page.get_by_role("grid").focus()
+    page.keyboard.press("Home")
+    for _ in range(6):
+        page.keyboard.press("p")
+        page.keyboard.press("ArrowDown")
+    off = page.get_by_role("button", name="Unpin ")
+    first = off.first.get_attribute("aria-label") or off.first.get_attribute("title") or ""
+    said = page.get_by_role("status").filter(has_text="pins at most")
+    assert said.count() == 0
+    page.keyboard.press("p")
+    said.wait_for()
+    assert f"6 pins at most: {first.removeprefix('Unpin ')} at " in said.inner_text()
+    assert off.count() == 7  # with the one for all
+
+
 def test_a_pinned_cell_is_marked(page: Page) -> None:
     page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='3']").click()
     page.keyboard.press("p")

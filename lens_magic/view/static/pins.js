@@ -12,7 +12,10 @@ import { cut, integer } from "./format.js";
 const MOST_PINS = 6; // the number of distinguishable colours
 
 export class Pins {
-  /** @param {{onChange: () => void, onGo: (pin: Pin) => void, onLeave: () => void}} on `onLeave`: the focused element is gone, so the focus must move elsewhere */
+  /**
+   * @param {{onChange: () => void, onGo: (pin: Pin) => void, onLeave: () => void, onFull: (words: string) => void}} on
+   *   `onLeave`: the focused element is gone, so the focus must move elsewhere; `onFull`: the oldest pin has made room
+   */
   constructor(on) {
     this.on = on;
     /** @type {Pin[]} */
@@ -27,8 +30,11 @@ export class Pins {
   /** Adds a pin, or removes it if it exists. @param {Pin} pin */
   toggle(pin) {
     const same = (/** @type {Pin} */ p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer;
+    const [oldest] = this.list;
+    const full = this.list.length === MOST_PINS && !this.list.some(same);
     this.list = this.list.some(same) ? this.list.filter((p) => !same(p)) : [...this.list, pin].slice(-MOST_PINS);
     this.on.onChange();
+    if (full) this.on.onFull(`${MOST_PINS} pins at most: ${oldest.name} at ${integer(oldest.position)} is unpinned`);
   }
 
   clear() {

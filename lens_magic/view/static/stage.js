@@ -27,7 +27,7 @@ import { trajectory } from "./query.js";
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
  *   foundToken: (token: number, place: import("./find.js").Found | null) => void,
  *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
- *   key: (event: KeyboardEvent) => boolean}} Acts the reader's actions, which the parts call on the explorer
+ *   key: (event: KeyboardEvent) => boolean, say: (text: string) => void}} Acts the reader's actions, which the parts call on the explorer
  */
 
 export class Stage {
@@ -77,6 +77,7 @@ export class Stage {
       onChange: () => this.draw(),
       onGo: (pin) => acts.go({ site: pin.site, layer: pin.layer ?? this.cell.layer, position: pin.position }),
       onLeave: () => this.grids[this.current].el.focus({ preventScroll: true }),
+      onFull: (words) => acts.say(words),
     });
     this.chart = new Chart();
     if (options.state) this.restore(options.state);
