@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import importing
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -111,6 +113,9 @@ __all__ = [
     "train_vector",
     "unload_ipython_extension",
 ]
+
+
+importing.watch()
 
 
 def __getattr__(name: str) -> Any:

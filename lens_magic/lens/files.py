@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..importing import import_whole
 from ..netcdf import write_netcdf
 from ..reading import read_as
 from ..writing import reason_of, written_whole
@@ -33,6 +34,7 @@ _UNITS = {"entropy": "nats", "kl_final": "nats"}
 
 def to_dataset(run: LensRun) -> xr.Dataset:
     """Return the run's variables with their coordinates."""
+    import_whole("xarray")  # for a first run that is being kept while the user presses stop again
     import xarray as xr
 
     cells = ("site", "layer", "position")

@@ -18,13 +18,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..importing import AHEAD
 from . import channel, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
-
-# What the first model needs, imported while the user still types, in pieces that do not keep a command waiting for long.
-# (Not DeepSpeed, which decides at its import what it runs on.)
-_IMPORTED_AHEAD = ("torch", "transformers", "transformers.activations", "transformers.modeling_utils")
 
 _MARK = "\0lens-magic\0\n"  # written to a rank's own output to learn when all before it has been relayed
 
@@ -43,7 +40,7 @@ def serve(communicator: Any) -> None:
     aborted = threading.Event()
     threading.Thread(target=_read, args=(link, commands, aborted), daemon=True, name="lens-commands").start()
     rank = Rank(communicator, aborted)
-    ahead = list(_IMPORTED_AHEAD)
+    ahead = list(AHEAD)  # imported while the user still types
     while True:
         while ahead and commands.empty():
             with contextlib.suppress(Exception):  # whatever needs it will report the error

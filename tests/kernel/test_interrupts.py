@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import driver
 import pytest
 from driver import PROMPT, Kernel, Reply
 
@@ -109,6 +110,32 @@ def test_while_loading(kernel: Kernel, checkpoint: Path, tmp_path: Path) -> None
     assert kernel.value("lens.status().model") == str(checkpoint)
     assert kernel.value("tokens()") == before
     works(kernel)
+
+
+SLOW_IMPORT = """
+import sys, time
+from IPython.display import display
+def slow(event, arguments, slowed=[]):
+    if event == "import" and arguments[0] == "torch.nn" and not slowed:
+        slowed.append(True)
+        display({"text/plain": "importing"}, raw=True)
+        for _ in range(100):
+            time.sleep(0.02)
+sys.addaudithook(slow)
+"""
+
+
+def test_while_the_first_load_imports_torch(tmp_path: Path) -> None:
+    """Which a process cannot begin anew."""
+    with driver.kernel(tmp_path, LENS_RANKS="1") as fresh:
+        fresh.ok(SLOW_IMPORT)
+        cell = fresh.start("%lens load demo").says("importing")
+        fresh.interrupt()
+        nothing = "no model is loaded; `%lens load MODEL` loads one (`%lens load demo` the embedded one)"
+        stopped(cell.wait(), f"stopped loading demo; {nothing}")
+        fresh.ok("%lens load demo")
+        fresh.ok(f"%%lens -n 3 --ignore-eos -o after\n{PROMPT}")
+        assert fresh.value("len(after.output_ids)") == 3
 
 
 def test_from_python(kernel: Kernel) -> None:
