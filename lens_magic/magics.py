@@ -46,26 +46,22 @@ class LensMagics(Magics):
         prompt, given = cell.removesuffix("\n"), run_options(parsed)
         given["steer"] = vectors.terms_of(session, parsed.steer, self.shell.user_ns)
         live = parsed.stream_lens and not parsed.static
-        with LiveAnswer(session, prompt, given) if live else Answer(model) as answer:
-            run, stopped = even_if_stopped(lambda: runs.run(session, prompt, **given, on_event=answer))
-        if parsed.out is not None:
-            self.shell.user_ns[parsed.out] = run
-        kept.keep(run)
-        if not (stopped or live or parsed.static or parsed.out is not None or parsed.save is not None):
-            return run
-        answer.show(run, parsed.static)
-        if parsed.out is None:
-            make_value(self.shell, run)
-        words = f"stopped after {counted(len(run.output_ids), 'token')}"
-        try:
-            if parsed.save is not None:  # last: a full disk costs only the file, not the run or the news that it was stopped
-                run.save(parsed.save)
-        except LensError as error:
-            if not stopped:
-                raise
-            words += f", and not saved ({error})"
-        if stopped:
-            raise stopped_with(words, parsed.out)
+        with Held(self.shell, parsed.out) as held:
+            with LiveAnswer(session, prompt, given) if live else Answer(model) as answer:
+                run, stopped = even_if_stopped(lambda: runs.run(session, prompt, **given, on_event=answer))
+                held.take(run, f"stopped after {counted(len(run.output_ids), 'token')}", stopped)
+                kept.keep(run)
+            if not (stopped or live or parsed.static or parsed.out is not None or parsed.save is not None):
+                return run
+            held.store()
+            answer.show(run, parsed.static)
+            try:
+                if parsed.save is not None:  # last: a full disk costs only the file, not the run or that it was stopped
+                    run.save(parsed.save)
+            except LensError as error:
+                if not stopped:
+                    raise
+                held.words += f", and not saved ({error})"
         return None
 
 
@@ -86,9 +82,50 @@ def check_variable(out: str | None) -> str | None:
     return out
 
 
-def make_value(shell: Any, result: Any) -> None:
-    """Make a result that is already displayed the cell's value (`_` and `Out[n]`) without displaying it again."""
-    shell.displayhook.update_user_ns(result)
+class Held:
+    """Holds a result, from when there is one: an interrupt while it is kept, shown or saved costs that alone.
+
+    Args:
+        out: the ``--out`` variable, if any; else the result becomes the cell's value (`_` and `Out[n]`).
+
+    Raises:
+        KeyboardInterrupt: in one line, at the end of the ``with`` block, if the user stopped the result or what came after.
+    """
+
+    def __init__(self, shell: Any, out: str | None) -> None:
+        self._shell = shell
+        self._out = out
+        self._result: Any = None
+        self._stopped = self._stored = False
+        self.words = ""
+
+    def __enter__(self) -> Held:
+        return self
+
+    def take(self, result: Any, words: str, stopped: bool) -> None:
+        """Hold a result.
+
+        Args:
+            words: say that it was stopped, and where.
+        """
+        self._result, self.words, self._stopped = result, words, stopped
+        if stopped or self._out is not None:
+            self.store()
+
+    def store(self) -> None:
+        """Put the result where the user finds it; for one that the magic does not return, which IPython would store."""
+        if self._out is not None:
+            self._shell.user_ns[self._out] = self._result
+        elif not self._stored:
+            self._shell.displayhook.update_user_ns(self._result)
+        self._stored = True
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        if self._result is None or not (interrupted or (self._stopped and kind is None)):
+            return
+        self.store()
+        raise one_line_interrupt(f"{self.words}; what there is is in `{self._out or '_'}`") from None
 
 
 def one_line_interrupt(message: str) -> KeyboardInterrupt:
@@ -96,11 +133,6 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
     error = KeyboardInterrupt(message)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]  # type: ignore[attr-defined]
     return error
-
-
-def stopped_with(words: str, out: str | None) -> KeyboardInterrupt:
-    """Return such an interrupt for a partial result. It says where that is: in the ``--out`` variable, or in `_`."""
-    return one_line_interrupt(f"{words}; what there is is in `{out or '_'}`")
 
 
 def _check_target(path: str) -> None:

@@ -101,7 +101,11 @@ class LiveAnswer(Answer):
         if not self._shown:  # there was no event
             super().show(run, static)
             return
-        self._view.finish(run)
+        try:
+            self._view.finish(run)
+        except KeyboardInterrupt:
+            self._view.end()
+            raise
         live, tokens = run.timings.get("streamed", 0), len(run.positions)
         if 2 * live < tokens:
             print(  # noqa: T201

@@ -17,7 +17,7 @@ from . import comparing, vectors
 from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
 from .errors import LensError, even_if_stopped
-from .magics import check_variable, make_value, one_line_interrupt, stopped_with
+from .magics import Held, check_variable, one_line_interrupt
 from .view.progress import Bars
 from .view.steered import Streaming
 from .words import counted
@@ -68,19 +68,15 @@ class SteerMagics(Magics):
         choices = {name: getattr(parsed, name) for name in names}
         terms = vectors.terms_of(session, parsed.vectors, self.shell.user_ns, **choices)
         options = {name: getattr(parsed, name) for name in GENERATION_OPTIONS}
-        with Streaming(model) as streaming:
-            compared, stopped = even_if_stopped(
-                lambda: comparing.compare(session, prompt, terms, **options, on_event=streaming)
-            )
-        if parsed.out is not None:
-            self.shell.user_ns[parsed.out] = compared
-        if not stopped and parsed.out is None:
-            return compared
-        display(compared)
-        if parsed.out is None:
-            make_value(self.shell, compared)
-        if stopped:
-            raise stopped_with(f"stopped after {counted(len(compared.steered.output_ids), 'token')}", parsed.out)
+        with Held(self.shell, parsed.out) as held:
+            with Streaming(model) as streaming:
+                compared, stopped = even_if_stopped(
+                    lambda: comparing.compare(session, prompt, terms, **options, on_event=streaming)
+                )
+                held.take(compared, f"stopped after {counted(len(compared.steered.output_ids), 'token')}", stopped)
+            if not stopped and parsed.out is None:
+                return compared
+            display(compared)
         return None
 
 
@@ -301,18 +297,15 @@ def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any
         amount: says how much a report covers, in words.
     """
     check_variable(out)
-    with Bars(evaluating=doing) as bars:
-        try:
-            report, stopped = even_if_stopped(lambda: ask(bars))
-        except KeyboardInterrupt:
-            raise one_line_interrupt(f"stopped {doing}; nothing was measured by then") from None
-    if out is not None:
-        shell.user_ns[out] = report
-    if stopped:
-        display(report)
-        if out is None:
-            make_value(shell, report)
-        raise stopped_with(f"stopped {doing} after {amount(report)}", out)
+    with Held(shell, out) as held:
+        with Bars(evaluating=doing) as bars:
+            try:
+                report, stopped = even_if_stopped(lambda: ask(bars))
+            except KeyboardInterrupt:
+                raise one_line_interrupt(f"stopped {doing}; nothing was measured by then") from None
+            held.take(report, f"stopped {doing} after {amount(report)}", stopped)
+        if stopped:
+            display(report)
     return report
 
 

@@ -228,6 +228,53 @@ def test_an_interrupt_shows_and_keeps_the_part(loaded: Notebook, monkeypatch: py
     assert loaded.output.outputs  # shown
 
 
+def pressed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ("", "lens.kept.keep"),
+        ("-o part", "lens.kept.keep"),
+        ("-o part", "showing.show"),
+        ("--static", "showing.show"),
+        ("--stream-lens", "lens.kept.keep"),
+        ("--stream-lens", "view.live.pack"),
+        ("--save {folder}/run.nc", "lens.run.LensRun.save"),
+    ],
+)
+def test_another_interrupt_does_not_cost_the_run(
+    loaded: Notebook, options: str, where: str, stopped: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """While it is kept, shown or saved."""
+    from lens_magic.showing import Answer, LiveAnswer
+
+    answers: list[Any] = []
+    take = Answer.__call__
+
+    def call(answer: Any, event: tuple[Any, ...]) -> None:
+        answers.append(answer)
+        take(answer, event)
+        if stopped:
+            current().group.interrupt()
+
+    monkeypatch.setattr(Answer, "__call__", call)
+    monkeypatch.setattr(f"lens_magic.{where}", pressed)
+    before = loaded.shell.displayhook._
+    error = loaded.run(f"%%lens -n 7 --ignore-eos {options.format(folder=tmp_path)}\nTo be")
+    name = "part" if "-o" in options else "_"
+    run = loaded.shell.user_ns.pop(name)
+    assert (type(run), run.interrupted, len(run.output_ids) == 7) == (LensRun, stopped, not stopped)
+    tokens = "1 token" if len(run.output_ids) == 1 else f"{len(run.output_ids)} tokens"
+    assert error._render_traceback_() == [f"KeyboardInterrupt: stopped after {tokens}; what there is is in `{name}`"]
+    if name == "_":  # stored once
+        assert loaded.shell.displayhook.__dict__["__"] is before
+    if isinstance(answers[0], LiveAnswer):
+        assert answers[0]._view._sent[-1][0]["over"]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

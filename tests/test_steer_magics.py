@@ -12,7 +12,7 @@ import models
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from steering_items import pairs, questions
-from test_magics import Notebook
+from test_magics import Notebook, pressed
 
 import lens_magic as lens
 from lens_magic import vectors
@@ -152,6 +152,22 @@ def test_an_interrupt_shows_both_texts_so_far(notebook: Notebook, monkeypatch: p
     partial = notebook.shell.user_ns["both"]
     assert partial.interrupted
     assert 0 < len(partial.steered.output_ids) == len(partial.steered.log_prob_change) < 50
+
+
+@pytest.mark.parametrize("out", ["", " -o both"])
+def test_another_interrupt_does_not_cost_the_texts(notebook: Notebook, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While they are shown; and so for a report."""
+    notebook.run("%steer train warm --pairs texts -l 1 --position last")
+    monkeypatch.setattr("lens_magic.view.steered.Streaming.__call__", lambda self, event: current().group.interrupt())
+    monkeypatch.setattr("lens_magic.view.progress.Bars.__call__", lambda self, event: current().group.interrupt())
+    monkeypatch.setattr("lens_magic.steer_magics.display", pressed)
+    name = "both" if out else "_"
+    error = notebook.run(f"%%steer warm:2 -n 50 --ignore-eos{out}\nA lens gathers")
+    tokens = len(notebook.shell.user_ns.pop(name).steered.output_ids)
+    assert str(error) == f"stopped after {tokens} token{'s' * (tokens > 1)}; what there is is in `{name}`"
+    error = notebook.run(f"%steer eval warm --data items --alphas -1,1{out}")
+    questions = len(notebook.shell.user_ns.pop(name).questions)
+    assert str(error) == f"stopped evaluating warm after {questions} questions; what there is is in `{name}`"
 
 
 def test_the_lens_under_steering(notebook: Notebook, tmp_path: Path) -> None:
