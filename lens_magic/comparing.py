@@ -56,6 +56,14 @@ def compare(
     if live is None:  # both texts are read again under both models, which takes more than generating them
         ask = replace(ask, layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True)
     stop_ids = () if ignore_eos else model.stop_ids
+    asked = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": sampling.seed,
+        "ignore_eos": ignore_eos,
+        "chat": chat,
+    }
     group = session.group
     with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
         runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
@@ -66,15 +74,7 @@ def compare(
             )[0]
         finally:
             group.rank.store.pop(LIVE, None)
-    asked = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "ignore_eos": ignore_eos,
-        "chat": chat,
-    }
-    result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked)
+        result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked)
     return unless_stopped(result, result.interrupted or group.rank.stop_requested)
 
 

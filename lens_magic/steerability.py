@@ -87,28 +87,28 @@ def evaluate(
     with group.exclusive():  # an interrupt after the last question must not cost the user the report
         measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
         complete = measured.complete.reshape(-1, 2).all(1).numpy()  # [question]: in both orders
-    if not complete.any():
-        raise KeyboardInterrupt("stopped before any question was measured")
-    steered, unsteered = _arrange(measured, steps)
-    report = SteerabilityReport(
-        alphas=steps,
-        layers=tuple(sorted(directions)),
-        propensities=steered[:, :, complete],
-        unsteered=unsteered[complete],
-        questions=tuple(question.text for question, done in zip(held_out.questions, complete, strict=True) if done),
-        labels=_label_texts(prompts),
-        vector=vector.name,
-        site=site,
-        norms={layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions},
-        counts={
-            "test": int(complete.sum()),
-            "unmeasured": int((~complete).sum()),
-            "train": len(vector.training.digests),
-            "excluded": len(given) - len(held_out),
-            "rejected": sum(given.rejected.values()),
-        },
-        provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
-    )
+        if not complete.any():
+            raise KeyboardInterrupt("stopped before any question was measured")
+        steered, unsteered = _arrange(measured, steps)
+        report = SteerabilityReport(
+            alphas=steps,
+            layers=tuple(sorted(directions)),
+            propensities=steered[:, :, complete],
+            unsteered=unsteered[complete],
+            questions=tuple(question.text for question, done in zip(held_out.questions, complete, strict=True) if done),
+            labels=_label_texts(prompts),
+            vector=vector.name,
+            site=site,
+            norms={layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions},
+            counts={
+                "test": int(complete.sum()),
+                "unmeasured": int((~complete).sum()),
+                "train": len(vector.training.digests),
+                "excluded": len(given) - len(held_out),
+                "rejected": sum(given.rejected.values()),
+            },
+            provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
+        )
     return unless_stopped(report, group.rank.stop_requested or not complete.all())
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import models
 import pytest
@@ -168,6 +171,34 @@ def test_another_interrupt_does_not_cost_the_texts(notebook: Notebook, out: str,
     error = notebook.run(f"%steer eval warm --data items --alphas -1,1{out}")
     questions = len(notebook.shell.user_ns.pop(name).questions)
     assert str(error) == f"stopped evaluating warm after {questions} questions; what there is is in `{name}`"
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("comparing._steered_text", "%%steer warm:2 -n 4 --ignore-eos -o made\nA lens gathers"),
+        ("steerability._arrange", "%steer eval warm --data items --alphas -1,1 -o made"),
+    ],
+)
+def test_an_interrupt_while_a_result_is_put_together(
+    notebook: Notebook, where: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = where.split(".")
+    make = getattr(import_module(f"lens_magic.{module}"), name)
+
+    def interrupted(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return make(*arguments)
+
+    notebook.run("%steer train warm --pairs texts -l 1 --position last")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(f"lens_magic.{where}", interrupted)
+    try:
+        error = notebook.run(line)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "what there is is in `made`" in str(error)
+    assert notebook.shell.user_ns.pop("made")
 
 
 def test_the_lens_under_steering(notebook: Notebook, tmp_path: Path) -> None:
