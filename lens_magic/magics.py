@@ -65,8 +65,8 @@ class LensMagics(Magics):
         return None
 
 
-_ITS_OWN = ("In", "Out", "_dh", "_ih", "_oh", "exit", "get_ipython", "quit")
-"""Names that IPython keeps among the user's variables and needs there."""
+_ITS_OWN = ("In", "Out", "_", "__", "___", "_dh", "_ih", "_oh", "exit", "get_ipython", "quit")
+"""Names that IPython keeps among the user's variables and needs there, or sets itself until the user has."""
 
 
 def check_variable(out: str | None) -> str | None:
@@ -125,7 +125,11 @@ class Held:
         if self._result is None or not (interrupted or (self._stopped and kind is None)):
             return
         self.store()
-        raise one_line_interrupt(f"{self.words}; what there is is in `{self._out or '_'}`") from None
+        raise one_line_interrupt(f"{self.words}; what there is is in `{self._out or self._place()}`") from None
+
+    def _place(self) -> str:
+        """Return where IPython has put the result: not in `_` once the user has set that."""
+        return "_" if self._shell.user_ns.get("_") is self._result else f"Out[{self._shell.displayhook.prompt_count}]"
 
 
 def one_line_interrupt(message: str) -> KeyboardInterrupt:

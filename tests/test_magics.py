@@ -228,6 +228,18 @@ def test_an_interrupt_shows_and_keeps_the_part(loaded: Notebook, monkeypatch: py
     assert loaded.output.outputs  # shown
 
 
+def test_an_interrupt_says_where_the_part_is(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where IPython puts results once the user has used `_` for something else."""
+    monkeypatch.setattr("lens_magic.showing.Answer.__call__", lambda *_: current().group.interrupt())
+    loaded.run("for _ in range(3): pass")
+    words, _, place = str(loaded.run("%%lens -n 30 --ignore-eos\nTo be")).strip("`").rpartition("`")
+    assert words.endswith("what there is is in ")
+    assert place.startswith("Out[")
+    assert loaded.run(place).interrupted
+    loaded.run("del _, __, ___")
+    assert str(loaded.run("%%lens -n 30 --ignore-eos\nTo be")).endswith("what there is is in `_`")
+
+
 def pressed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
@@ -294,6 +306,7 @@ def test_another_interrupt_does_not_cost_the_run(
         ("%%lens -o 1x\nx", "not a variable name"),
         ("%%lens -o class\nx", "not a variable name"),
         ("%%lens -o get_ipython\nx", "'get_ipython' is IPython's own; another name would do"),
+        ("%%lens -o _\nx", "'_' is IPython's own; another name would do"),
         ("%%lens --save x.pickle\nx", "should end in .nc"),
         ("%%lens --save nowhere/x.nc\nx", "no folder nowhere"),
         ("%%lens --chat\nx", "no chat template"),
