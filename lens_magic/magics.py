@@ -20,7 +20,7 @@ from .outputs import check_output
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
-from .words import counted
+from .words import as_name, counted
 
 
 @magics_class
@@ -36,13 +36,13 @@ class LensMagics(Magics):
 
     def _run(self, line: str, cell: str) -> Any:
         parsed = _cell_parser().read(line)
-        check_variable(parsed.out)
+        parsed.out = check_variable(parsed.out)
         if parsed.save is not None:
             _check_target(parsed.save)
         session = sessions.current()
         model = session.require_model()
         if parsed.lens is not None and parsed.lens.isidentifier():  # a variable takes precedence over a file of that name
-            parsed.lens = self.shell.user_ns.get(parsed.lens, parsed.lens)
+            parsed.lens = self.shell.user_ns.get(as_name(parsed.lens), parsed.lens)
         prompt, given = cell.removesuffix("\n"), run_options(parsed)
         given["steer"] = vectors.terms_of(session, parsed.steer, self.shell.user_ns)
         live = parsed.stream_lens and not parsed.static
@@ -70,16 +70,19 @@ _ITS_OWN = ("In", "Out", "_", "__", "___", "_dh", "_ih", "_oh", "exit", "get_ipy
 
 
 def check_variable(out: str | None) -> str | None:
-    """Check and return the variable name given as ``--out``, if any.
+    """Check the variable name given as ``--out``, if any, and return it as Python would store it.
 
     Raises:
         LensError: it is not a variable name, or is one of IPython's own.
     """
-    if out is not None and (not out.isidentifier() or keyword.iskeyword(out)):
+    if out is None:
+        return None
+    name = as_name(out)
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise LensError(f"--out {out!r} is not a variable name")
-    if out in _ITS_OWN:
+    if name in _ITS_OWN:
         raise LensError(f"--out {out!r} is IPython's own; another name would do")
-    return out
+    return name
 
 
 class Held:

@@ -20,7 +20,7 @@ from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
 from .view.progress import Bars
 from .view.steered import Streaming
-from .words import counted
+from .words import as_name, counted
 
 if TYPE_CHECKING:
     from .steer.ablation import SiteAblation
@@ -61,7 +61,7 @@ class SteerMagics(Magics):
         return self._compare(parsed, prompt)
 
     def _compare(self, parsed: argparse.Namespace, prompt: str) -> Any:
-        check_variable(parsed.out)
+        parsed.out = check_variable(parsed.out)
         session = sessions.current()
         model = session.require_model()
         names = ("layers", "site", "positions", "steps", "decay", "schedule", "clip", "operator")
@@ -82,7 +82,7 @@ class SteerMagics(Magics):
 
 def _names_a_vector(word: str, variables: dict[str, Any]) -> bool:
     known = {**sessions.current().vectors, **vectors.variables_with_vectors(variables)}
-    return ":" in word or word in known or word.endswith(vectors.VECTOR_FILES)  # with α it can only mean a vector
+    return ":" in word or as_name(word) in known or word.endswith(vectors.VECTOR_FILES)  # with α it can only mean a vector
 
 
 def _compare_parser() -> Parser:
@@ -111,7 +111,7 @@ def _words(line: str) -> list[str]:
 
 def value_of(word: str, variables: Mapping[str, Any]) -> Any:
     """Resolve ``VAR_OR_FILE``: return the variable's value if there is such a variable, else the word itself."""
-    return variables[word] if word.isidentifier() and word in variables else word
+    return variables.get(as_name(word), word) if word.isidentifier() else word
 
 
 def _train(words: list[str], shell: Any) -> SteeringVector:
@@ -207,7 +207,7 @@ def _load(words: list[str], shell: Any) -> SteeringVector:
 def _drop(words: list[str], shell: Any) -> None:
     parser = Parser(prog="%steer drop", description="Forget a vector; variables that hold it stay.")
     parser.add_argument("name", metavar="NAME")
-    name = parser.read(words).name
+    name = as_name(parser.read(words).name)
     session = sessions.current()
     if name not in session.vectors:
         known = ", ".join(session.vectors) or "none"
@@ -296,7 +296,7 @@ def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any
     Args:
         amount: says how much a report covers, in words.
     """
-    check_variable(out)
+    out = check_variable(out)
     with Held(shell, out) as held:
         with Bars(evaluating=doing) as bars:
             try:

@@ -12,6 +12,7 @@ from .errors import LensError
 from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, Session
+from .words import as_name
 
 if TYPE_CHECKING:
     from .steer.data import Items
@@ -127,11 +128,12 @@ def _made(
 
 
 def check_name(name: str) -> str:
-    """Check and return a name for a vector.
+    """Check a name for a vector, and return it as Python would write a variable's.
 
     Raises:
         LensError: it is a subcommand's name, or not a plain word.
     """
+    name = as_name(name)
     if name in COMMANDS:
         raise LensError(f"{name!r} is a command of %steer and cannot name a vector")
     if not re.fullmatch(r"[^\W\d][\w.-]*", name):
@@ -145,7 +147,7 @@ def find(session: Session, name: str, variables: Mapping[str, Any] | None = None
     Raises:
         LensError: there is none (the error lists those there are), or ``%steer`` and the variable hold different ones.
     """
-    held = variables_with_vectors(variables or {})
+    name, held = as_name(name), variables_with_vectors(variables or {})
     kept, own = session.vectors.get(name), held.get(name)
     if kept is not None and own is not None and not own.steers_as(kept):
         raise LensError(

@@ -1,6 +1,8 @@
-"""Numbers, in words."""
+"""Numbers, in words, and names."""
 
 from __future__ import annotations
+
+import unicodedata
 
 
 def counted(number: int, noun: str) -> str:
@@ -17,3 +19,8 @@ def percent(probability: float, digits: int = 0) -> str:
     """Return ``37`` or, with a digit, ``37.2``; never rounded up to certainty, but ``>99`` or ``>99.9``."""
     shown = f"{100 * probability:.{digits}f}"
     return shown if float(shown) < 100 else f">{100 - 10.0**-digits:.{digits}f}"
+
+
+def as_name(word: str) -> str:
+    """Return a name as Python reads it, in Unicode's form NFKC: µ (micro), ﬁ and ª become μ (mu), fi and a."""
+    return unicodedata.normalize("NFKC", word)

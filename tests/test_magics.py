@@ -87,6 +87,15 @@ def test_with_out_it_is_in_a_variable(loaded: Notebook) -> None:
     assert (run.layers, run.sites, run.to_xarray().sizes["k"]) == ([2, 3], ["post_ln", "resid_pre"], 2)
 
 
+def test_a_variable_is_named_as_python_names_it(loaded: Notebook) -> None:
+    """A µ typed on a keyboard is the micro sign; in a program it is the Greek letter."""
+    loaded.run("%%lens -n 2 --ignore-eos -o µ\nTo be")
+    assert len(loaded.run("µ").output_ids) == 2
+    assert "--out 'ｉｆ' is not a variable name" in loaded.refuses("%%lens -o ｉｆ\nTo be")
+    loaded.run("import lens_magic\nﬁ = lens_magic.Basis([[1.0] * 128], name='one')")
+    assert loaded.run("%%lens --lens ﬁ -n 2\nTo be").options["lens"]["name"] == "one"
+
+
 @pytest.mark.parametrize(
     ("cell", "prompt"),
     [

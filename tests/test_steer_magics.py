@@ -230,6 +230,17 @@ def test_sites_compared_are_what_the_function_gives(notebook: Notebook) -> None:
     )
 
 
+def test_names_are_as_python_reads_them(notebook: Notebook) -> None:
+    """A µ typed on a keyboard is the micro sign; in a program it is the Greek letter."""
+    notebook.run("µ = texts")
+    made = notebook.run("%steer train µ --pairs µ -l 1 --position last -o ﬁ")
+    assert notebook.run("ﬁ") is made
+    notebook.run("%steer drop µ")
+    assert list(current().vectors) == []
+    assert notebook.run("%steer ﬁ:2 -n 2 'A lens'").steering == ("fi add α=2.0 at post_ln of layer 1",)
+    notebook.run("del ﬁ, µ")
+
+
 def test_a_schedule_by_its_name(notebook: Notebook) -> None:
     notebook.run("%steer train warm --pairs items -l 1")
     made = notebook.run("%%steer warm:2 -n 4 --schedule on/off\nA lens")
