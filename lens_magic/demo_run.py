@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LensError
+from .writing import reason_of
 
 TUTORIAL = "01-logit-lens.ipynb"
 _RUN = "run"  # the variable that holds the tutorial's first run
@@ -35,10 +36,13 @@ def execute(out: Path) -> None:
     ``LENS_MODEL`` selects another model than the embedded one.
 
     Raises:
-        LensError: nbclient is missing, or a cell failed.
+        LensError: nbclient is missing, the folder cannot be made, or a cell failed.
     """
     nbformat, nbclient = _notebook_packages()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LensError(f"--out {str(out)!r}: there cannot be such a folder: {reason_of(error)}") from None
     begun = time.perf_counter()
     notebook = nbformat.read(notebooks() / TUTORIAL, as_version=4)
     if model := os.environ.get("LENS_MODEL"):

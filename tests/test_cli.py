@@ -60,6 +60,7 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["kernel", "install", "--name", ""], "cannot name a kernel"),
         (["kernel", "install", "--name", ".."], "cannot name a kernel"),
         (["kernel", "install", "--prefix", ""], "--prefix is empty"),
+        (["demo", "--out", "/proc/nowhere/out"], "--out '/proc/nowhere/out': there cannot be such a folder: No such file"),
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
