@@ -11,6 +11,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -360,6 +361,20 @@ class TestTwoRuns:
         assert html.index("<b>unsteered</b>") < html.index("<b>mood &lt;b&gt;</b>")
         page = page_html(one, compare=one, names=names)
         assert "<b>unsteered</b>" in page.partition("<noscript>")[2]
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"compare": 5}, "compare= takes a run, not int"),
+            ({"compare": fake_run(3, 2), "names": ("a",)}, r"names= takes two texts, not \('a',\)"),
+            ({"compare": fake_run(3, 2), "names": "ab"}, "names= takes two texts, not 'ab'"),
+            ({"compare": fake_run(3, 2), "names": (1, 2)}, "names= takes two texts"),
+        ],
+    )
+    def test_what_is_no_pair_is_refused(self, options: dict[str, Any], words: str) -> None:
+        for view in (show, page_html):
+            with pytest.raises(LensError, match=words):
+                view(fake_run(3, 2), **options)
 
 
 class TestLiveView:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import LensError
 from . import codes
 from .text import SPACE, visible
 
@@ -103,8 +104,23 @@ Shown = Sequence[tuple[Run, str]]
 
 
 def on_show(run: Run, compare: Run | None, names: tuple[str, str] | None) -> Shown:
-    """Return one run, or two with their names."""
-    return [(run, "")] if compare is None else list(zip((run, compare), names or ("", ""), strict=True))
+    """Return one run, or two with their names.
+
+    Raises:
+        LensError: ``compare`` is no run, or ``names`` are not two texts.
+    """
+    if compare is None:
+        return [(run, "")]
+    if not hasattr(compare, "candidate_texts"):
+        raise LensError(f"compare= takes a run, not {type(compare).__name__}")
+    first, second = ("", "") if names is None else _two_texts(names)
+    return [(run, first), (compare, second)]
+
+
+def _two_texts(names: Any) -> tuple[str, str]:
+    if not (isinstance(names, list | tuple) and len(names) == 2 and all(isinstance(name, str) for name in names)):
+        raise LensError(f'names= takes two texts, not {names!r}; ("before", "after") would do')
+    return names[0], names[1]
 
 
 def header_of(
