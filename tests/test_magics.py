@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -159,6 +160,9 @@ def test_where_nothing_can_be_saved_nothing_is_run(loaded: Notebook, monkeypatch
     monkeypatch.setattr("lens_magic.runs.run", None)
     (tmp_path / "folder.nc").mkdir()
     assert "folder.nc' is a folder" in loaded.refuses(f"%%lens --save {tmp_path}/folder.nc\nx")
+    (tmp_path / "mine.zarr").mkdir()
+    monkeypatch.setitem(sys.modules, "zarr", SimpleNamespace())
+    assert "mine.zarr is there and is no saved run" in loaded.refuses(f"%%lens --save {tmp_path}/mine.zarr\nx")
     with monkeypatch.context() as patched:
         patched.setattr("os.access", lambda *_: False)
         assert f"nothing can be written to {tmp_path}" in loaded.refuses(f"%%lens --save {tmp_path}/run.nc\nx")

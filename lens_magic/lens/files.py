@@ -90,9 +90,7 @@ def _folder_written_whole(target: Path) -> Iterator[Path]:
     """
     if not target.parent.is_dir():
         raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
-    marked = target / ".zattrs"
-    if target.exists() and not (marked.is_file() and b"lens_magic_format" in marked.read_bytes()):
-        raise LensError(f"{target} is there and is no saved run; another name would do")
+    require_own(target)
     partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         yield partial
@@ -169,6 +167,13 @@ def _require_plain_codecs(path: Path) -> None:
         for codec in (array.get("compressor"), *(array.get("filters") or ())):
             if codec is not None and codec["id"] not in _PLAIN_CODECS:
                 raise LensError(f"{file} is coded as {codec['id']!r}, which no saved run is")
+
+
+def require_own(target: Path) -> None:
+    """Raise LensError if something is at this path that is no run saved as Zarr, and so must not be replaced by one."""
+    marked = target / ".zattrs"
+    if target.exists() and not (marked.is_file() and b"lens_magic_format" in marked.read_bytes()):
+        raise LensError(f"{target} is there and is no saved run; another name would do")
 
 
 def require_zarr() -> None:
