@@ -13,6 +13,7 @@ from pathlib import Path
 from . import __version__
 from .arguments import Command, Help, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
+from .paths import path_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -134,7 +135,7 @@ def _parser() -> Parser:
 def _demo(parsed: argparse.Namespace) -> int:
     from .demo_run import execute
 
-    execute(Path(parsed.out))
+    execute(path_of(parsed.out))
     return 0
 
 
@@ -144,7 +145,7 @@ def _run(parsed: argparse.Namespace) -> int:
     from .view.progress import watched
     from .view.terminal import table_text
 
-    outputs = [Path(path).expanduser() for path in parsed.out]
+    outputs = [path_of(path) for path in parsed.out]
     check_outputs(outputs)
     session = open_session(parsed.ranks)
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LensError
+from .paths import path_of
 from .writing import reason_of
 
 TUTORIAL = "01-logit-lens.ipynb"
@@ -46,7 +47,7 @@ def execute(out: Path) -> None:
     begun = time.perf_counter()
     notebook = nbformat.read(notebooks() / TUTORIAL, as_version=4)
     if model := os.environ.get("LENS_MODEL"):
-        if (folder := Path(model).expanduser()).is_dir():
+        if (folder := path_of(model)).is_dir():
             model = str(folder.resolve())  # the kernel runs in another folder
         for cell in notebook.cells:
             cell.source = cell.source.replace("%lens load demo", f"%lens load {model!r}")

@@ -6,7 +6,6 @@ import argparse
 import keyword
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
@@ -17,6 +16,7 @@ from .arguments import Command, Parser, add_load_options, add_run_options, load_
 from .errors import LensError, even_if_stopped
 from .lens import kept
 from .outputs import check_output
+from .paths import path_of
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
@@ -143,7 +143,7 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
 
 
 def _check_target(path: str) -> None:
-    target = Path(path).expanduser()
+    target = path_of(path)
     if target.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
         raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
     check_output("--save", target)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import LensError
+from .paths import path_of
 
 
 @contextlib.contextmanager
@@ -19,11 +20,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         LensError: the path is invalid, its folder does not exist, or writing fails.
     """
     try:
-        target = Path(path).expanduser()
+        target = path_of(path)
         if target.is_symlink():  # replace the link's target, not the link
             target = target.resolve()
         partial = target.with_name(f".{secrets.token_hex(8)}.partial")
-    except (OSError, RuntimeError, ValueError) as error:  # name too long, no such user, or no name
+    except (OSError, RuntimeError, ValueError) as error:  # name too long, or no name
         raise LensError(f"{str(path)!r} is no path of a file: {reason_of(error)}") from None
     if not target.parent.is_dir():
         raise LensError(f"{str(path)!r}: there is no folder {target.parent}")

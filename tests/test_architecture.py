@@ -91,6 +91,12 @@ def test_there_is_one_place_where_activations_are_hooked() -> None:
     assert hooked == ["model/sites.py"]
 
 
+def test_there_is_one_place_where_home_folders_are_written_out() -> None:
+    """It refuses in one line what is no path."""
+    used = [p.relative_to(PACKAGE).as_posix() for p in modules() if "expanduser" in p.read_text(encoding="utf-8")]
+    assert used == ["paths.py"]
+
+
 def test_public_names_are_there() -> None:
     import lens_magic as lens
 

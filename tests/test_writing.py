@@ -47,7 +47,7 @@ def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:
         write(tmp_path / ("n" * 256), "text")
 
 
-@pytest.mark.parametrize("path", ["", ".", "/", "~nobody_of_that_name/run.json"])
+@pytest.mark.parametrize("path", ["", ".", "/", "~nobody_of_that_name/run.json", "run\0.json", "run\ud83d.json"])
 def test_what_is_no_file_is_refused_in_one_line(path: str) -> None:
     with pytest.raises(LensError, match="is no path of a file") as refused:
         write(path, "text")

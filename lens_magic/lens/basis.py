@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..paths import path_of
 from ..writing import written_whole
 from .digest import digest_of
 
@@ -86,7 +87,7 @@ class Basis:
         """
         from safetensors.torch import save
 
-        target = Path(path).expanduser()
+        target = path_of(path)
         if target.suffix != ".safetensors" or not target.parent.is_dir():
             raise LensError(f"{str(target)!r} should end in .safetensors, in a folder that is there")
         record = {"basis": json.dumps({"labels": self.labels, "name": self.name})}
@@ -106,7 +107,7 @@ def load_basis(path: str | Path) -> Basis:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = Path(path).expanduser()
+    file = path_of(path)
     if not file.is_file():
         raise LensError(f"there is no file {file}")
     try:

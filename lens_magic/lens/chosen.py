@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import LensError
 from ..model.tokens import encode_rest
 from ..options import integer
+from ..paths import path_of
 from .basis import Basis, load_basis
 from .projector import NORMS, Look
 from .translators import TunedLens, load_tuned_lens
@@ -29,7 +30,7 @@ def as_lens(given: Any) -> TunedLens | Basis | None:
         return given
     if not isinstance(given, str | Path):
         raise LensError(f"lens= takes a TunedLens, a Basis, or a path of one, not {type(given).__name__}")
-    path = Path(given).expanduser()
+    path = path_of(given)
     if not path.exists():
         raise LensError(f"{str(given)!r} is no tuned lens or basis: there is no such file or folder")
     return load_basis(path) if path.is_file() and _holds_a_matrix(path) else load_tuned_lens(path)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..netcdf import write_netcdf
+from ..paths import path_of
 from ..reading import read_as
 from ..steer.spans import in_short
 from . import files
@@ -161,7 +162,7 @@ class LensDiff:
 
 
 def _netcdf(path: str | Path) -> Path:
-    target = Path(path).expanduser()
+    target = path_of(path)
     if target.suffix not in (".nc", ".netcdf", ".h5"):
         raise LensError(f"{target.name!r} should end in .nc (NetCDF)")
     return target

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import LensError
+from ..paths import path_of
 from ..words import counted
 from .run import LensRun
 
@@ -24,9 +25,9 @@ _NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is
 def folder() -> Path:
     """Return ``LENS_RUNS_DIR`` if set, else ``lens-magic/runs`` in ``XDG_DATA_HOME``, by default ``~/.local/share``."""
     if stated := os.environ.get("LENS_RUNS_DIR"):
-        return Path(stated).expanduser()
+        return path_of(stated)
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "lens-magic" / "runs"
+    return path_of(data) / "lens-magic" / "runs"
 
 
 def keep(run: LensRun) -> Path | None:
@@ -39,7 +40,7 @@ def keep(run: LensRun) -> Path | None:
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
-    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: the user has no home folder
+    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: how HDF5 reports a full disk
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"this run was not kept on disk: {reason}", stacklevel=2)
     return None

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..options import integers, parse_layers
+from ..paths import path_of
 from ..words import counted, dimensions
 from ..writing import written_whole
 from . import files
@@ -164,7 +165,7 @@ class LensRun:
         Raises:
             LensError: it cannot be written there.
         """
-        return files.write_paper_json(self, Path(path).expanduser())
+        return files.write_paper_json(self, path_of(path))
 
     def to_html(self, path: str | Path) -> Path:
         """Write a self-contained page: the interactive table with all data, which needs no network access.
@@ -174,7 +175,7 @@ class LensRun:
         """
         from ..view import page_html
 
-        target = Path(path).expanduser()
+        target = path_of(path)
         with written_whole(target) as partial:
             partial.write_text(page_html(self), encoding="utf-8")
         return target
@@ -215,7 +216,7 @@ class LensRun:
         Raises:
             LensError: the path has another ending, a package for it is missing, or it cannot be written there.
         """
-        return files.save(self, Path(path).expanduser())
+        return files.save(self, path_of(path))
 
     def activations(
         self, site: str, layers: str | Sequence[int] | int | None = None, positions: Sequence[int] | int | None = None
@@ -284,4 +285,4 @@ def open_run(path: str | Path) -> LensRun:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    return LensRun(**files.read(Path(path).expanduser()))
+    return LensRun(**files.read(path_of(path)))

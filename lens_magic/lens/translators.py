@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..paths import path_of
 from ..writing import written_whole
 from .digest import digest_of
 
@@ -99,7 +100,7 @@ class TunedLens:
         """
         from safetensors.torch import save
 
-        target = Path(path).expanduser()
+        target = path_of(path)
         if not target.parent.is_dir():
             raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
         single = target.suffix == ".safetensors"
@@ -198,7 +199,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = _params_file(Path(path).expanduser())
+    file = _params_file(path_of(path))
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping

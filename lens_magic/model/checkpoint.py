@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
+from ..paths import path_of
 from .anatomy import anatomy_of, context_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -114,7 +115,7 @@ def _here(name: str) -> Path | None:
         from ..demo import path
 
         return path()
-    folder = Path(name).expanduser()
+    folder = path_of(name)
     return folder.resolve() if folder.is_dir() else None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..paths import path_of
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
@@ -239,7 +240,7 @@ def _local(name: str) -> Path | None:
         from ..demo import path
 
         return path()
-    given = Path(name).expanduser()
+    given = path_of(name)
     if given.is_file() and given.name == "config.json":
         return given.parent
     return given if given.is_dir() else None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LensError
+from ..paths import path_of
 from ..tables import frame_as_html
 from ..words import counted
 from . import report_files, statistics
@@ -64,7 +65,7 @@ class SiteAblation:
         """
         named = {_BETWEEN.join(choice): report for choice, report in self.reports.items()}
         return report_files.save(
-            named, Path(path).expanduser(), without=[[*choice, list(layers)] for choice, layers in self.without.items()]
+            named, path_of(path), without=[[*choice, list(layers)] for choice, layers in self.without.items()]
         )
 
     @property
@@ -91,7 +92,7 @@ def open_ablation(path: str | Path) -> SiteAblation:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    groups, also = report_files.read(Path(path).expanduser())
+    groups, also = report_files.read(path_of(path))
     if "without" not in also:
         raise LensError(f"{path} holds a single report; lens.open_report reads it")
     reports = {_choice(name): SteerabilityReport(**fields) for name, fields in groups.items()}

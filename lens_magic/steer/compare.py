@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import LensError
 from ..model.tokens import first_difference
+from ..paths import path_of
 from ..reading import read_as
 from ..writing import written_whole
 
@@ -81,7 +82,7 @@ class SteeredText:
         record = {"format": FORMAT, **asdict(self), "token_texts": {str(i): text for i, text in self.token_texts.items()}}
         with written_whole(path) as partial:
             partial.write_text(json.dumps(record, ensure_ascii=True, indent=1), encoding="utf-8")
-        return Path(path).expanduser()
+        return path_of(path)
 
     @classmethod
     def load(cls, path: str | Path) -> SteeredText:
@@ -90,7 +91,7 @@ class SteeredText:
         Raises:
             LensError: there is no such file, or it holds something else.
         """
-        source = Path(path).expanduser()
+        source = path_of(path)
         if not source.is_file():
             raise LensError(f"there is no file {source}")
         with read_as("a steered text that lens-magic saved", source):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import LensError
+from ..paths import path_of
 from ..words import counted
 
 _FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
@@ -149,7 +150,7 @@ def records(source: Any) -> list[Any]:
         LensError: as for :func:`read`.
     """
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
+        path = path_of(source)
         if path.is_file():
             return _parse(path)
         if str(source).removeprefix("human/") in (*_SETS, *_SHORT_NAMES):

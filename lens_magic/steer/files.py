@@ -19,6 +19,7 @@ import torch
 
 from ..errors import LensError
 from ..model.anatomy import SITES
+from ..paths import path_of
 from ..writing import written_whole
 from .layer_types import LAYER_TYPES
 from .vector import Origin, Quality, SteeringVector, Training
@@ -33,7 +34,7 @@ _FROM_THE_END = re.compile(r"(?:.*\W)?-\d+$", re.DOTALL)  # -1, not layer-1
 
 def save(vector: SteeringVector, path: str | Path) -> Path:
     """See :meth:`SteeringVector.save`. The file appears whole or not at all."""
-    target = Path(path).expanduser()
+    target = path_of(path)
     writers = {".safetensors": _write_safetensors, ".gguf": _write_gguf}
     if target.suffix not in writers:
         raise LensError(f"{target.name!r} should end in .safetensors (everything) or .gguf (a control vector of llama.cpp)")
@@ -56,7 +57,7 @@ def load(source: Any) -> SteeringVector:
         return source
     if not isinstance(source, str | Path):
         return _from_object(source)
-    path = Path(source).expanduser()
+    path = path_of(source)
     readers: dict[str, Callable[[Path], SteeringVector]] = {
         ".safetensors": _read_safetensors,
         ".gguf": _read_gguf,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..paths import path_of
 from ..tables import frame_as_html
 from ..words import counted
 from . import report_files, statistics
@@ -191,7 +192,7 @@ class SteerabilityReport:
         Raises:
             LensError: the path does not end in ``.nc``, or its folder does not exist.
         """
-        return report_files.save({"": self}, Path(path).expanduser())
+        return report_files.save({"": self}, path_of(path))
 
     @property
     def title(self) -> str:
@@ -270,7 +271,7 @@ def open_report(path: str | Path) -> SteerabilityReport:
     Raises:
         LensError: there is no such file, or it holds something else.
     """
-    reports, _ = report_files.read(Path(path).expanduser())
+    reports, _ = report_files.read(path_of(path))
     if "" not in reports:
         raise LensError(f"{path} holds the reports of a site ablation; lens.open_ablation reads it")
     return SteerabilityReport(**reports[""])

@@ -11,6 +11,7 @@ import traitlets
 from numpy.typing import NDArray
 
 from ..errors import LensError
+from ..paths import path_of
 from ..words import dimensions
 from ..writing import written_whole
 from . import bundle
@@ -78,7 +79,7 @@ class RunView(anywidget.AnyWidget):
         figure = plot(self._shown[0][0], "heatmap", dark, **given)
         with written_whole(path) as partial:
             figure.savefig(partial, format=kind, dpi=dpi)
-        return Path(path).expanduser()
+        return path_of(path)
 
     def _ipython_display_(self, **kwargs: Any) -> None:
         # JupyterLab shows a widget's output as a widget or as "model not found", never as the HTML stored with it:
