@@ -111,6 +111,11 @@ def integer(what: str, given: Any) -> int:
         raise LensError(f"{what} {given!r} is not an integer") from None
 
 
+def generator_seed(seed: int) -> int:
+    """Return what to seed torch's generator with, which on a CPU takes the lower 32 bits alone: the others are mixed in."""
+    return (seed ^ (seed >> 32)) % 2**32 if seed >= 2**32 else seed
+
+
 def number(what: str, given: Any) -> float:
     """Return a number (of Python, NumPy or torch) as a float, which can be saved to files.
 

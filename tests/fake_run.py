@@ -184,6 +184,16 @@ def follow(run: FakeRun, most: int = 3, seed: int = 2) -> FakeRun:
     return run
 
 
+def spread(run: FakeRun, nats: float) -> FakeRun:
+    """Let the last candidate of each cell be so much less likely than the first, as of a basis read without a norm."""
+    logit, prob = run.dataset.logit.values, run.dataset.prob.values
+    below = np.linspace(0, nats, logit.shape[-1], dtype=np.float32)
+    logit[...] = logit[..., :1] - below
+    prob[...] = np.exp(-below) / np.exp(-below).sum()
+    run.dataset["prob_topk"] = run.dataset.prob
+    return run
+
+
 def without_numbers(run: FakeRun, layer: int, position: int) -> FakeRun:
     """The run whose cells at this layer and position (indices) hold no numbers, as where states are not finite."""
     for name in ("logit", "prob", "prob_topk", "entropy", "target_prob", "kl_final", "tracked_prob"):

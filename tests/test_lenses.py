@@ -247,6 +247,10 @@ def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:
         lens.run(models.PROMPT, 1, top_k=331, lens=basis)
 
 
+def ids(run: Any) -> list[int]:
+    return [int(index) for index in run.variables["token_id"].ravel()]
+
+
 def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: Path) -> None:
     once.load(checkpoints("llama-gqa"))
     hostile = "<script>alert(1)</script>"
@@ -260,6 +264,14 @@ def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: 
     assert dict(opened.labels) == dict(run.labels)
     page = run.to_html(tmp_path / "run.html").read_text(encoding="utf-8")
     assert "strange" in page
+    # Two runs are matched by these numbers; the tokens that occur in them differ.
+    other = lens.run("Grind", 2, lens=basis, ignore_eos=True)
+    texts = [{index: one.drawn.token_texts[index] for index in set(ids(one.drawn))} for one in (run, other)]
+    assert texts[0] == texts[1]
+    assert set(texts[0].values()) == set(basis.labels)
+    figure = run.plot("trajectories", position=0, tokens=[2])
+    assert [line.get_label() for line in figure.axes[0].lines] == ["strange"]
+    assert np.isfinite(figure.axes[0].lines[0].get_ydata()).all()
     assert hostile not in page
     from lens_magic.view.terminal import table_text
 

@@ -10,7 +10,16 @@ import torch
 
 from lens_magic.arguments import Help, Parser, add_load_options, add_run_options, run_options
 from lens_magic.errors import LensError
-from lens_magic.options import check_ranks, check_sampling, default_ranks, flag, number, parse_layers, parse_sites
+from lens_magic.options import (
+    check_ranks,
+    check_sampling,
+    default_ranks,
+    flag,
+    generator_seed,
+    number,
+    parse_layers,
+    parse_sites,
+)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +180,12 @@ def test_wrong_lines(parser: Parser, line: str, words: str) -> None:
 def test_help(parser: Parser) -> None:
     with pytest.raises(Help, match="--top-k K"):
         parser.read("--help")
+
+
+def test_every_bit_of_a_seed_counts() -> None:
+    """torch's generator on a CPU takes the lower 32 alone."""
+    usual = [0, 1, 2**32 - 1, -1]
+    assert [generator_seed(seed) for seed in usual] == usual
+    seeds = [0, 5, 5 + 2**32, 5 + 2**33, 2**50]
+    drawn = {int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(generator_seed(seed)))) for seed in seeds}
+    assert len(drawn) == len(seeds)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_run import HOSTILE, FakeRun, fake_run, follow, track, without_numbers
+from fake_run import HOSTILE, FakeRun, fake_run, follow, spread, track, without_numbers
 
 from lens_magic.errors import LensError
 from lens_magic.view import Explorer, LiveView, bundle, page_html, show, table_html
@@ -154,6 +154,15 @@ class TestPack:
         packed = pack(fake_run(4, 2, hostile=True))
         header = json.loads(json.dumps(packed.header, ensure_ascii=False).encode())
         assert {n: e["dtype"] for n, e in header["encoding"].items()} == {n: b.dtype.name for n, b in packed.buffers.items()}
+
+    def test_logits_of_what_is_least_likely(self) -> None:
+        """They follow from the probabilities, until those are too small to be told apart."""
+        near, far = (spread(fake_run(5, 3), nats) for nats in (30, 400))
+        for run, sent, within in ((near, False, 1e-3), (far, True, 0.01)):
+            packed = pack(run)
+            assert ("below" in packed.buffers) == sent
+            assert np.abs(unpack(packed)["logit"] - run.dataset.logit.values).max() < within
+            np.testing.assert_allclose(unpack(packed)["prob"], run.dataset.prob.values, rtol=1e-3, atol=1e-13)
 
     def test_probabilities_of_exactly_one_and_zero(self) -> None:
         run = fake_run(1, 1, ["resid_post"], k=2)

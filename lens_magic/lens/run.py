@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+FIRST_DIRECTION = 1 << 20
+"""The number that views give the first direction of a basis: beyond every vocabulary, and the same in every run."""
+
 Gather = Callable[[str, Sequence[int], Sequence[int]], "torch.Tensor | None"]
 
 
@@ -83,12 +86,11 @@ class LensRun:
         """This run as views read it, with one numbering for tokens and directions."""
         variables, options, texts = dict(self.variables), dict(self.options), dict(self.token_texts)
         if self.labels:
-            after = max(texts, default=-1) + 1
-            texts |= {after + index: label for index, label in self.labels.items()}
+            texts |= {FIRST_DIRECTION + index: label for index, label in self.labels.items()}
             for name in {"token_id", "tracked_id"} & variables.keys():
-                variables[name] = np.where(variables[name] >= 0, variables[name] + after, -1)
+                variables[name] = np.where(variables[name] >= 0, variables[name] + FIRST_DIRECTION, -1)
             if isinstance(options.get("track"), list):
-                options["track"] = [after + index for index in options["track"]]
+                options["track"] = [FIRST_DIRECTION + index for index in options["track"]]
         return replace(self, variables=variables, options=options, token_texts=texts, labels={})
 
     @property
@@ -197,6 +199,8 @@ class LensRun:
         """
         from ..view.plots import plot
 
+        if self.labels and options.get("tokens") is not None:
+            options["tokens"] = [FIRST_DIRECTION + index for index in integers("tokens", options["tokens"])]
         return plot(self, kind, dark, **options)
 
     def view(self, compare: LensRun | None = None, names: tuple[str, str] | None = None) -> Any:

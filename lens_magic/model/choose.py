@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import LensError
+from ..options import generator_seed
 from ..ranks.rank import Aborted, Rank
 from .load import Loaded
 
@@ -51,7 +52,7 @@ class Chooser:
         self.vocabulary = loaded.vocabulary
         self._sizes = [end - begin for begin, end in zip(loaded.bounds, loaded.bounds[1:], strict=False)]
         # Each sequence draws as it would alone; on the host, so that the numbers do not depend on the device.
-        self._random = [torch.Generator().manual_seed(sampling.seed) for _ in range(batch)]
+        self._random = [torch.Generator().manual_seed(generator_seed(sampling.seed)) for _ in range(batch)]
         self._draws = torch.zeros(batch, dtype=torch.float64, device=loaded.device)
         self._news = torch.zeros(1 + told, dtype=torch.float64, device=loaded.device)  # stop flag, then what rank 0 sends
         self._sent: list[float] = [0.0] * (1 + told)

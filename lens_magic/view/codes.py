@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROB_STEP = 1 / 2048
+LEAST_PROB = np.exp(-(2**16 - 3) * PROB_STEP)  # below it `neglog` tells none apart
 COARSE_PROB_STEP = 1 / 8
 EXACT_RANKS = 64
 OCTAVE_STEP = 1 / 15

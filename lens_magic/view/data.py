@@ -9,8 +9,9 @@ Codings, chosen so that 1,500 positions × 80 layers × 3 sites × 5 candidates 
 - `token`: row of the table of distinct tokens, uint16 (uint32 beyond 65,536 of them).
 - `prob`: −ln p in steps of 1/2048 nat, uint16: accurate to 0.025 %, down to e⁻³². The highest code of this array, of
   `entropy` and of `kl_final` marks a cell without numbers (its states were not finite).
-- `logit`: the first candidate's only, 65,536 codes over the run's own range. The others are not sent, as
-  logit_j − logit_0 = ln(p_j / p_0). `prob_topk` is not sent either: it follows from `prob`.
+- `logit`: the first candidate's only, 65,536 codes over the run's own range. The others follow from
+  logit_j − logit_0 = ln(p_j / p_0), except in a run with candidates less likely than e^−32 (a basis, read without a norm):
+  there `below`, logit_0 − logit_j, is sent too, with 65,535 codes finest near 0. `prob_topk` follows from `prob`.
 - `target_prob`, `entropy`, `kl_final`, `kl_apart`, `target_rank`: two bytes each. In a large run one byte: the probability of
   a target that is not among the candidates is then within 6 %, ranks from 64 on within 3 %, entropy within 1/32 nat.
 - `tracked_prob`, `tracked_rank`: two bytes (ranks: four if needed) for each tracked token, if the run has any. Tokens
@@ -81,9 +82,10 @@ class Packed:
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final` (if the run has it), `kl_apart` (of the second of two runs, if known: its KL from the first)
-    [site, layer, position]; `tracked_prob` and `tracked_rank` (likewise) [site, layer, position, tracked]; `tracked`
-    [position, tracked], the tokens tracked if each position has its own (rows of `tokens`; the length of `tokens` where
-    there is none); `ids` [distinct token], vocabulary indices. All little-endian.
+    [site, layer, position]; `below` (if needed), as `prob`; `tracked_prob` and `tracked_rank` (if it has them)
+    [site, layer, position, tracked]; `tracked` [position, tracked], the tokens tracked if each position has its own (rows
+    of `tokens`; the length of `tokens` where there is none); `ids` [distinct token], vocabulary indices (of a basis, see
+    `LensRun.drawn`). All little-endian.
     """
 
     header: dict[str, Any]
@@ -177,6 +179,9 @@ def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
         "target_rank": codes.octaves(data["target_rank"].values) if large else codes.ranks(data["target_rank"].values),
         "entropy": codes.linear(data["entropy"].values, *(("uint8", 1 / 16) if large else ("uint16", 1 / 4096)), missing=True),
     }
+    below = first[..., None] - data["logit"].values
+    if np.any((data["prob"].values < codes.LEAST_PROB) & np.isfinite(below)):
+        coded["below"] = codes.square(below, "uint16")
     if "kl_final" in data:
         coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
     if apart is not None:
@@ -219,7 +224,7 @@ def unpack(packed: Packed) -> dict[str, NDArray[Any]]:
     nats = np.where(np.isnan(prob), np.nan, buffers["prob"] * encoding["prob"]["step"])
     found["token_id"] = buffers["ids"][buffers["token"]].astype(np.int32)
     found["prob_topk"] = prob / prob.sum(axis=-1, keepdims=True)
-    found["logit"] = found["logit"][..., None] - (nats - nats[..., :1])
+    found["logit"] = found["logit"][..., None] - found.pop("below", nats - nats[..., :1])
     return found
 
 

@@ -27,6 +27,27 @@ function cells(data, visit) {
   }
 }
 
+test("logits of candidates that are next to impossible come back", () => {
+  const { packed, truth } = fixture.spread;
+  const data = read(packed);
+  cells(data, (cell, i, p) => {
+    data.candidates(cell, p).forEach(({ prob, logit }, j) => {
+      close(logit, truth.logit[i * data.k + j], 5e-3, "logit");
+      close(prob, truth.prob[i * data.k + j], 3e-4, "prob");
+    });
+  });
+});
+
+test("a direction of a basis goes by its own number", () => {
+  const { packed } = fixture.basis;
+  const data = read(packed);
+  const row = data.arrays.token[0];
+  const number = data.arrays.ids[row] - 2 ** 20;
+  assert.ok(number >= 0 && number < 100);
+  assert.equal(data.candidates(0, 0)[0].id, number);
+  assert.deepEqual(query.matching(data, `#${number}`, new Uint32Array(data.arrays.ids.length), 8), [row]);
+});
+
 for (const name of ["small", "large", "hostile"]) {
   test(`every number of the ${name} run comes back`, () => {
     const { packed, truth } = fixture[name];

@@ -17,9 +17,10 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fake_run import FakeRun, encoded, fake_run, follow, track, without_numbers  # noqa: E402
+from fake_run import FakeRun, encoded, fake_run, follow, spread, track, without_numbers  # noqa: E402
 
 from lens_magic.lens.difference import PARTED  # noqa: E402
+from lens_magic.lens.run import FIRST_DIRECTION  # noqa: E402
 from lens_magic.view import LiveView, bundle  # noqa: E402
 from lens_magic.view.data import pack, path  # noqa: E402
 
@@ -98,6 +99,7 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "hostile": fake_run(40, 4, hostile=True),
         "tracked": track(fake_run(5, 6), [1, 7]),
         "followed": follow(fake_run(7, 6)),
+        "spread": spread(fake_run(11, 6), 100),
         "large": fake_run(300, 8, vocabulary=3000),
         "lacking": without_numbers(track(fake_run(11, 6), [1, 7]), layer=4, position=3),
         "lacking-large": without_numbers(fake_run(11, 6), layer=4, position=3),
@@ -114,6 +116,11 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if name.endswith("large") else 8_000_000)
         packed = pack(run)
         fixture[name] = {"packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())}, "truth": truth(run)}
+    basis = fake_run(3, 2)
+    basis.token_texts = {index + FIRST_DIRECTION: text for index, text in basis.token_texts.items()} | basis.token_texts
+    basis.dataset["token_id"] += FIRST_DIRECTION
+    packed = pack(basis)
+    fixture["basis"] = {"packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())}}
     fixture["growing"] = pieces(small)
     fixture["lacking-growing"] = pieces(without_numbers(fake_run(11, 6), layer=4, position=3))
     written = tmp_path / "fixture.json"

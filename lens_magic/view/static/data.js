@@ -16,6 +16,9 @@
  * @typedef {{prob: number, rank: number, among: boolean}} Standing a token's standing in a cell
  */
 
+/** What views add to the number of a direction of a basis: `FIRST_DIRECTION` of `lens_magic/lens/run.py`. */
+const FIRST_DIRECTION = 2 ** 20;
+
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
 
 /**
@@ -84,6 +87,17 @@ export class LensData {
   /** Row of a token in the token table; −1 if the run does not have it. @param {number} id vocabulary index */
   row(id) {
     return this.arrays.ids.indexOf(id);
+  }
+
+  /** A token's vocabulary index, or a direction's in its basis, as readers know it. @param {number} row */
+  index(row) {
+    return this.arrays.ids[row] % FIRST_DIRECTION;
+  }
+
+  /** Row of a direction of the run's basis, or else of a token, by that index; −1 if there is none. @param {number} index */
+  rowOf(index) {
+    const direction = this.row(FIRST_DIRECTION + index);
+    return direction < 0 ? this.row(index) : direction;
   }
 
   /** Row of the first candidate in the token table. @param {number} cell */
@@ -221,6 +235,8 @@ export class LensData {
     const { tokens, targets } = this.header;
     const total = this.among(cell);
     const first = this.decode.logit(this.arrays.logit[cell]);
+    const below = (/** @type {number} */ i) =>
+      "below" in this.arrays ? this.decode.below(this.arrays.below[i]) : (this.arrays.prob[i] - this.arrays.prob[cell * this.k]) * (this.header.encoding.prob.step ?? 1);
     return Array.from({ length: this.k }, (_, j) => {
       const i = cell * this.k + j;
       const token = this.arrays.token[i];
@@ -228,10 +244,10 @@ export class LensData {
         shown: tokens[token],
         raw: this.raw(token),
         token,
-        id: this.arrays.ids[token],
+        id: this.index(token),
         prob: this.prob(i),
         share: this.prob(i) / total,
-        logit: Number.isNaN(this.prob(i)) ? NaN : first - (this.arrays.prob[i] - this.arrays.prob[cell * this.k]) * (this.header.encoding.prob.step ?? 1),
+        logit: Number.isNaN(this.prob(i)) ? NaN : first - below(i),
         hit: this.holds(i, targets[position]),
       };
     });

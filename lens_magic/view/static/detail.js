@@ -160,7 +160,7 @@ export class Detail {
     const { data } = this.frame;
     const bytes = bytesOf(data.raw(token));
     const most = bytes.slice(0, 16).join(" ") + (bytes.length > 16 ? " …" : "");
-    return `${quoted(data.raw(token))}, id ${data.arrays.ids[token]}, bytes ${most || "none"}`;
+    return `${quoted(data.raw(token))}, id ${data.index(token)}, bytes ${most || "none"}`;
   }
 
   /** Shows the j-th candidate's vocabulary index and bytes. @param {number} j */
@@ -170,7 +170,7 @@ export class Detail {
     const bytes = bytesOf(data.raw(this.tokens[j]));
     const list = bytes.slice(0, 16).join(" ") + (bytes.length > 16 ? " …" : "");
     const name = make("b", "", data.header.tokens[this.tokens[j]]);
-    this.more.replaceChildren(name, ` id ${data.arrays.ids[this.tokens[j]]} · bytes `, make("code", "", list || "none"));
+    this.more.replaceChildren(name, ` id ${data.index(this.tokens[j])} · bytes `, make("code", "", list || "none"));
     this.more.title = this.spelled(this.tokens[j]);
   }
 }

@@ -70,14 +70,14 @@ export function counts(data, site) {
 
 /**
  * Tokens whose text contains the query, the closest first: equal to it, beginning with it, then the most frequent.
- * `#12` looks for a vocabulary index.
+ * `#12` looks for a vocabulary index, or a direction's in a basis.
  * @param {Data} data @param {string} query @param {Uint32Array} frequency @param {number} most @returns {number[]}
  */
 export function matching(data, query, frequency, most) {
   const { tokens } = data.header;
   const index = /^#(\d+)$/.exec(query.trim());
   if (index) {
-    const row = data.row(Number(index[1]));
+    const row = data.rowOf(Number(index[1]));
     return row < 0 ? [] : [row];
   }
   const wanted = query.toLowerCase();
