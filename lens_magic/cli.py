@@ -195,11 +195,20 @@ def _plan(parsed: argparse.Namespace) -> int:
     return 0 if made.fits else 1
 
 
+def _require_no_launcher(command: str) -> None:
+    """Refuse to start ranks in a world that a launcher has started: nobody would end that."""
+    from .ranks.start import launched_ranks
+
+    if (launched := launched_ranks()) > 1:
+        raise LensError(f"lens-magic {command} starts ranks of its own; run it once, not as {launched} with a launcher")
+
+
 def _equivalence(parsed: argparse.Namespace) -> int:
     from .equivalence import compare
     from .options import check_ranks
     from .session import Session
 
+    _require_no_launcher("equivalence")
     counts = [check_ranks(word) for word in parsed.ranks.split(",")]
     if len(counts) < 2:
         raise LensError(f"--ranks {parsed.ranks!r} is one number; two or more are compared (1,2,4)")
@@ -245,6 +254,7 @@ def _list(parsed: argparse.Namespace) -> int:
 def _doctor(parsed: argparse.Namespace) -> int:
     from .doctor import examine
 
+    _require_no_launcher("doctor")
     findings = examine()
     for finding in findings:
         print(finding)

@@ -280,6 +280,9 @@ class Session:
         from .model.checkpoint import end_tokens
 
         anatomy_of(model.config.model_type, model.config)
+        if self._group is not None:
+            with self._group.exclusive():  # refuses while another thread's call is under way
+                pass
         before, its_ranks = self.model, self._group.size if self._group is not None else 1
         group = self._group_of(1)
         self._keep_in_mind(before, its_ranks)

@@ -201,6 +201,18 @@ def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> N
 
 
 @pytest.mark.ranks("own")
+@pytest.mark.parametrize("arguments", [["doctor"], ["equivalence", "demo", "x"]])
+def test_commands_that_start_ranks_are_not_launched(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LENS_WORKER", raising=False)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main(arguments) == 2
+    assert (
+        f"lens-magic {arguments[0]} starts ranks of its own; run it once, not as 2 with a launcher" in capsys.readouterr().err
+    )
+
+
 def test_equivalence(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(checkpoints("llama-gqa"))
     assert main(["equivalence", folder, models.PROMPT, "--ranks", "1,2", "-n", "8"]) == 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,7 @@ from transformers import LlamaConfig
 
 import lens_magic as lens
 from lens_magic.errors import LensError, RanksLost
-from lens_magic.ranks import arrival, collectives, entry, environment, memory
+from lens_magic.ranks import arrival, collectives, entry, environment, memory, start
 from lens_magic.ranks.group import Group
 from lens_magic.session import Session, current
 
@@ -125,6 +127,117 @@ def test_what_the_user_sets_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.
         os.environ["TMPDIR"] = theirs
     assert (os.environ["PATH"], os.environ["TMPDIR"]) == (f"{before}{os.pathsep}{theirs}", theirs)
     assert "LENS_TMPDIR" not in os.environ
+
+
+def test_a_folder_without_the_right_to_run_programs_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's /dev/shm, in which no rank could be started."""
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    before = os.environ["PATH"]
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC if path == tmp_path else 0))
+    with environment.daemon_apart(tmp_path):
+        script = Path(os.environ["PATH"].split(os.pathsep)[0], "prte")
+        assert script.parent != tmp_path
+        assert os.access(script, os.X_OK)
+    assert os.environ["PATH"] == before
+    assert not script.parent.exists()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with environment.daemon_apart(tmp_path):
+        assert os.environ["PATH"] == before
+
+
+def test_a_full_folder_in_memory_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(environment.RUNTIME_VARIABLE, raising=False)
+    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(environment, "_free", lambda folder: 1 << 20)
+    monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+    assert environment.runtime_folder().parent == tmp_path
+
+
+def test_a_host_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(start.HOSTFILE, str(tmp_path / "gone"))
+    with pytest.raises(LensError, match=r"there is no host file .*gone \(LENS_HOSTFILE names it\)"):
+        start.spawn(2)
+
+
+def test_a_folder_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(start, "daemon_apart", full)
+    with pytest.raises(LensError, match=r"the ranks' folder .* cannot be written: No space left on device"):
+        start.spawn(2)
+
+
+def test_a_hang_up_ends_a_program_that_has_ranks() -> None:
+    code = """
+import os, signal, threading, time
+from lens_magic.ranks import start
+loading = threading.Thread(target=start.load_mpi)  # as ranks are waited for
+loading.start()
+loading.join()
+os.kill(os.getpid(), signal.SIGHUP)
+time.sleep(5)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGHUP, done.stderr
+
+
+def test_programs_started_by_a_launched_rank_are_none_of_its_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would wait to join it."""
+    world = SimpleNamespace(Dup=lambda: SimpleNamespace(Set_errhandler=lambda _: None))
+    monkeypatch.setattr(start, "load_mpi", lambda: SimpleNamespace(COMM_WORLD=world, ERRORS_RETURN=0))
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "PMIX_PREFIX"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.delenv("LENS_WORKER", raising=False)
+    assert start.launched_ranks() == 2
+    start.joined_world()
+    assert start.launched_ranks() == 1
+    assert "PMIX_RANK" not in os.environ
+    assert os.environ["PMIX_PREFIX"] == "2"
+
+
+@pytest.mark.ranks(2)
+def test_attaching_waits_for_no_other_threads_call() -> None:
+    lens.load("demo", ranks=2)
+    held, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with current().group.exclusive():
+            held.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait(30)
+    model = SimpleNamespace(config=LlamaConfig())
+    try:
+        with pytest.raises(LensError, match="busy with another call"):
+            lens.attach(model, current().require_model().tokenizer)
+    finally:
+        leave.set()
+        thread.join()
+    assert lens.generate("Hi", 2).output_ids
+
+
+def test_ranks_that_are_ended_while_they_work_are_not_said_to_have_died() -> None:
+    group, told = Group(2), []
+
+    def work() -> None:
+        try:
+            group.call(probes.hang, 1)
+        except RanksLost as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not group.busy:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    group.close()
+    thread.join(30)
+    assert len(told) == 1
+    assert told[0].startswith("these ranks were ended while they worked")
 
 
 def test_ranks_that_a_startup_file_has_needed_are_not_started_again() -> None:

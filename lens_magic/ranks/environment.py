@@ -16,6 +16,7 @@ from pathlib import Path
 
 RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
 _PREFIX = "lens-magic-"
+_LEAST_FREE = 8 << 20  # bytes: more than the sockets, segments and boards of some ranks take
 
 # Each is needed, as trials showed; docs/ranks.md says what goes wrong without it.
 _MPI_ENVIRONMENT = {
@@ -85,7 +86,7 @@ def runtime_folder() -> Path:
     if own and Path(known).is_dir():
         return Path(known)
     parent = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder itself is private
-    if not os.access(parent, os.W_OK):
+    if not os.access(parent, os.W_OK) or _free(parent) < _LEAST_FREE:
         parent = Path(tempfile.gettempdir())
     remove_stale(parent)
     folder = parent / f"{_PREFIX}{os.getuid()}-{os.getpid()}"
@@ -93,6 +94,11 @@ def runtime_folder() -> Path:
     os.environ[RUNTIME_VARIABLE] = str(folder)
     atexit.register(_remove_own, os.getpid())
     return folder
+
+
+def _free(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def _remove_own(pid: int) -> None:
@@ -123,20 +129,29 @@ def daemon_apart(folder: Path) -> Iterator[None]:
     """
     before = os.environ.get("PATH", "")
     real = shutil.which("prte", path=before)
-    if real is None:
-        yield  # MPI will say what is missing
-        return
-    script = folder / "prte"
-    apart = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
-    command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(real)} "$@"'
-    script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
-    script.chmod(0o700)
-    os.environ["PATH"] = f"{folder}{os.pathsep}{before}"
-    try:
-        yield
-    finally:  # the user may have changed it meanwhile, in a cell: only our folder goes
-        kept = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place != str(folder)]
-        os.environ["PATH"] = os.pathsep.join(kept)
+    with _for_programs(folder) as place:
+        if real is None or place is None:
+            yield  # MPI will say what is missing
+            return
+        script = place / "prte"
+        apart = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
+        command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(real)} "$@"'
+        script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+        script.chmod(0o700)
+        os.environ["PATH"] = f"{place}{os.pathsep}{before}"
+        try:
+            yield
+        finally:  # the user may have changed it meanwhile, in a cell: only our folder goes
+            kept = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if entry != str(place)]
+            os.environ["PATH"] = os.pathsep.join(kept)
+
+
+@contextlib.contextmanager
+def _for_programs(folder: Path) -> Iterator[Path | None]:
+    """Yield the folder, or a temporary one if the system runs no programs from it (a container's /dev/shm); None if neither."""
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary:
+        places = (place for place in (folder, Path(temporary)) if not os.statvfs(place).f_flag & os.ST_NOEXEC)
+        yield next(places, None)
 
 
 @contextlib.contextmanager

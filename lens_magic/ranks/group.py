@@ -342,7 +342,8 @@ class Group:
             with self._changed:
                 dead = sorted(self._gone)
             names = ", ".join(f"rank {number} (pid {self._workers[number][0].pid})" for number in dead)
-            happened = "the ranks did not stop and were given up" if self._given_up else f"{names} ended unexpectedly"
+            ended = "these ranks were ended while they worked" if self.closed else f"{names} ended unexpectedly"
+            happened = "the ranks did not stop and were given up" if self._given_up else ended
             remedy = "start the job again" if self.joined else "`%lens restart` starts new ranks and loads the model again"
             self._loss = RanksLost(f"{happened}; variables and results are untouched, {remedy}")
             self._kill_workers()

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
+from ..writing import reason_of
 from . import entry, loopback
 from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
 
 HOSTFILE = "LENS_HOSTFILE"
 """The environment variable that names a file of hosts."""
+
+_OF_THE_WORLD = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_")  # how the variables begin by which a launcher's ranks know their place
 
 _mpi_of: set[int] = set()  # the process that has initialised MPI
 
@@ -44,7 +51,7 @@ def load_mpi() -> Any:
     # After a rank has died MPI_Finalize can crash; ranks end without it (see Group.close).
     mpi4py.rc.finalize = False
     try:
-        with temporary_files_in(folder):
+        with temporary_files_in(folder), _hang_up_kept():
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LensError(f"MPI cannot be loaded ({error}); `lens-magic doctor` says what is missing") from error
@@ -54,12 +61,30 @@ def load_mpi() -> Any:
     return MPI
 
 
+@contextlib.contextmanager
+def _hang_up_kept() -> Iterator[None]:
+    """Undo what MPI does about SIGHUP: it would ignore it, and a program would outlive its terminal, with all its ranks.
+
+    By the C library, because MPI is loaded in a thread, where Python refuses to set handlers.
+    """
+    libc = ctypes.CDLL(None)
+    before = ctypes.create_string_buffer(1024)  # more than any system's struct sigaction
+    known = libc.sigaction(signal.SIGHUP, None, before) == 0
+    try:
+        yield
+    finally:
+        if known:
+            libc.sigaction(signal.SIGHUP, before, None)
+
+
 def spawn(size: int) -> Any:
     """Start ranks 1 … size − 1 and return the communicator in which this process is rank 0.
 
     Raises:
         LensError: MPI is missing, or refused to spawn.
     """
+    if several_hosts() and not Path(os.environ[HOSTFILE]).is_file():
+        raise LensError(f"there is no host file {os.environ[HOSTFILE]} ({HOSTFILE} names it)")
     mpi = load_mpi()
     info = mpi.Info.Create()
     if several_hosts():
@@ -77,6 +102,8 @@ def spawn(size: int) -> Any:
             f"MPI ({where}) could not spawn {size - 1} ranks: {error}; `lens-magic doctor` says what is missing, "
             "`--ranks 1` needs no MPI"
         ) from error
+    except OSError as error:
+        raise LensError(f"the ranks' folder {folder} cannot be written: {reason_of(error)}; `--ranks 1` needs none") from error
     finally:
         os.environ.pop("LENS_WORKER", None)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
@@ -104,6 +131,9 @@ def keep_to_this_host(users: set[str]) -> None:
 def joined_world() -> Any:
     """Return the communicator of all ranks that a launcher has started."""
     mpi = load_mpi()
+    for name in list(os.environ):  # the programs that the user starts are no ranks of this world
+        if name.startswith(_OF_THE_WORLD) and name != "PMIX_PREFIX":
+            del os.environ[name]
     merged = mpi.COMM_WORLD.Dup()
     merged.Set_errhandler(mpi.ERRORS_RETURN)
     return merged
