@@ -94,7 +94,12 @@ def test_ranks_compare_their_gpus(other: str, backend: str, free: int, monkeypat
 
 
 def test_ranks_of_several_hosts_meet_without_a_common_folder(pair: Group) -> None:
-    assert pair.call(probes.meet_from_afar) == [("TCPStore", 3.0)] * 2
+    collectives.disconnect()  # from the ranks of the tests before
+    try:
+        assert pair.call(probes.meet_from_afar) == [("TCPStore", 3.0)] * 2
+    finally:
+        pair.close()
+        collectives.disconnect()
 
 
 def test_a_service_has_no_home_and_mpi_wants_one(monkeypatch: pytest.MonkeyPatch) -> None:
