@@ -71,4 +71,5 @@ class _Finder:
 
 def watch() -> None:
     """Import torch and transformers whole before any module of this package that needs them."""
-    sys.meta_path.insert(0, _Finder())
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):  # it has been reloaded
+        sys.meta_path.insert(0, _Finder())

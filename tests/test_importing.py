@@ -61,3 +61,12 @@ def test_a_program_that_is_interrupted_ends_at_once() -> None:
     # Sooner than the import would go on.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert done.stderr.splitlines()[-1] == "KeyboardInterrupt"
+
+
+def test_a_package_that_is_reloaded_watches_once() -> None:
+    code = (
+        "import importlib, sys, lens_magic; importlib.reload(lens_magic);"
+        "print([type(finder).__module__ for finder in sys.meta_path].count('lens_magic.importing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

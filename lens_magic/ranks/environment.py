@@ -149,9 +149,15 @@ def daemon_apart(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _for_programs(folder: Path) -> Iterator[Path | None]:
     """Yield the folder, or a temporary one if the system runs no programs from it (a container's /dev/shm); None if neither."""
+    if _runs_programs(folder):
+        yield folder
+        return
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as temporary:
-        places = (place for place in (folder, Path(temporary)) if not os.statvfs(place).f_flag & os.ST_NOEXEC)
-        yield next(places, None)
+        yield Path(temporary) if _runs_programs(Path(temporary)) else None
+
+
+def _runs_programs(folder: Path) -> bool:
+    return not os.statvfs(folder).f_flag & os.ST_NOEXEC
 
 
 @contextlib.contextmanager
