@@ -116,6 +116,7 @@ def test_what_the_user_sets_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.
     ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
     Path(ours).mkdir()
     monkeypatch.setenv("PATH", os.environ["PATH"])
+    environment.prepare()  # finds prte
     monkeypatch.setenv("TMPDIR", "/before")
     before = os.environ["PATH"]
     with environment.temporary_files_in(Path(ours)), environment.daemon_apart(Path(ours)):
@@ -132,6 +133,7 @@ def test_what_the_user_sets_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.
 def test_a_folder_without_the_right_to_run_programs_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a container's /dev/shm, in which no rank could be started."""
     monkeypatch.setenv("PATH", os.environ["PATH"])
+    environment.prepare()  # finds prte
     before = os.environ["PATH"]
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC if path == tmp_path else 0))
     with environment.daemon_apart(tmp_path):
