@@ -113,7 +113,10 @@ def integer(what: str, given: Any) -> int:
 
 def generator_seed(seed: int) -> int:
     """Return what to seed torch's generator with, which on a CPU takes the lower 32 bits alone: the others are mixed in."""
-    return (seed ^ (seed >> 32)) % 2**32 if seed >= 2**32 else seed
+    if -(2**63) <= seed < 2**32:
+        return seed
+    seed %= 2**64
+    return (seed ^ (seed >> 32)) % 2**32
 
 
 def number(what: str, given: Any) -> float:

@@ -237,8 +237,7 @@ def _directions(
 
 def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torch.Tensor:
     """Return the direction and random ones of its norm, ``[1 + count, d]``; they do not depend on the other layers swept."""
-    mixed = options.generator_seed((seed * 100_003 + layer) % 2**64)  # torch takes negative ones in this way
-    generator = torch.Generator().manual_seed(mixed)
+    generator = torch.Generator().manual_seed(options.generator_seed(seed * 100_003 + layer))
     random = torch.randn((count, own.shape[0]), generator=generator)
     random *= own.float().norm() / random.norm(dim=1, keepdim=True)
     return torch.cat([own.float()[None], random])

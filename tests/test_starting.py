@@ -175,6 +175,7 @@ def test_a_hang_up_ends_a_program_that_has_ranks() -> None:
     code = """
 import os, signal, threading, time
 from lens_magic.ranks import start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever this runs under
 loading = threading.Thread(target=start.load_mpi)  # as ranks are waited for
 loading.start()
 loading.join()

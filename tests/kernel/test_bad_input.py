@@ -112,7 +112,8 @@ def without_weights(folder: Path) -> None:
 
 
 def part_missing(folder: Path) -> None:
-    index = {"weight_map": {"model.norm.weight": "model.safetensors", "lm_head.weight": "model-2.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")  # which alone would be read
+    index = {"weight_map": {"model.norm.weight": "model-1.safetensors", "lm_head.weight": "model-2.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
