@@ -87,11 +87,25 @@ function runPainter(frame, view, marks, places) {
     return { where, s, l, p, offset: frame.cell(s, l, p), position: frame.position[p] };
   };
   const number = (/** @type {number} */ value) => (shows === "number" && measure.text === brief ? percent(value) : measure.text(value));
+  const marksOf = (/** @type {ReturnType<typeof at>} */ { where, s, l, offset, position }) => {
+    /** @type {Mark[]} */
+    const found = [];
+    if (offset < 0) {
+      found.push("absent");
+      return found;
+    }
+    if (data.holds(offset * data.k, targets[position])) found.push("hit");
+    if (s === stream && frame.settles(position) === labels.layers[l]) found.push("settles");
+    if (holdsFound(frame, offset, marks.found[0])) found.push("found");
+    if (marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
+    return found;
+  };
   return {
     scale: measure,
     paint(el, a, b) {
-      const { offset, position } = at(a, b);
-      classify(el, this.marks(a, b));
+      const found = at(a, b);
+      const { offset, position } = found;
+      classify(el, marksOf(found));
       if (offset < 0) {
         write(el, shows, "", "");
         el.style.backgroundColor = "";
@@ -111,17 +125,7 @@ function runPainter(frame, view, marks, places) {
       } else write(el, shows, tokens[top], number(value));
       el.style.backgroundColor = shade(measure.ramp, measure.strength(value));
     },
-    marks(a, b) {
-      const { where, s, l, offset, position } = at(a, b);
-      if (offset < 0) return ["absent"];
-      /** @type {Mark[]} */
-      const found = [];
-      if (data.holds(offset * data.k, targets[position])) found.push("hit");
-      if (s === stream && frame.settles(position) === labels.layers[l]) found.push("settles");
-      if (holdsFound(frame, offset, marks.found[0])) found.push("found");
-      if (marks.pinned.size > 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
-      return found;
-    },
+    marks: (a, b) => marksOf(at(a, b)),
     describe(a, b) {
       const { where, p, offset, position } = at(a, b);
       const cell = named(labels, where);
@@ -161,24 +165,25 @@ function candidatePainter(frame, view, marks, places) {
     return { where, i, j, token: data.arrays.token[i], prob, target: targets[frame.position[p]] };
   };
   const scale = measureOf(data, { ...view, shade: "prob" });
+  const marksOf = (/** @type {ReturnType<typeof at>} */ { where, i, j, target }) => {
+    /** @type {Mark[]} */
+    const found = [];
+    if (data.holds(i, target)) found.push("hit");
+    if (j === 0) found.push("group");
+    if (data.holds(i, marks.found[0])) found.push("found");
+    if (j === 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
+    return found;
+  };
   return {
     scale: { ...scale, label: scale.label.replace("of the top token", "of each candidate") },
     paint(el, a, b) {
-      const { token, prob } = at(a, b);
+      const found = at(a, b);
+      const { token, prob } = found;
       write(el, shows, token < 0 ? "" : tokens[token], token < 0 ? "" : shows === "number" ? percent(prob) : brief(prob));
-      classify(el, this.marks(a, b));
+      classify(el, marksOf(found));
       el.style.backgroundColor = shade("sure", prob);
     },
-    marks(a, b) {
-      const { where, i, j, target } = at(a, b);
-      /** @type {Mark[]} */
-      const found = [];
-      if (data.holds(i, target)) found.push("hit");
-      if (j === 0) found.push("group");
-      if (data.holds(i, marks.found[0])) found.push("found");
-      if (j === 0 && marks.pinned.has(keyOf(named(labels, where)))) found.push("pinned");
-      return found;
-    },
+    marks: (a, b) => marksOf(at(a, b)),
     describe(a, b) {
       const { where, token, prob } = at(a, b);
       const cell = named(labels, where);
@@ -219,18 +224,22 @@ function differencePainter(frames, views, marks, places) {
   const most = view.zoom > 1 ? 9 : 5; // characters, so that both tokens fit into one line
   /** @typedef {{same: boolean, was: {token: string}, is: {token: string}}} Sides */
   const tokensOf = (/** @type {Sides} */ { same, was, is }) => (same ? [was.token || is.token] : [was, is].map(({ token }) => token || "–"));
+  const marksOf = (/** @type {ReturnType<typeof at>} */ { same, was, is }) => {
+    /** @type {Mark[]} */
+    const found = [];
+    if (!same) found.push("changed");
+    if (was.found || is.found) found.push("found");
+    return found;
+  };
   return {
     scale: change,
     paint(el, a, b) {
       const found = at(a, b);
       write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : tokensOf(found).map((token) => (found.same ? token : cut(token, most))).join(ARROW), change.text(found.change));
-      classify(el, this.marks(a, b));
+      classify(el, marksOf(found));
       el.style.backgroundColor = shade(change.ramp, change.strength(found.change));
     },
-    marks(a, b) {
-      const { same, was, is } = at(a, b);
-      return [...(same ? [] : [/** @type {Mark} */ ("changed")]), ...(was.found || is.found ? [/** @type {Mark} */ ("found")] : [])];
-    },
+    marks: (a, b) => marksOf(at(a, b)),
     describe(a, b) {
       const found = at(a, b);
       const cell = named(labels, found.where);
@@ -325,7 +334,7 @@ export function gridModel(frames, views, marks, cell) {
     colText: cols.text,
     corner: { down: rows.name, across: cols.name, stacked: rows.width < 130 },
     describe: /** @type {(r: number, c: number) => string} */ (turned(painter.describe)),
-    marks: /** @type {(r: number, c: number) => Mark[]} */ (turned((a, b) => painter.marks(a, b))),
+    marks: /** @type {(r: number, c: number) => Mark[]} */ (turned(painter.marks)),
     tint: /** @type {(r: number, c: number) => [Ramp, number]} */ (turned(painter.tint)),
     text: /** @type {(r: number, c: number) => [string[], string]} */ (turned(painter.text)),
     number: /** @type {(r: number, c: number) => number} */ (turned(painter.number)),
