@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,6 +121,11 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     apart = np.frombuffer(view.other_buffers["kl_apart"], "<u2").reshape(diff.kl.shape)
     np.testing.assert_allclose(codes.decoded(apart, view.other_header["encoding"]["kl_apart"]), diff.kl, atol=1e-3)
     assert "kl_apart" not in view.buffers
+    page = diff.to_html(tmp_path / "change.html").read_text()
+    first, second = json.loads(page.split('id="lens-data">')[1].split("</script>")[0])
+    assert second["header"] == view.other_header
+    assert base64.b64decode(second["buffers"]["kl_apart"]) == view.other_buffers["kl_apart"]
+    assert "kl_apart" not in first["buffers"]
 
 
 def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:

@@ -21,6 +21,7 @@ from ..netcdf import write_netcdf
 from ..paths import path_of
 from ..reading import read_as
 from ..steer.spans import in_short
+from ..writing import written_whole
 from . import files
 from .run import LensRun
 
@@ -109,7 +110,25 @@ class LensDiff:
         """Return the interactive table: both runs side by side, or what changes from one to the other, with ``kl``."""
         from ..view import Explorer
 
-        return Explorer(self.base, compare=self.steered, names=("unsteered", "steered"), apart=self.kl)
+        return Explorer(self.base, **self._beside)
+
+    @property
+    def _beside(self) -> dict[str, Any]:
+        """What is shown beside the base."""
+        return {"compare": self.steered, "names": ("unsteered", "steered"), "apart": self.kl}
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write :meth:`view` as a self-contained page, which needs no network access.
+
+        Raises:
+            LensError: it cannot be written there.
+        """
+        from ..view import page_html
+
+        target = path_of(path)
+        with written_whole(target) as partial:
+            partial.write_text(page_html(self.base, **self._beside), encoding="utf-8")
+        return target
 
     def save(self, path: str | Path) -> Path:
         """Write everything, losslessly, as NetCDF; :meth:`load` reads it.

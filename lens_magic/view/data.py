@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,22 +101,30 @@ class Packed:
         return {name: buffer.tobytes() for name, buffer in self.buffers.items()}
 
 
-Shown = Sequence[tuple[Run, str]]
-"""The runs shown, one or two, each with its name; "" for the name of its model."""
+class Shown(NamedTuple):
+    """A run as it is shown."""
+
+    run: Run
+    name: str = ""
+    """Its name beside another; "" for the name of its model."""
+    apart: NDArray[Any] | None = None
+    """KL(the other run ‖ this run) of every cell, nats, ``[site, layer, position]``, if it is known."""
 
 
-def on_show(run: Run, compare: Run | None, names: tuple[str, str] | None) -> Shown:
-    """Return one run, or two with their names.
+def on_show(
+    run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
+) -> list[Shown]:
+    """Return one run, or two with their names, and how far apart the two are if that is known.
 
     Raises:
         LensError: ``compare`` is no run, or ``names`` are not two texts.
     """
     if compare is None:
-        return [(run, "")]
+        return [Shown(run)]
     if not hasattr(compare, "candidate_texts"):
         raise LensError(f"compare= takes a run, not {type(compare).__name__}")
     first, second = ("", "") if names is None else _two_texts(names)
-    return [(run, first), (compare, second)]
+    return [Shown(run, first), Shown(compare, second, apart)]
 
 
 def _two_texts(names: Any) -> tuple[str, str]:
@@ -150,12 +158,7 @@ def header_of(
 
 
 def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
-    """Pack a run; see the module's docstring for the codings and `Packed` for the layout.
-
-    Args:
-        name: its name when shown beside another run.
-        apart: KL(the other run ‖ this run) of every cell, nats, ``[site, layer, position]``, if it is known.
-    """
+    """Pack a run, `name` and `apart` as in `Shown`; see the module's docstring for the codings, `Packed` for the layout."""
     run = run.drawn  # a run through a basis numbers its directions separately from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
     positions = [int(p) for p in data["position"].values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class RunView(anywidget.AnyWidget):
     selected: Any = traitlets.Dict().tag(sync=True)
     fallback: Any = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, shown: Shown, **traits: Any) -> None:
+    def __init__(self, shown: Sequence[Shown], **traits: Any) -> None:
         self._shown = shown
         super().__init__(**traits, fallback=uuid.uuid4().hex)
 
@@ -76,7 +77,7 @@ class RunView(anywidget.AnyWidget):
         if not self._shown:
             raise LensError("the run is not finished; its heatmap can be written afterwards")
         given = {"site": self.selected.get("site"), **options}
-        figure = plot(self._shown[0][0], "heatmap", dark, **given)
+        figure = plot(self._shown[0].run, "heatmap", dark, **given)
         with written_whole(path) as partial:
             figure.savefig(partial, format=kind, dpi=dpi)
         return path_of(path)
@@ -96,7 +97,7 @@ class RunView(anywidget.AnyWidget):
         """Display what readers without widgets see: HTML tables, or text tables in a terminal."""
         from IPython.display import display
 
-        text = "\n\n".join(table_text(run) for run, _ in self._shown)
+        text = "\n\n".join(table_text(one.run) for one in self._shown)
         display({"text/html": fallback_html(self._shown, self.fallback), "text/plain": text}, raw=True)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -122,8 +123,8 @@ class Explorer(RunView):
         apart: NDArray[Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        first, *others = shown = on_show(run, compare, names)
-        packs = [pack(*first), *(pack(*other, apart) for other in others)]
+        shown = on_show(run, compare, names, apart)
+        packs = [pack(*one) for one in shown]
         traits: dict[str, Any] = {"header": packs[0].header, "buffers": packs[0].to_bytes()}
         if compare is not None:
             traits |= {"other_header": packs[1].header, "other_buffers": packs[1].to_bytes()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import codes
 from .comms import hear_while_busy
-from .data import Run, header_of, pack, token_table
+from .data import Run, Shown, header_of, pack, token_table
 from .explorer import RunView
 
 EVERY_S = 0.1  # between messages: nobody would notice more, and each costs the kernel and the browser time
@@ -118,7 +118,7 @@ class LiveView(RunView):
         """
         packed = pack(run)
         self._forget_stop()
-        self._shown = [(run, "")]
+        self._shown = [Shown(run)]
         with self.hold_sync():
             self.header, self.live = packed.header, False
             self.buffers = packed.to_bytes()

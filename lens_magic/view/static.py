@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..words import counted, percent
 from . import bundle
@@ -69,12 +70,12 @@ def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
     return _Table(run, run.model).html(max_bytes)
 
 
-def tables_html(shown: Shown, max_bytes: int = MAX_BYTES) -> str:
+def tables_html(shown: Sequence[Shown], max_bytes: int = MAX_BYTES) -> str:
     """Return `table_html` of each run, together at most `max_bytes` bytes."""
-    return "".join(_Table(run, name or run.model).html(max_bytes // len(shown)) for run, name in shown)
+    return "".join(_Table(one.run, one.name or one.run.model).html(max_bytes // len(shown)) for one in shown)
 
 
-def fallback_html(shown: Shown, widget: str) -> str:
+def fallback_html(shown: Sequence[Shown], widget: str) -> str:
     """Return `tables_html` as a widget's fallback: hidden by the live widget of that name, and by nothing else.
 
     It appears after a delay, so as not to flash while the widget loads, and replaces JupyterLab's "model not found" right
@@ -226,15 +227,18 @@ def _token(text: str) -> str:
     return escaped if text.isascii() or (text[0] == SPACE and text[1:].isascii()) else f"<bdi>{escaped}</bdi>"
 
 
-def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | None = None) -> str:
+def page_html(
+    run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
+) -> str:
     """Return a self-contained HTML document with the explorer and all data: it opens from disk and loads nothing else.
 
-    `compare` is a second run to show beside the first, `names` the names of the two.
+    `compare` is a second run to show beside the first, `names` the names of the two, and `apart` is KL(run ‖ compare) of
+    every cell, nats, ``[site, layer, position]``.
 
     Its Content-Security-Policy allows no network at all and only this page's own script, by hash. Token text is
     inside JSON with every `<` escaped, so no token can close the element it is in.
     """
-    shown = on_show(run, compare, names)
+    shown = on_show(run, compare, names, apart)
     data = json.dumps([_encoded(pack(*one)) for one in shown], ensure_ascii=False, separators=(",", ":"))
     script = f"\n{bundle.script()}\n{_BOOT}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -243,7 +247,7 @@ def page_html(run: Run, compare: Run | None = None, names: tuple[str, str] | Non
         "base-uri 'none'; form-action 'none'"
     )
     title = f"{escape(run.model)} – logit lens"
-    passages = "\n".join(_passage(one) for one, _ in shown)
+    passages = "\n".join(_passage(one.run) for one in shown)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -319,8 +323,7 @@ for (const passage of document.querySelectorAll(".passage")) {
   if (answer.textContent) passage.scrollTop = answer.offsetTop - passage.offsetTop - passage.clientHeight / 2;
 }
 const began = performance.now();
-const view = mount(document.getElementById("lens"), packs[0], { compare: packs[1] });
-for (const grid of view.grids ?? []) grid.centre((grid.active[0] + 0.5) / grid.model.rows, 0);
+mount(document.getElementById("lens"), packs[0], { compare: packs[1] });
 // A page has no other use for the key, and its reader may not have been in the table yet.
 addEventListener("keydown", (event) => {
   if (event.key !== "/" || event.target !== document.body || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -10,12 +10,13 @@ from fake_run import FakeRun, encoded, fake_run
 from reading import NODES, check, expected, place, scroll
 
 from lens_magic.view import bundle, page_html
-from lens_magic.view.data import pack
+from lens_magic.view.data import Shown, pack
 from lens_magic.view.static import fallback_html
 from lens_magic.view.text import visible
 
 if TYPE_CHECKING:
     from conftest import Visit
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 
@@ -208,14 +209,13 @@ def test_no_positions(visit: Visit, tmp_path: Path) -> None:
     assert "no positions" in page.locator(".lens-empty").inner_text()
 
 
-def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) -> None:
-    """anywidget's entry on a stand-in for its model, with buffers at odd offsets as messages may hold them."""
-    run = fake_run(200, 40)
+def as_widget(visit: Visit, path: Path, run: FakeRun, style: str = "") -> Page:
+    """Draw a run by anywidget's entry, on a stand-in for its model, with buffers at odd offsets as messages may hold them."""
     packed = pack(run)
     entry = "export default { render };"
     assert bundle.script().count(entry) == 1
-    table = fallback_html([(run, "")], "abc")
-    page = visit.open(f"<!DOCTYPE html><style>{bundle.style()}</style><div id=out></div>{table}", tmp_path / "empty.html")
+    table = fallback_html([Shown(run)], "abc")
+    page = visit.open(f"<!DOCTYPE html><style>{bundle.style()}</style><div id=out style='{style}'></div>{table}", path)
     page.add_script_tag(type="module", content=bundle.script().replace(entry, "globalThis.lensRender = render;"))
     buffers = encoded(packed.to_bytes())
     page.wait_for_function("() => globalThis.lensRender")
@@ -241,6 +241,12 @@ def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) 
         }""",
         [packed.header, buffers],
     )
+    return page
+
+
+def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) -> None:
+    run = fake_run(200, 40)
+    page = as_widget(visit, tmp_path / "empty.html", run)
     check(page, run, "resid_post")
     assert page.evaluate("() => getComputedStyle(document.querySelector('.lens-fallback')).display") == "none"
     page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='3']").click()
@@ -259,3 +265,17 @@ def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) 
     assert page.locator(".lens-root").count() == 0
     page.locator(".lens-fallback").wait_for(state="visible")
     assert page.evaluate("() => Object.keys(model.handlers)") == []
+
+
+def test_a_widget_that_comes_into_view_later_opens_at_the_answer_too(visit: Visit, tmp_path: Path) -> None:
+    """As in a notebook behind another tab."""
+    page = as_widget(visit, tmp_path / "empty.html", fake_run(30, 6, prompt_positions=900, vocabulary=500), "display: none")
+    page.evaluate("() => (document.getElementById('out').style.display = '')")
+    row, grid = page.locator(".lens-rowhead.lens-first"), page.get_by_role("grid")
+    row.wait_for()
+    middle = "(el) => { const box = el.getBoundingClientRect(); return box.top + box.height / 2; }"
+    assert abs(row.evaluate(middle) - grid.evaluate(middle)) < 60
+    scroll(page, 0, 1000)
+    page.evaluate("() => { out.style.display = 'none'; requestAnimationFrame(() => (out.style.display = '')); }")
+    page.evaluate("() => new Promise((done) => setTimeout(done, 200))")
+    assert grid.evaluate("(el) => el.scrollTop") == 1000  # once; then it is where its reader left it

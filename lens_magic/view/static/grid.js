@@ -43,6 +43,7 @@ export class VirtualGrid {
     this.frame = 0;
     this.stale = false;
     this.owed = false; // whether to rebuild for a model that was set while this was hidden
+    this.begun = false; // whether it has been in view, at the active row
     /** @type {DrawnRow[]} */
     this.pool = [];
     /** @type {{el: HTMLElement, index: number}[]} */
@@ -109,6 +110,8 @@ export class VirtualGrid {
     const [rows, cols, changed] = this.measure();
     if (changed || this.owed) this.build(rows, cols);
     this.owed = false;
+    if (!this.begun) this.centre((this.active[0] + 0.5) / this.model.rows, 0); // of a long prompt, the answer is in view first
+    this.begun = true;
     this.render();
   }
 
@@ -293,16 +296,6 @@ export class VirtualGrid {
       for (const cell of row.cells) if (cell.row >= 0) this.mark(cell.el, cell.row, cell.col);
     }
     for (const head of this.heads) head.el.classList.toggle("lens-lit", head.index === c);
-  }
-
-  /** Redraws everything, for the same table with other contents. */
-  repaint() {
-    for (const row of this.pool) {
-      row.index = -1;
-      for (const cell of row.cells) cell.row = -1;
-    }
-    for (const head of this.heads) head.index = -1;
-    this.render();
   }
 
   /** @param {{clientX: number, clientY: number}} point @returns {number[] | null} */

@@ -23,7 +23,7 @@ import { trajectory } from "./query.js";
  * @typedef {import("./pins.js").Pin} Pin
  * @typedef {import("./data.js").Packed} Packed
  * @typedef {{onSelect?: (cell: Cell) => void, strip?: HTMLElement, compare?: Packed, state?: State}} Options
- * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[], scroll: [number, number], focused: boolean}} State
+ * @typedef {{view: View, cell: Cell & {j: number}, pins: Pin[], scroll: [number, number], begun: boolean, focused: boolean}} State
  * @typedef {{step: (by: number) => void, take: (what: string) => void, go: (cell: Cell) => void,
  *   foundToken: (token: number, place: import("./find.js").Found | null) => void,
  *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
@@ -81,6 +81,7 @@ export class Stage {
     });
     this.chart = new Chart();
     if (options.state) this.restore(options.state);
+    for (const grid of this.grids) grid.begun = options.state?.begun ?? false;
     this.assemble();
     el.append(this.root);
     this.endTheme = onTheme(this.root, () => this.overview.draw());
@@ -142,8 +143,8 @@ export class Stage {
 
   /** @returns {State} */
   state() {
-    const { el } = this.grids[0];
-    return { view: this.view, cell: this.cell, pins: this.pins.list, scroll: [el.scrollLeft, el.scrollTop], focused: el.matches(":focus") };
+    const { el, begun } = this.grids[0];
+    return { view: this.view, cell: this.cell, pins: this.pins.list, scroll: [el.scrollLeft, el.scrollTop], begun, focused: el.matches(":focus") };
   }
 
   /** Switches between all tokens and one token. */
@@ -210,13 +211,13 @@ export class Stage {
     this.models.forEach((model, i) => {
       const grid = this.grids[i];
       if (this.captions) model.label = `${this.captions[i].textContent}: ${model.label}`;
-      const kept = [grid.el.scrollTop, grid.el.scrollLeft];
+      const kept = grid.begun ? [grid.el.scrollTop, grid.el.scrollLeft] : null;
       grid.setModel(model, model.fromCell(this.cell));
       if (follow) {
         // First the last candidate of the site: all of them are in view if there is room.
         if (this.view.mode === "token") grid.reveal(model.fromCell({ ...this.cell, j: groups[i][0].data.k - 1 }));
         grid.setActive(model.fromCell(this.cell));
-      } else [grid.el.scrollTop, grid.el.scrollLeft] = kept;
+      } else if (kept) [grid.el.scrollTop, grid.el.scrollLeft] = kept;
     });
     this.overview.mark(this.grids[0].window());
     this.legend.show(this.models[0].scale, {
