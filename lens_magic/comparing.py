@@ -137,7 +137,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
     )
     group = session.group
     with group.exclusive():
-        runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set())
+        runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set(), drops=True)
         answers = group.call(run_difference, request, on_event=on_event)
         if answers[0]["kl"] is None:
             raise KeyboardInterrupt("stopped comparing; nothing was kept")

@@ -217,11 +217,11 @@ def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
     return found
 
 
-def room_of_rank(rank: Rank, run: bool = False) -> Room:
+def room_of_rank(rank: Rank, drops: bool = False) -> Room:
     """Return this rank's free memory. Collective the first time.
 
     Args:
-        run: count the last run's states and lens as free, because the next captured run drops them.
+        drops: count the last run's states and lens as free.
     """
     from .lens.projector import bytes_held
     from .ranks.collectives import compare_gpus, device_for
@@ -230,11 +230,11 @@ def room_of_rank(rank: Rank, run: bool = False) -> Room:
     compare_gpus(rank)
     loaded = rank.store.get("model")
     device = device_for(rank) if loaded is None else loaded.device  # one attached from memory may be elsewhere
-    kept = rank.store.get("trajectories") if run else None
+    kept = rank.store.get("trajectories") if drops else None
     here = kept is not None and kept[1].buffer.device.type == device.type
     dropped = kept[1].nbytes if kept is not None and here else 0
     unpinned = pinned_bytes(kept[1].nbytes) if kept is not None and not here else 0
-    if run and "lens" in rank.store:
+    if drops and "lens" in rank.store:
         dropped += bytes_held(rank.store["lens"][1])
     own = own_bytes(loaded.model.parameters()) if loaded is not None else 0
     return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size + unpinned, own)

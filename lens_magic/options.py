@@ -210,10 +210,7 @@ def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[flo
     Raises:
         LensError: one of them is out of range.
     """
-    try:
-        temperature, top_p = float(temperature), float(top_p)
-    except (TypeError, ValueError):
-        raise LensError(f"temperature {temperature!r} and top-p {top_p!r} should be numbers") from None
+    temperature, top_p = number("temperature", temperature), number("top-p", top_p)
     seed = integer("seed", seed)
     if not -(2**63) <= seed < 2**64:
         raise LensError(f"seed {seed} has more than 64 bits")

@@ -85,7 +85,7 @@ def run(
     labels = getattr(given, "labels", ())
     group = session.group
     with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
-        refuse_what_cannot_fit(session, ask_of(request))
+        refuse_what_cannot_fit(session, ask_of(request), drops=True)
         group.rank.store["given_lens"] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
         made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
@@ -148,11 +148,12 @@ def ask_of(request: Request) -> Ask:
     )
 
 
-def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALLER) -> None:
+def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALLER, drops: bool = False) -> None:
     """Refuse a run that the ranks lack the memory for; if its needs cannot be predicted, it is tried.
 
     Args:
         smaller: fields of ``ask`` that may be changed to propose a smaller run.
+        drops: the last run's states and lens are freed for it.
     """
     group = session.group
     loaded = group.rank.store.get("model")
@@ -160,7 +161,7 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
         return
     facts = facts_of(loaded.model.config, str(loaded.dtype).removeprefix("torch."))
     if facts is not None:
-        refuse_run(facts, ask, group.call(room_of_rank, bool(ask.sites)), smaller)
+        refuse_run(facts, ask, group.call(room_of_rank, drops), smaller)
 
 
 def generate(

@@ -187,8 +187,8 @@ def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
         LensError: there are fewer than two, or one is not a finite number.
     """
     try:
-        given = [float(alpha) for alpha in alphas]
-    except (TypeError, ValueError):
+        given = [options.number("alpha", alpha) for alpha in alphas]
+    except (TypeError, LensError):
         raise LensError(f"alphas {alphas!r} are not numbers; (-1, 0, 1) would do") from None
     for alpha in given:
         if not math.isfinite(alpha):

@@ -1,8 +1,10 @@
-"""Numbers, in words, and names."""
+"""Numbers, in words, names, and what files say."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 
 def counted(number: int, noun: str) -> str:
@@ -24,3 +26,12 @@ def percent(probability: float, digits: int = 0) -> str:
 def as_name(word: str) -> str:
     """Return a name as Python reads it, in Unicode's form NFKC: µ (micro), ﬁ and ª become μ (mu), fi and a."""
     return unicodedata.normalize("NFKC", word)
+
+
+def printable(told: Any) -> Any:
+    """Return what a file says, in texts, lists and mappings, with control characters escaped: a terminal would obey them."""
+    if isinstance(told, str):
+        return told if told.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in told)
+    if isinstance(told, Mapping):
+        return {printable(name): printable(value) for name, value in told.items()}
+    return [printable(value) for value in told] if isinstance(told, list) else told

@@ -25,6 +25,17 @@ def lens(rank: Any) -> int:
     return bytes_held(rank.store["lens"][1])
 
 
+DROPPED: list[bool] = []
+
+
+def room(rank: Any, drops: bool) -> Any:
+    """What `room_of_rank` says, having noted what it was asked."""
+    from lens_magic.needs import room_of_rank
+
+    DROPPED.append(drops)
+    return room_of_rank(rank, drops)
+
+
 def cache(rank: Any, prompts: list[list[int]], tokens: int) -> int:
     """Bytes of keys and values this rank held in a generation."""
     from lens_magic.model import generate

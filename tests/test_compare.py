@@ -176,6 +176,14 @@ def test_captions_are_short() -> None:
     )
 
 
+def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    evil = "\x1b]0;gone\x07"
+    made = replace(value({1: evil, 2: "b", 3: "c"}), steering=(evil,), prompt=evil)
+    shown = repr(SteeredText.load(made.save(tmp_path / "texts.json")))
+    assert "gone" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
 def test_a_value_is_written_and_read(tmp_path: Path) -> None:
     whole = replace(value({1: "é\u202e", 2: "</script>", 3: "\n"}), alphas=((1.0,), (2.5,)))
     path = whole.save(tmp_path / "texts.json")

@@ -466,6 +466,7 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"reuse_layer": "x"}, "reuse_layer 'x' is not an integer"),
         ({"alphas": "-1:1:1"}, "alphas '-1:1:1' are not numbers"),
         ({"alphas": 1.5}, "alphas 1.5 are not numbers"),
+        ({"alphas": ("-1", "1")}, "are not numbers"),
         ({"site": "residual"}, "site 'residual' is not one of"),
         ({"site": "post_ln,mlp_out"}, "site 'post_ln,mlp_out' is not one of"),
         ({"positions": "first"}, "positions 'first' are not understood"),

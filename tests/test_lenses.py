@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -495,6 +496,7 @@ def test_saving_a_tuned_lens_loses_nothing(target: str, tmp_path: Path) -> None:
     )
     again = lens.load_tuned_lens(tuned.save(tmp_path / target))
     assert again.digest == tuned.digest
+    assert repr(lens.load_tuned_lens(replace(tuned, model="\x1b]0;gone\x07").save(tmp_path / f"evil-{target}"))).isprintable()
     for name in ("model", "fingerprint", "divergences", "provenance"):
         assert getattr(again, name) == getattr(tuned, name)
 

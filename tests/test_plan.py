@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_memory import proportional
 
 import lens_magic as lens
-from lens_magic import cli, needs, plan
+from lens_magic import cli, needs, plan, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import decode
 from lens_magic.lens.capture import Plan, Trajectories
@@ -230,7 +230,7 @@ def test_what_a_run_keeps_on_the_host_is_free_for_the_next(monkeypatch: pytest.M
     rank = Rank()
     rank.gpus = ["here GPU-a"]
     rank.store["trajectories"] = ("run", SimpleNamespace(nbytes=3 << 29, buffer=torch.empty(0)))
-    room = needs.room_of_rank(rank, run=True)
+    room = needs.room_of_rank(rank, drops=True)
     assert (room.free, room.host) == (8 << 30, 3 << 30)
     assert needs.room_of_rank(rank).host == 1 << 30
 
@@ -262,6 +262,19 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
         assert cli.main(["plan", folder, *wrong]) == 2
         assert words in capsys.readouterr().err
     assert cli.main(["plan", "/nowhere"]) == 2
+
+
+def test_only_what_a_call_frees_is_counted_as_free(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    run = lens.run(models.PROMPT, 2)
+    monkeypatch.setattr(runs, "room_of_rank", plan_probes.room)
+    lens.generate(models.PROMPT, 2)
+    lens.compare(models.PROMPT, SteeringVector.of({1: torch.ones(128)}, site="mlp_out"), 2)
+    assert run.activations("mlp_out").shape[1] == len(run.positions)
+    assert lens.diff(run, steer=SteeringVector.of({1: torch.ones(128)}, site="mlp_out"))
+    with pytest.raises(lens.LensError, match="no longer kept on the ranks"):
+        run.activations("mlp_out")
+    assert plan_probes.DROPPED == [False, False, True]
 
 
 @pytest.mark.ranks(2)

@@ -191,6 +191,14 @@ def test_saving_loses_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "report.nc"]
 
 
+def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    evil = "\x1b]0;gone\x07"
+    report = replace(planted(slopes_around(0.5)), vector=evil, labels={"A": evil, "B": evil})
+    shown = repr(open_report(report.save(tmp_path / "report.nc")))
+    assert "gone" in shown
+    assert shown.replace("\n", "").isprintable()
+
+
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path, fill_disk: Callable[[], None]) -> None:
     report = planted(slopes_around(0.5))
     before = report.save(tmp_path / "report.nc").read_bytes()

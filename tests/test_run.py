@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 
 import lens_magic as lens
+from lens_magic.view.terminal import table_text
 
 Checkpoints = Callable[[str], Path]
 
@@ -71,6 +72,15 @@ def test_paper_json(run: lens.LensRun, tmp_path: Path) -> None:
         assert index == int(data["token_id"][k])
         assert token == run.token_texts[index]
         assert percent == pytest.approx(100 * float(data["prob_topk"][k]), abs=1e-4)
+
+
+def test_what_a_file_says_cannot_write_to_the_terminal(run: lens.LensRun, tmp_path: Path) -> None:
+    evil = "\x1b]0;gone\x07\n"
+    made = replace(run, provenance={**run.provenance, "model": evil}, options={**run.options, "steering": [evil]})
+    again = lens.open_run(made.save(tmp_path / "run.nc"))
+    shown = "".join([repr(again), table_text(again), *again.options["steering"]])
+    assert "gone" in shown
+    assert shown.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize("ending", [".nc", ".zarr"])
@@ -160,6 +170,7 @@ def test_numpys_integers_are_integers(run: lens.LensRun) -> None:
     [
         ({"layers": 1}, r"layer 1 was not captured in this run; captured: 0, 2$"),
         ({"layers": -3}, r"layer -3 was not captured in this run; captured: 0, 2$"),
+        ({"layers": "-3"}, r"layer -3 was not captured in this run; captured: 0, 2$"),
         ({"layers": "0-2"}, r"layer 1 was not captured in this run; captured: 0, 2$"),
         ({"layers": "3"}, r"layer 3 is out of range"),
         ({"layers": "first"}, r"layers 'first' are not understood"),
@@ -176,6 +187,8 @@ def test_layers_of_states_count_from_the_end_too(run: lens.LensRun) -> None:
     for last in (-1, "-1", "2"):
         assert torch.equal(run.activations("mlp_out", last), run.activations("mlp_out", 2))
     assert torch.equal(run.activations("mlp_out", "0,-1"), run.activations("mlp_out", "::2"))
+    for before in (-2, "-2", " -2 , 0"):  # layer 1 was not captured
+        assert torch.equal(run.activations("mlp_out", before), run.activations("mlp_out", 0))
     with pytest.raises(lens.LensError, match=r"position 0 was not captured in this run; captured: none$"):
         replace(run, positions=[]).activations("mlp_out", positions=0)
 
@@ -194,7 +207,7 @@ def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: 
     [
         ({"max_new_tokens": 2.5}, "max-new-tokens 2.5 is not an integer"),
         ({"top_k": "many"}, "top-k 'many' is not an integer"),
-        ({"temperature": None}, "temperature None and top-p 1.0 should be numbers"),
+        ({"temperature": None}, "temperature None is not a number"),
         ({"force": [1.5]}, r"the token ids to force \[1.5\] are not integers"),
         ({"capture": 5}, "site 5 is not one of resid_pre, attn_out"),
         ({"force": 320}, "force should be text, or token ids from 0 to 319"),

@@ -252,6 +252,7 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("was made for a mistral of an unknown number of layers, width 128", made_for=MadeFor("mistral", None, 128))
     refused("the schedule is empty", schedule=[])
     refused("gives something that is not a number", schedule=lambda step: 10.0 ** (400 * step))
+    refused("gives something that is not a number", schedule=["1", "0.5"])
     refused(r"α of 'test' \(1e\+39 with", alpha=1e39, directions={0: v, 1: v}, scale={0: 1e-30})
     for given, kind in ((["calm"], "str"), (1.5, "float"), (torch.ones(3), "Tensor")):
         with pytest.raises(LensError, match=f"takes vectors and terms .* not {kind}"):

@@ -129,6 +129,7 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
         ({"alpha": [1, float("inf")]}, "alpha inf"),
         ({"alpha": []}, "empty sequence"),
         ({"alpha": "much"}, "alpha 'much' of 'vector' is not a number"),
+        ({"alpha": "1.5"}, "alpha '1.5' of 'vector' is not a number"),
         ({"alpha": None}, "alpha None"),
         ({"alpha": 10**400}, "alpha 1000.* of 'vector' is not a number"),
         ({"layers": 2}, "'vector' has no direction at layer 2; it has 1,3"),

@@ -17,6 +17,7 @@ from ..errors import LensError
 from ..importing import import_whole
 from ..netcdf import write_netcdf
 from ..reading import read_as
+from ..words import printable
 from ..writing import reason_of, written_whole
 from .variables import TRACKED, VARIABLES
 
@@ -146,9 +147,11 @@ def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
     record = json.loads(dataset.attrs["run"])
     return {
         **{name: record[name] for name in _IN_ATTRIBUTES},
+        "options": printable(record["options"]),
+        "provenance": printable(record["provenance"]),
         "prompt_ids": dataset["prompt_ids"].values.tolist(),
         "output_ids": dataset["output_ids"].values.tolist(),
-        "sites": [str(site) for site in dataset["site"].values],
+        "sites": [printable(str(site)) for site in dataset["site"].values],
         "layers": dataset["layer"].values.tolist(),
         "positions": dataset["position"].values.tolist(),
         "variables": {name: dataset[name].values for name in (*VARIABLES, "tracked_id", *TRACKED) if name in dataset},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -235,7 +236,7 @@ class LensRun:
             LensError: not captured in this run, or freed: the ranks keep the states of the newest run only.
         """
         if isinstance(layers, str):
-            layers = parse_layers(layers, self.layers[-1] + 1)
+            layers = sorted(set(_chosen("layer", [*self._named(layers)], self.layers, from_the_end=True)))
         layers = _chosen("layer", layers, self.layers, from_the_end=True)
         rows = [self.positions.index(p) for p in _chosen("position", positions, self.positions)]
         if site not in self.sites:
@@ -248,6 +249,13 @@ class LensRun:
                 "this run's states are no longer kept on the ranks (only those of the newest run are); run it again"
             )
         return states
+
+    def _named(self, layers: str) -> set[int]:
+        """Return the layers in a text, in which −1 is the last of the run's, as among numbers."""
+        named = set[int]()
+        for piece in layers.split(","):
+            named.update([int(piece)] if re.fullmatch(r"\s*-\d+\s*", piece) else parse_layers(piece, self.layers[-1] + 1))
+        return named
 
     @property
     def extent(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..model.choose import first_largest
 from ..model.head import HeadShard
 from ..model.sites import Key
 from ..ranks.rank import Rank
@@ -58,9 +59,7 @@ class Tracked:
             captured: the keys that are cells of the run.
         """
         largest = torch.cat([batch.amax(-1) for batch in logits])
-        # The first of equal maxima, which argmax does not promise.
-        places = torch.arange(head.rows, device=largest.device)
-        first = torch.cat([torch.where(batch == batch.amax(-1, keepdim=True), places, head.rows).amin(-1) for batch in logits])
+        first = torch.cat([first_largest(batch) for batch in logits])
         ranks = rank.all_gather(torch.stack([largest.double(), (first + head.offset).double()], -1))  # [ranks, cells, 2]
         values, ids = ranks[..., 0], ranks[..., 1]
         best = values.amax(0)

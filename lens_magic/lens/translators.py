@@ -17,6 +17,7 @@ import torch
 
 from ..errors import LensError
 from ..paths import path_of
+from ..words import printable
 from ..writing import written_whole
 from .digest import digest_of
 
@@ -207,7 +208,7 @@ def load_tuned_lens(path: str | Path) -> TunedLens:
         beside = file.parent / CONFIG
         if written is None and file.name == PARAMS and beside.is_file():
             written = beside.read_text(encoding="utf-8")
-        stated = dict(json.loads(written or "{}"))
+        stated = dict(printable(json.loads(written or "{}")))
         ours = dict(stated.get("lens_magic", {}))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise LensError(f"{file} is damaged or incomplete: {error}") from error

@@ -12,6 +12,7 @@ from ..errors import LensError
 from ..model.tokens import first_difference
 from ..paths import path_of
 from ..reading import read_as
+from ..words import printable
 from ..writing import written_whole
 
 FORMAT = "lens-magic steered text 1"
@@ -102,6 +103,7 @@ class SteeredText:
                 side = record[name]
                 record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
             record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
+            record |= {name: printable(record[name]) for name in ("steering", "options", "provenance")}
             record["steering"] = tuple(record["steering"])
             for name in ("alphas", "clips"):
                 record[name] = tuple(tuple(step) for step in record.get(name, ()))

@@ -20,6 +20,7 @@ import torch
 from ..errors import LensError
 from ..model.anatomy import SITES
 from ..paths import path_of
+from ..words import printable
 from ..writing import written_whole
 from .layer_types import LAYER_TYPES
 from .vector import Origin, Quality, SteeringVector, Training
@@ -137,8 +138,7 @@ def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVect
 
 
 def _text(value: Any) -> str | None:
-    """Return a file's text with control characters escaped, so that it can be shown in a terminal."""
-    return None if value is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return None if value is None else str(printable(str(value)))
 
 
 def _words(value: Any) -> str:

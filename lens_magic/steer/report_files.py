@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import LensError
 from ..netcdf import write_netcdf
 from ..reading import read_as
+from ..words import printable
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MATCHING = ("A", "B")
-_IN_ATTRIBUTES = ("labels", "vector", "site", "counts", "provenance")
+_SHOWN = ("vector", "site", "counts", "provenance")
+_IN_ATTRIBUTES = ("labels", *_SHOWN)
 _OWN = ("lens_magic_report", "report")
 
 
@@ -87,7 +89,8 @@ def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
 def _fields(dataset: xr.Dataset) -> dict[str, Any]:
     record = json.loads(dataset.attrs["report"])
     return {
-        **{name: record[name] for name in _IN_ATTRIBUTES},
+        **{name: printable(record[name]) for name in _SHOWN},
+        "labels": record["labels"],
         "norms": {int(layer): norm for layer, norm in record["norms"].items()},
         "questions": tuple(record["questions"]),
         "alphas": tuple(dataset["alpha"].values.tolist()),

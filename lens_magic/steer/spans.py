@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..errors import LensError
-from ..options import integers
+from ..options import integers, number
 
 NAMED_POSITIONS = ("all", "prompt", "generated", "last")
 
@@ -109,8 +109,9 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
             raise LensError(f"schedule {schedule!r} is not one of {', '.join(named)}; a function of the step would do too")
         schedule = named[schedule]
     try:
-        values = tuple(float(schedule(step)) for step in range(steps)) if callable(schedule) else tuple(map(float, schedule))
-    except (TypeError, ValueError, ArithmeticError) as error:
+        given = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
+        values = tuple(number("factor", factor) for factor in given)
+    except (TypeError, ArithmeticError, LensError) as error:
         raise LensError(f"the schedule gives something that is not a number ({error})") from None
     if not values:
         raise LensError("the schedule is empty; a factor for each generated token would do")

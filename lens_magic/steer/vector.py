@@ -246,11 +246,12 @@ class SteeringVector:
     def _scale(self, scale: Mapping[int, float], steered: Sequence[int]) -> dict[int, float]:
         """Return factors by layer, after checking that each layer is steered."""
         try:
-            factors = {self._chosen(layer)[0]: float(factor) for layer, factor in dict(scale).items()}
-        except (TypeError, ValueError):
+            given = {layer: options.number("factor", factor) for layer, factor in dict(scale).items()}
+        except (TypeError, ValueError, LensError):
             raise LensError(
                 f"scale {scale!r} of {self.name!r} are not factors by layer; {{{steered[0]}: 0.5}} would do"
             ) from None
+        factors = {self._chosen(layer)[0]: factor for layer, factor in given.items()}
         for layer in factors:
             if layer not in steered:
                 raise LensError(f"scale names layer {layer}, which is not among those steered: {','.join(map(str, steered))}")
@@ -334,8 +335,8 @@ def _alphas(alpha: Any, name: str) -> float | tuple[float, ...]:
     """
     several = not isinstance(alpha, str) and hasattr(alpha, "__len__") and getattr(alpha, "ndim", 1) > 0
     try:
-        values = tuple(float(value) for value in alpha) if several else (float(alpha),)
-    except (TypeError, ValueError, OverflowError):
+        values = tuple(options.number("alpha", value) for value in (alpha if several else [alpha]))
+    except LensError:
         raise LensError(f"alpha {alpha!r} of {name!r} is not a number") from None
     if not values:
         raise LensError(f"alpha of {name!r} is an empty sequence; one for each sequence of a batch would do")

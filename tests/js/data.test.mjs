@@ -143,6 +143,8 @@ test("layers are chosen in the notation of --layers", () => {
   for (const [spec, chosen] of Object.entries(cases)) assert.deepEqual(query.chosenLayers(spec, layers), chosen, spec);
   for (const spec of ["x", "9", "1-2-3", "::0", "--1"]) assert.equal(query.chosenLayers(spec, layers), null, spec);
   assert.deepEqual(query.chosenLayers("0-99999999999", layers), layers);
+  assert.deepEqual(query.chosenLayers("-2", [0, 4, 7]), [4]);
+  assert.equal(query.chosenLayers("-4", [0, 4, 7]), null);
   for (const chosen of ["", "0", "7", "0-4", "0,2-3,7", "1,3,5"]) assert.equal(query.writtenLayers(query.chosenLayers(chosen, layers), layers), chosen);
 });
 

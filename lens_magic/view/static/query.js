@@ -133,7 +133,7 @@ export function chosenLayers(spec, layers) {
       for (let layer = from; layer < Math.min(to, last + 1); layer += step) wanted.add(layer);
     } else if (range) {
       for (let layer = Number(range[1]); layer <= Math.min(last, Number(range[2] || last)); layer++) wanted.add(layer);
-    } else if (/^-?\d+$/.test(part)) wanted.add(place(part));
+    } else if (/^-?\d+$/.test(part)) wanted.add(Number(part) < 0 ? layers.at(Number(part)) : Number(part)); // −1: the last there is
     else return null;
   }
   const found = layers.filter((layer) => wanted.has(layer));
