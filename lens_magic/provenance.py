@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -17,7 +18,8 @@ def provenance(session: Session) -> dict[str, Any]:
     """Return what a result is made with: versions, model, ranks, dtype, time."""
     model = session.require_model()
     return {
-        **versions("torch", "transformers", "deepspeed"),
+        **versions("torch", "transformers", "deepspeed", "numpy", "mpi4py"),
+        "python": platform.python_version(),
         "model": model.name,
         "model_fingerprint": model.fingerprint,
         "revision": model.revision,

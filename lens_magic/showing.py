@@ -106,8 +106,10 @@ class LiveAnswer(Answer):
         except KeyboardInterrupt:
             self._view.end()
             raise
+        from .lens.stream import SHARE
+
         live, tokens = run.timings.get("streamed", 0), len(run.positions)
         if 2 * live < tokens:
             print(  # noqa: T201
-                f"{live} of {tokens} rows could be shown while generating: projecting them takes longer than generating does"
+                f"{live} of {tokens} rows were shown while generating, the others afterwards: it may be slowed by {SHARE:.0%}"
             )

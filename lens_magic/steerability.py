@@ -74,7 +74,8 @@ def evaluate(
     prompts = _prompts(model, held_out.questions)
     longest = max(len(prompt.prefix_ids) for prompt in prompts)
     # Answers are measured where the label would come: at p = 0, and nothing is generated.
-    SteeringTerm(vector.name, directions, site, positions=positions).check_effect(range(1 - longest, 1), math.inf)
+    whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions)
+    whole.check_effect(range(1 - longest, 1), vectors.strongest(model))
     sweep = Sweep(
         prompts=[prompt.prefix_ids for prompt in prompts],
         labels=[(prompt.label_id, prompt.other_id) for prompt in prompts],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -221,10 +222,7 @@ def steering_terms(
     from .steer.intervene import check
 
     check(given, MadeFor(model.family, model.layers, model.width))
-    import torch
-
-    most = torch.finfo(getattr(torch, model.dtype)).max
-    found = []
+    most, found = strongest(model), []
     for term in given:
         alphas = term.alphas(len(new))
         parts = term.over_each(new if asked is None else [asked])
@@ -232,6 +230,13 @@ def steering_terms(
         # With one prompt, its α is for every copy of it: comparisons run several copies in one batch.
         found += [replace(part, alpha=alphas[0]) for part in parts] if len(new) == 1 else parts
     return tuple(found)
+
+
+def strongest(model: Model) -> float:
+    """Return the largest α that leaves finite numbers: its dtype has to hold it, and norms square it in float32."""
+    import torch
+
+    return min(float(torch.finfo(getattr(torch, model.dtype)).max), math.sqrt(torch.finfo(torch.float32).max) / 2)
 
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:

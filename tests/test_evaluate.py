@@ -467,6 +467,7 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"alphas": "-1:1:1"}, "alphas '-1:1:1' are not numbers"),
         ({"alphas": 1.5}, "alphas 1.5 are not numbers"),
         ({"alphas": ("-1", "1")}, "are not numbers"),
+        ({"alphas": (0, 1e38)}, r"α of 'planted' \(1e\+38 .*\) is more than the model can compute with"),
         ({"site": "residual"}, "site 'residual' is not one of"),
         ({"site": "post_ln,mlp_out"}, "site 'post_ln,mlp_out' is not one of"),
         ({"positions": "first"}, "positions 'first' are not understood"),

@@ -83,6 +83,14 @@ def test_what_a_file_says_cannot_write_to_the_terminal(run: lens.LensRun, tmp_pa
     assert shown.replace("\n", "").isprintable()
 
 
+def test_what_the_papers_json_has_no_place_for_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
+    with pytest.raises(
+        lens.LensError, match=r"the paper's JSON holds attn_out, mlp_out, resid_post; this run captured a, b, c"
+    ):
+        replace(run, sites=["a", "b", "c"]).to_json(tmp_path / "run.json")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("ending", [".nc", ".zarr"])
 def test_saving_loses_nothing(run: lens.LensRun, tmp_path: Path, ending: str) -> None:
     if ending == ".zarr":
@@ -102,7 +110,19 @@ def test_saving_loses_nothing(run: lens.LensRun, tmp_path: Path, ending: str) ->
 
 
 def test_provenance_says_how_it_was_made(run: lens.LensRun) -> None:
-    for name in ("lens_magic", "torch", "transformers", "model", "model_fingerprint", "ranks", "dtype", "created"):
+    for name in (
+        "lens_magic",
+        "python",
+        "numpy",
+        "torch",
+        "transformers",
+        "mpi4py",
+        "model",
+        "model_fingerprint",
+        "ranks",
+        "dtype",
+        "created",
+    ):
         assert run.provenance[name], name
     assert run.timings["tokens_per_s"] == pytest.approx(5 / run.timings["decode_s"])
     assert run.memory["peak"] > run.memory["captures"] > 0

@@ -249,6 +249,7 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("would steer nothing: .* p = -25 to 3, and generated tokens 0 to 3", positions=(40, 50))
     refused("would steer nothing", positions="prompt", steps=(1, None))
     refused(r"α of 'test' \(1e\+39 with scale and schedule\) is more than", alpha=1e39)
+    refused("is more than the model can compute with", alpha=1e20)  # its square, which the next norm takes, is infinite
     refused("was made for a mistral of an unknown number of layers, width 128", made_for=MadeFor("mistral", None, 128))
     refused("the schedule is empty", schedule=[])
     refused("gives something that is not a number", schedule=lambda step: 10.0 ** (400 * step))

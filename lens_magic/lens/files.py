@@ -189,6 +189,10 @@ def require_zarr() -> None:
 
 def write_paper_json(run: LensRun, path: Path) -> Path:
     """Write a run as JSON in the schema of the paper's system."""
+    if not _PAPER_NAMES.keys() & set(run.sites):
+        raise LensError(
+            f"the paper's JSON holds {', '.join(_PAPER_NAMES)}; this run captured {', '.join(run.sites)}, which .nc keeps"
+        )
     with written_whole(path) as partial:
         partial.write_text(json.dumps(paper_record(run), ensure_ascii=False, indent=1), encoding="utf-8")
     return path

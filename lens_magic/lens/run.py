@@ -166,7 +166,7 @@ class LensRun:
         Unlike the paper's, percentages are floats, and the token's id is added as third element.
 
         Raises:
-            LensError: it cannot be written there.
+            LensError: it cannot be written there, or none of the three sites of that schema was captured.
         """
         return files.write_paper_json(self, path_of(path))
 

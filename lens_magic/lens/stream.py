@@ -45,7 +45,8 @@ class Stream:
         self._there = before
         self._begun: float | None = None
         self._last = 0.0
-        self._a_row: float | None = None  # seconds per row, last time
+        self._call: tuple[int, float] | None = None  # rows and seconds of the last call
+        self._fixed_s, self._each_s = 0.0, 0.0  # of a call, and of each of its rows
 
     def tell(self) -> Sequence[float]:
         """Return how many rows all ranks are to project once the coming token is chosen; only rank 0's answer counts."""
@@ -55,10 +56,12 @@ class Stream:
         pending = self._there - self.done
         if pending <= 0 or now - self._last < _PAUSE_S:
             return (0.0,)
-        if self._a_row is None:  # the first row shows what one costs
+        if self._call is None:  # the first row shows what one costs
             return (1.0,)
-        affordable = int((SHARE * (now - self._begun) - self.spent_s) / self._a_row)
-        return (float(min(pending, affordable)) if affordable > 0 else 0.0,)
+        rows = min(pending, int((SHARE * (now - self._begun) - self.spent_s - self._fixed_s) / self._each_s))
+        # Few rows at a time would spend the share on calls; and two numbers of rows are needed to tell the call's cost apart.
+        enough = max(2 if self._call[0] == 1 else 1, self._fixed_s / self._each_s)
+        return (float(rows) if rows >= min(pending, enough) else 0.0,)
 
     def after_step(self, tokens: int, told: Sequence[float]) -> None:
         """Project as many rows as rank 0 has decided."""
@@ -75,9 +78,19 @@ class Stream:
             self.parts.append(part)
             self.rank.emit(("rows", self.done, end, part))
         self._last = time.perf_counter()
-        self._a_row = (self._last - started) / max(1, end - self.done)
+        self._learn(end - self.done, self._last - started)
         self.spent_s += self._last - started
         self.done = end
+
+    def _learn(self, rows: int, seconds: float) -> None:
+        """Tell the cost of a call from that of its rows, by this call and the one before."""
+        most = seconds / rows
+        each = most if self._call is None else self._each_s
+        if self._call is not None and rows != self._call[0]:
+            each = (seconds - self._call[1]) / (rows - self._call[0])
+        self._each_s = min(max(each, most / 8), most)  # as times vary, this can be far off
+        self._fixed_s = seconds - self._each_s * rows
+        self._call = rows, seconds
 
 
 def joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -154,11 +154,11 @@ class SteeringTerm:
         return any(self.covers(position) for position in positions)
 
     def check_effect(self, positions: range, most: float) -> None:
-        """Refuse a term that would change nothing in a run, or more than the model's dtype can hold.
+        """Refuse a term that would change nothing in a run, or more than the model can compute with.
 
         Args:
             positions: the positions of the run.
-            most: the largest number of the model's dtype.
+            most: the largest α.
 
         Raises:
             LensError: no position is steered, or α is too large.
@@ -173,7 +173,7 @@ class SteeringTerm:
         largest = math.prod(max(map(abs, values), default=1.0) for values in (alphas, scales, self._factors))
         if largest > most:
             raise LensError(
-                f"α of {self.name!r} ({largest:g} with scale and schedule) is more than the model's dtype holds ({most:g})"
+                f"α of {self.name!r} ({largest:g} with scale and schedule) is more than the model can compute with ({most:.3g})"
             )
 
     def covers(self, position: int) -> bool:
