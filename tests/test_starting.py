@@ -156,6 +156,51 @@ def test_a_full_folder_in_memory_is_passed_over(tmp_path: Path, monkeypatch: pyt
     assert environment.runtime_folder().parent == tmp_path
 
 
+@pytest.fixture
+def made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runtime folders are made, instead of in /dev/shm; this process has none yet."""
+    monkeypatch.setenv(environment.RUNTIME_VARIABLE, "")
+    monkeypatch.delenv("LENS_WORKER", raising=False)
+    monkeypatch.setattr(environment.os, "access", lambda *_: False)
+    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+    return tmp_path
+
+
+def test_no_folder_is_used_that_others_could_have_made_or_can_enter(made_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program is run from it."""
+    (made_in / f"lens-magic-{os.getuid()}-{os.getpid()}").mkdir(mode=0o777)  # as one who foresees a name
+    ours = environment.runtime_folder()
+    assert environment.runtime_folder() == ours
+    assert ours.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("LENS_WORKER", "1")  # a rank that is started uses its rank 0's
+    assert environment.runtime_folder() == ours
+    ours.chmod(0o770)
+    others = environment.runtime_folder()
+    assert others != ours
+    link = others.with_name(f"{others.name}x")
+    link.symlink_to(others)
+    monkeypatch.setenv(environment.RUNTIME_VARIABLE, str(link))
+    assert environment.runtime_folder() not in (link, others)
+    other = os.getuid() + 1
+    monkeypatch.setattr(environment.os, "getuid", lambda: other)
+    assert not environment._is_private(others)
+
+
+def test_folders_of_processes_that_are_gone_are_removed(made_in: Path) -> None:
+    """Not those of another container, which may share the folder they are in: its processes are not seen here."""
+    namespace, gone = environment._pid_namespace(), int(Path("/proc/sys/kernel/pid_max").read_text())
+    stale, living, foreign, entered = (
+        made_in / f"lens-magic-{os.getuid()}-{place}-{pid}-abc"
+        for place, pid in ((namespace, gone), (namespace, os.getppid()), (namespace + 1, gone), (namespace, gone + 1))
+    )
+    for folder in (stale, living, foreign, entered):
+        folder.mkdir(mode=0o700)
+    entered.chmod(0o750)
+    ours = environment.runtime_folder()
+    assert sorted(made_in.iterdir()) == sorted([living, foreign, entered, ours])
+
+
 def test_a_host_file_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(start.HOSTFILE, str(tmp_path / "gone"))
     with pytest.raises(LensError, match=r"there is no host file .*gone \(LENS_HOSTFILE names it\)"):

@@ -6,8 +6,10 @@ import atexit
 import contextlib
 import os
 import pwd
+import re
 import shlex
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -80,20 +82,43 @@ def prepare(one_host: bool = True) -> Path:
 
 def runtime_folder() -> Path:
     """Return this group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
-    known = os.environ.get(RUNTIME_VARIABLE, "")
+    known = Path(os.environ.get(RUNTIME_VARIABLE) or "/")
     # A program that a kernel's user starts inherits the variable, and would remove the kernel's folder when it ends.
-    own = known.endswith(f"-{os.getpid()}") or "LENS_WORKER" in os.environ
-    if own and Path(known).is_dir():
-        return Path(known)
+    own = _process_of(known) == (_pid_namespace(), os.getpid()) or "LENS_WORKER" in os.environ
+    if own and _is_private(known):
+        return known
     parent = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder itself is private
     if not os.access(parent, os.W_OK) or _free(parent) < _LEAST_FREE:
         parent = Path(tempfile.gettempdir())
     remove_stale(parent)
-    folder = parent / f"{_PREFIX}{os.getuid()}-{os.getpid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    # Everyone may write there: a name that can be foreseen could be another user's by now, and MPI's script run from it.
+    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getuid()}-{_pid_namespace()}-{os.getpid()}-", dir=parent))
     os.environ[RUNTIME_VARIABLE] = str(folder)
     atexit.register(_remove_own, os.getpid())
     return folder
+
+
+def _process_of(folder: Path) -> tuple[int, int] | None:
+    """Return the namespace and id of the process whose runtime folder has this name; None if it is none of this user's."""
+    named = re.fullmatch(rf"{_PREFIX}{os.getuid()}-(\d+)-(\d+)-\w+", folder.name)
+    return None if named is None else (int(named[1]), int(named[2]))
+
+
+def _pid_namespace() -> int:
+    """Return the number of the namespace in which this process's id is one: a container has its own; 0 if not known."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether this is a folder, not a link to one, that is this user's and that no other user may enter."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _free(folder: Path) -> int:
@@ -107,10 +132,14 @@ def _remove_own(pid: int) -> None:
 
 
 def remove_stale(parent: Path) -> None:
-    """Remove the runtime folders of processes of this user that no longer exist."""
-    for folder in parent.glob(f"{_PREFIX}{os.getuid()}-*"):
-        pid = folder.name.rpartition("-")[2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+    """Remove the runtime folders of processes of this user that no longer exist.
+
+    Those of other containers stay: they may share the parent folder, and what they run is not seen here.
+    """
+    here = _pid_namespace()
+    for folder in parent.glob(f"{_PREFIX}*"):
+        namespace, pid = _process_of(folder) or (0, 0)
+        if here and namespace == here and not Path(f"/proc/{pid}").exists() and _is_private(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -223,7 +223,7 @@ def left_behind(temporary: Path) -> list[str]:
 
 def shared_files() -> list[str]:
     """Files in shared memory that a process of these tests has left there, or that MPI has made outside our folders."""
-    ours = [path for path in Path("/dev/shm").glob("lens-magic-*") if path.name.rpartition("-")[2] in _pids_seen]
+    ours = [path for path in Path("/dev/shm").glob("lens-magic-*") if path.name.split("-")[-2] in _pids_seen]
     return [path.name for path in [*ours, *Path("/dev/shm").glob("sm_segment*")]]
 
 
