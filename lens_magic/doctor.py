@@ -126,7 +126,7 @@ def _ranks() -> Finding:
     """Start two ranks from a separate process, so that a crash there is only a finding here."""
     code = "from lens_magic.ranks.group import Group; g = Group(2); print(g.size); g.close()"
     try:
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     except subprocess.TimeoutExpired:
         return Finding("ranks", False, "two ranks did not come up within 60 s", "set OMPI_MCA_btl_base_verbose=100 and look")
     if done.returncode == 0 and done.stdout.strip().endswith("2"):

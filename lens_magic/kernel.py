@@ -1,6 +1,6 @@
 """The Lens kernel: an IPython kernel that is rank 0 of a group of MPI ranks.
 
-``python -m lens_magic.kernel -f CONNECTION_FILE``. The kernel answers before anything heavy is imported; its ranks come up
+``python -P -m lens_magic.kernel -f CONNECTION_FILE``. The kernel answers before anything heavy is imported; its ranks come up
 in the background. Started by ``mpiexec -n N``, every rank runs this module, and the ranks above 0 serve rank 0.
 """
 
@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ipykernel.ipkernel import IPythonKernel
@@ -62,6 +63,19 @@ class LensKernel(IPythonKernel):
         return await reply if inspect.isawaitable(reply) else reply
 
 
+class LensKernelApp(IPKernelApp):
+    """The kernel's process, in which notebooks import the modules beside them."""
+
+    def init_path(self) -> None:
+        """Have modules in the working folder found after Python's, as IPython does, though not where ``-P`` is given.
+
+        The specification gives it for what is imported until now, whatever the folder holds.
+        """
+        if "" not in sys.path and not self.ignore_cwd and not os.environ.get("PYTHONSAFEPATH"):
+            after = [n for n, folder in enumerate(sys.path) if Path(folder).name in ("site-packages", "dist-packages")]
+            sys.path.insert(after[0] if after else 0, "")
+
+
 def connection_file(arguments: list[str]) -> str | None:
     """Return the connection file from ``-f PATH``, or ``--f=PATH`` as VS Code appends it; ignore all other arguments."""
     found = None
@@ -87,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
         session = sessions.Session(1)
         session.fail_with(error)
     sessions.use(session)
-    app = IPKernelApp.instance(kernel_class=LensKernel, extra_extensions=["lens_magic"])
+    app = LensKernelApp.instance(kernel_class=LensKernel, extra_extensions=["lens_magic"])
     app.initialize(["-f", path] if path else [])
     session.start_in_background(joined=launched)
     try:

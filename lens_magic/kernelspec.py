@@ -32,7 +32,8 @@ def specification(
     if hostfile:
         environment["LENS_HOSTFILE"] = hostfile
     return {
-        "argv": [python, "-m", "lens_magic.kernel", "-f", "{connection_file}"],
+        # -P: while the kernel starts, a queue.py beside the notebook does not stand in for Python's.
+        "argv": [python, "-P", "-m", "lens_magic.kernel", "-f", "{connection_file}"],
         "display_name": display_name,
         "language": "python",
         # Signals would reach MPI's daemon too, which takes them as an order to abort everything.

@@ -13,6 +13,8 @@ from driver import PROMPT, SETUP, Kernel
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
+from lens_magic import kernelspec
+
 pytestmark = pytest.mark.kernel
 
 
@@ -78,6 +80,16 @@ def test_started_by_a_launcher(kernel: Kernel, checkpoint: Path, tmp_path: Path,
         client.stop_channels()
         driver.end(env[driver.MARK])
         launcher.wait(timeout=10)
+
+
+def test_files_beside_the_notebook_stand_in_for_nothing(tmp_path: Path) -> None:
+    """And are imported as in any kernel, ours and Python's before them."""
+    for name in ("queue.py", "lens_magic.py", "csv.py"):
+        (tmp_path / name).write_text("raise SystemExit('not this one')")
+    (tmp_path / "beside.py").write_text("import csv; value = csv.QUOTE_ALL")
+    folder = kernelspec.install("besides", ranks=1, prefix=str(tmp_path / "prefix"), user=False)
+    with driver.kernel(tmp_path, "besides", kernel_dir=folder.parent) as kernel:
+        assert kernel.value("__import__('beside').value") == 1
 
 
 def test_a_lens_kernel_without_a_model(tmp_path: Path) -> None:
