@@ -303,7 +303,7 @@ def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) ->
     torch.set_num_threads(own + 1)
     try:
         lens.load(model, ranks=2)
-        assert torch.get_num_threads() == max(1, (os.cpu_count() or 1) // 2)
+        assert torch.get_num_threads() == min(own + 1, max(1, len(os.sched_getaffinity(0)) // 2))
         lens.load(model, ranks=1)
         assert torch.get_num_threads() == own + 1
     finally:

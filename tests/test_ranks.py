@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
-from lens_magic.ranks import collectives, environment, memory
+from lens_magic.ranks import collectives, environment, memory, start
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -91,6 +92,51 @@ def test_ranks_compare_their_gpus(other: str, backend: str, free: int, monkeypat
     assert collectives.backend_for(rank) == backend
     assert rank.gpus == ["here GPU-a", other]
     assert memory.free_memory(rank, device) == free
+
+
+@pytest.mark.parametrize(
+    ("usable", "cores"),
+    [
+        ([{0, 1}] * 2, 1),
+        ([{0, 1}] * 4, Fraction(1, 2)),
+        ([{0, 1, 2, 3}, {4, 5, 6, 7}], 4),  # a launcher has bound each to its own
+        ([{0, 1, 2}, {2, 3}], Fraction(5, 2)),
+        ([set(range(7))] * 7, 1),
+    ],
+)
+def test_ranks_share_the_processors_they_may_use(
+    usable: list[set[int]], cores: Fraction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start.load_mpi()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: usable[0])
+    local = SimpleNamespace(rank=0, size=len(usable), allgather=lambda own: usable, Free=lambda: None)
+    rank = Rank(SimpleNamespace(rank=0, size=len(usable), Dup=lambda: None, Split_type=lambda kind: local))
+    assert (rank.local_size, rank.cores) == (len(usable), cores)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(9, 5), (Fraction(7, 2), 3), (Fraction(1, 2), 1)])
+def test_a_rank_has_no_more_threads_than_cores_nor_than_it_was_told(
+    cores: int | Fraction, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``OMP_NUM_THREADS``, say."""
+
+    def enough(_: Rank) -> str:
+        raise InterruptedError
+
+    current().close()
+    collectives.disconnect()
+    monkeypatch.setattr(collectives, "backend_for", enough)
+    rank, before = Rank(), torch.get_num_threads()
+    rank.size, rank.cores = 2, Fraction(cores)
+    torch.set_num_threads(5)
+    try:
+        with pytest.raises(InterruptedError):
+            collectives.connect(rank)
+        assert torch.get_num_threads() == threads
+        collectives.disconnect()
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_ranks_of_several_hosts_meet_without_a_common_folder(pair: Group) -> None:

@@ -40,11 +40,11 @@ class Board:
 
     Args:
         memory: shared by all ranks and zero at first; a cache line and twice :data:`CAPACITY` for each rank.
+        crowded: this rank has no core to itself.
     """
 
-    def __init__(self, memory: mmap.mmap, rank: int, size: int, aborted: threading.Event) -> None:
-        self._rank, self._size, self._aborted = rank, size, aborted
-        self._crowded = size > len(os.sched_getaffinity(0))
+    def __init__(self, memory: mmap.mmap, rank: int, size: int, aborted: threading.Event, crowded: bool) -> None:
+        self._rank, self._size, self._aborted, self._crowded = rank, size, aborted, crowded
         self._step = 0
         self._posted = memoryview(memory)[: size * _LINE * 8].cast("q")
         whole = np.frombuffer(memory, np.uint8, 2 * size * CAPACITY, size * _LINE * 8)
@@ -72,7 +72,7 @@ class Board:
         finally:
             if made:
                 Path(made).unlink()
-        return cls(memory, rank.rank, rank.size, rank.aborted)
+        return cls(memory, rank.rank, rank.size, rank.aborted, crowded=rank.cores < 1)
 
     def reduce(self, values: np.ndarray, operation: np.ufunc) -> None:
         """Reduce contiguous values over all ranks, in place."""

@@ -222,7 +222,7 @@ def connect(rank: Rank) -> None:
         # Ranks share the processor: if every rank used all cores, each would wait for the others' threads.
         if not _threads_before:  # otherwise connecting failed the last time
             _threads_before.append(torch.get_num_threads())
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // rank.local_size))
+        torch.set_num_threads(min(_threads_before[0], max(1, int(rank.cores))))
     backend = backend_for(rank)
     rank.share_memory()
     if BACKEND not in dist.Backend.backend_list:

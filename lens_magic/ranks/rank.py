@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from . import faults
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 _TEXT_BYTES = 4096  # the longest a path can be
 
 
+def usable_cores() -> set[int]:
+    """Return the processors that this process may run on: a batch scheduler, a container or a launcher may allow it some."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 class Aborted(Exception):
     """Another rank failed; what this rank was computing has been given up."""
 
@@ -29,6 +36,7 @@ class Rank:
     Attributes:
         rank: number of this rank, 0 … size − 1.
         size: number of ranks.
+        cores: how many of its host's processors this rank has: one that n ranks may use counts 1/n.
         store: what functions keep on this rank between calls (the model shard, captured states).
         on_event: called with what functions emit; set on rank 0 during a call.
     """
@@ -39,7 +47,7 @@ class Rank:
         self.rank: int = communicator.rank if communicator is not None else 0
         self.size: int = communicator.size if communicator is not None else 1
         self.store: dict[str, Any] = {}
-        self.local_rank, self.local_size = self._locate()
+        self.local_rank, self.local_size, self.cores = self._locate()
         self._stop = threading.Event()
         self.aborted = aborted or threading.Event()  # set, from another thread, once another rank has failed
         self._pending: Any = None  # the MPI operation being waited for
@@ -50,14 +58,16 @@ class Rank:
         self.board: Board | None = None
         self.gpus: list[str] = []  # every rank's, once they have been compared
 
-    def _locate(self) -> tuple[int, int]:
-        """Return this rank's number among the ranks of its host, and how many those are."""
+    def _locate(self) -> tuple[int, int, Fraction]:
+        """Return this rank's number among the ranks of its host, how many those are, and its share of the processors."""
+        own = usable_cores()
         if self._parent is None:
-            return 0, 1
+            return 0, 1, Fraction(len(own))
         from mpi4py import MPI
 
         local = self._parent.Split_type(MPI.COMM_TYPE_SHARED)
-        place = (local.rank, local.size)
+        users = Counter(core for usable in local.allgather(own) for core in usable)
+        place = (local.rank, local.size, sum((Fraction(1, users[core]) for core in own), Fraction()))
         local.Free()
         return place
 
