@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
-from lens_magic.ranks import collectives, environment, memory, start
+from lens_magic.ranks import collectives, environment, loopback, memory, start
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -341,22 +341,35 @@ def outside_address() -> str | None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="packet filters are Linux's")
-def test_nothing_of_ours_is_heard_beyond_loopback() -> None:
+def test_nothing_of_ours_is_heard_beyond_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     address = outside_address()
     if address is None:
         pytest.skip("this machine has the loopback interface alone")
+    left, restrict = [], loopback.restrict
+
+    def noted(pid: int | None = None, but_not: set[str] | None = None) -> int:
+        left.append(but_not)
+        return restrict(pid, but_not)
+
+    monkeypatch.setattr(loopback, "restrict", noted)
     with socket.create_server(("0.0.0.0", 0)) as users_own:
         group = Group(2)
         try:
             mine = psutil.Process()
-            processes = [*workers(group), *(child for child in mine.children() if child.name() == "prte")]
-            connections = [c for process in processes for c in process.net_connections("tcp")]
-            ports = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
-            assert ports
+            processes = [mine, *workers(group), *(child for child in mine.children() if child.name() == "prte")]
+            listening = [
+                {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+                - {users_own.getsockname()[1]}
+                for process in processes
+            ]
+            assert len(listening) == 3
+            assert all(listening)
+            ports = set.union(*listening)
             for port in ports:
                 with pytest.raises(OSError):  # noqa: PT011 - refused or not answered
                     socket.create_connection((address, port), timeout=0.5).close()
-            # What the user opened is the user's business.
+            # What the user opened is the user's business; what MPI has in this process since its start is not the user's.
+            assert left[0] == {str(Path(f"/proc/self/fd/{users_own.fileno()}").readlink())}
             socket.create_connection((address, users_own.getsockname()[1]), timeout=5).close()
             assert group.call(probes.place) == [(0, 2), (1, 2)]
         finally:

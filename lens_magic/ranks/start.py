@@ -22,6 +22,7 @@ HOSTFILE = "LENS_HOSTFILE"
 _OF_THE_WORLD = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_")  # how the variables begin by which a launcher's ranks know their place
 
 _mpi_of: set[int] = set()  # the process that has initialised MPI
+_mpis_sockets: set[str] = set()  # on which MPI listens in this process since then
 
 
 def launched_ranks() -> int:
@@ -50,11 +51,14 @@ def load_mpi() -> Any:
 
     # After a rank has died MPI_Finalize can crash; ranks end without it (see Group.close).
     mpi4py.rc.finalize = False
+    users = loopback.listening()
     try:
         with temporary_files_in(folder), _hang_up_kept():
             from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise LensError(f"MPI cannot be loaded ({error}); `lens-magic doctor` says what is missing") from error
+    if not _mpi_of:
+        _mpis_sockets.update(loopback.listening() - users)
     _mpi_of.add(os.getpid())
     for communicator in (MPI.COMM_WORLD, MPI.COMM_SELF):
         communicator.Set_errhandler(MPI.ERRORS_RETURN)
@@ -91,7 +95,7 @@ def spawn(size: int) -> Any:
         info.Set("hostfile", os.environ[HOSTFILE])
     os.environ["LENS_WORKER"] = "1"
     folder = prepare(one_host=not several_hosts())
-    users = loopback.listening()
+    users = loopback.listening() - _mpis_sockets
     script = ["-P", entry.__file__]
     try:
         with temporary_files_in(folder), daemon_apart(folder):
