@@ -75,6 +75,17 @@ def fail_while_others_hang(rank: Any, who: int) -> None:
         time.sleep(1)
 
 
+def compare_gpus(rank: Any, stopped: int | None = None) -> list[str]:
+    """Compare; one rank may be stopped before it knows of the others, as by a failure of one that does."""
+    from lens_magic.ranks import collectives
+
+    found = collectives.compare_gpus(rank)
+    if rank.rank == stopped:
+        rank.gpus = []
+        raise ValueError(f"planned on {stopped}")
+    return found
+
+
 def until_stopped(rank: Any) -> int:
     """How many rounds all ranks made together before they agreed to stop."""
     rounds = 0

@@ -215,6 +215,13 @@ def test_a_failure_on_rank_0_is_raised_as_it_is(group: Group) -> None:
     assert len(group.call(probes.place)) == group.size
 
 
+def test_ranks_stopped_while_they_compared_their_gpus_compare_them_again(group: Group) -> None:
+    for who in range(group.size):
+        with pytest.raises((RankError, ValueError), match=f"planned on {who}"):
+            group.call(probes.compare_gpus, who)
+        assert group.call(probes.compare_gpus) == [[""] * group.size] * group.size
+
+
 def test_an_interrupt_stops_all_ranks_at_the_same_step(group: Group) -> None:
     for _ in range(2):
         timer = threading.Timer(0.3, group.interrupt)

@@ -170,7 +170,7 @@ def _create(store: Any, number: int, size: int, timeout: timedelta) -> MPIProces
 
 
 def compare_gpus(rank: Rank) -> list[str]:
-    """Return every rank's GPU, by host and UUID, "" where there is none. Collective the first time.
+    """Return every rank's GPU, by host and UUID, "" where there is none. Collective the first time, and after a failure.
 
     Their numbers would not tell: where a batch scheduler shows each rank one GPU, all of them are number 0.
     """

@@ -172,6 +172,7 @@ class Rank:
     def renew(self) -> None:
         """Replace a communicator that was given up. A collective over all ranks."""
         self.aborted.clear()
+        self.gpus = []  # some ranks may have been stopped before they knew of the others': all compare them again, or none does
         if self._parent is None:
             return
         if self._pending is not None:  # MPI may still write to the buffer it was given; the request keeps that alive
