@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from itertools import pairwise
 from typing import Any
@@ -73,6 +74,16 @@ def fail_while_others_hang(rank: Any, who: int) -> None:
         raise ValueError(f"planned on {who}")
     while True:
         time.sleep(1)
+
+
+released = threading.Event()
+
+
+def fail_while_rank_0_waits(rank: Any) -> None:
+    """Rank 0 waits where it does not hear that another has failed, until it is released."""
+    if rank.rank:
+        raise ValueError(f"planned on {rank.rank}")
+    assert released.wait(10)
 
 
 def compare_gpus(rank: Any, stopped: int | None = None) -> list[str]:

@@ -436,6 +436,26 @@ def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group
     assert time.monotonic() - started < 10
 
 
+def test_rank_0_is_released_from_a_kernel_even_if_another_failed_before_it_began(
+    pair: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
+    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+    monkeypatch.setattr("lens_magic.ranks.collectives.abort_kernels", probes.released.set)
+    pair.call(probes.import_everything)
+    ((_, link),) = pair._workers.values()
+    send = link.send_written
+
+    def slowly(message: bytes) -> None:
+        send(message)
+        pair.rank.aborted.wait(10)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(link, "send_written", slowly)
+    with pytest.raises(RanksLost, match="given up"):
+        pair.call(probes.fail_while_rank_0_waits)
+
+
 @pytest.mark.parametrize(("backend", "ended_by"), [("nccl", "_abort_process_group"), ("lens_mpi", "destroy_process_group")])
 def test_what_ranks_that_are_gone_would_take_part_in_is_not_waited_for(
     backend: str, ended_by: str, monkeypatch: pytest.MonkeyPatch

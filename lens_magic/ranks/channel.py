@@ -79,6 +79,12 @@ class Joined:
     host: str
 
 
+def written(message: object) -> bytes:
+    """Return a message as it is sent."""
+    # Pickled here: the connection's own pickling would share a tensor's memory between processes instead of sending it.
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+
+
 class Link:
     """One end of the channel; sends are safe from any thread."""
 
@@ -88,18 +94,20 @@ class Link:
 
     def send(self, message: object) -> None:
         """Send one message."""
-        # Pickled here: the connection's own pickling would share a tensor's memory between processes instead of sending it.
-        written = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+        self.send_written(written(message))
+
+    def send_written(self, message: bytes) -> None:
+        """Send what :func:`written` has returned: one that goes to several ranks is written once."""
         with self._sending:
-            self.connection.send_bytes(written)
+            self.connection.send_bytes(message)
 
     def receive(self) -> Any:
         """Wait for the next message. EOFError or OSError if the other process is gone; OSError if the message is unreadable."""
-        written = self.connection.recv_bytes()
+        message = self.connection.recv_bytes()
         try:
-            return pickle.loads(written)  # noqa: S301 - from a process that has shown it knows the group's key
+            return pickle.loads(message)  # noqa: S301 - from a process that has shown it knows the group's key
         except Exception as error:
-            raise OSError(f"a message of {len(written)} bytes cannot be read: {error!r}") from error
+            raise OSError(f"a message of {len(message)} bytes cannot be read: {error!r}") from error
 
     def close(self) -> None:
         """Close this end."""

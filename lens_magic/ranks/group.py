@@ -202,11 +202,12 @@ class Group:
     def _run_everywhere(self, command: channel.Call) -> list[Any]:
         with self._changed:
             self._statuses = {}
-        for _, link in self._workers.values():
-            with contextlib.suppress(OSError):  # a rank that has just died is found below, by name
-                link.send(command)
-        self._under_way = command.number
+        message = channel.written(command)
+        self._under_way = command.number  # first: a rank may have failed before the last has heard of the call
         try:
+            for _, link in self._workers.values():
+                with contextlib.suppress(OSError):  # a rank that has just died is found below, by name
+                    link.send_written(message)
             own = _run_here(self.rank, command)
             if own.outcome != "ok":
                 self._abort()
