@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -22,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import LensError, RankError, RanksLost
-from lens_magic.ranks import collectives, environment, loopback, memory, start
+from lens_magic.ranks import board, collectives, environment, loopback, memory, start
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -220,6 +221,30 @@ def test_ranks_stopped_while_they_compared_their_gpus_compare_them_again(group: 
         with pytest.raises((RankError, ValueError), match=f"planned on {who}"):
             group.call(probes.compare_gpus, who)
         assert group.call(probes.compare_gpus) == [[""] * group.size] * group.size
+
+
+def test_ranks_that_cannot_meet_again_after_a_failure_are_given_up(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where no file can be opened for what they share: the others would wait for ever, and no later call would say so."""
+
+    def none_left(size: int) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    collectives.disconnect()  # from the ranks of the tests before
+    try:
+        pair.call(probes.import_everything)
+        assert pair.call(probes.in_a_hurry, 10, 7) == [0, 0]
+        monkeypatch.setattr(board, "_make_file", none_left)
+        ended, begun = workers(pair), time.monotonic()
+        for function in (probes.fail, probes.die):
+            with pytest.raises(RanksLost, match=r"could not meet again \(Too many open files\); .* `%lens restart` starts new"):
+                pair.call(function, 1)
+        assert time.monotonic() - begun < 10
+        assert pair.lost
+        _, alive = psutil.wait_procs(ended, timeout=5)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        pair.close()
+        collectives.disconnect()
 
 
 def test_an_interrupt_stops_all_ranks_at_the_same_step(group: Group) -> None:

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from ..errors import LensError, RankError, RanksLost
+from ..writing import reason_of
 from . import arrival, channel, start, worker
 from .rank import Rank
 
@@ -60,7 +61,7 @@ class Group:
         self._depth = 0
         self._number = 0
         self._interrupted_at = 0.0
-        self._given_up = False
+        self._given_up = ""  # why
         self._under_way: int | None = None  # the number of the running call
         self._loss: RanksLost | None = None
         self.closed = False
@@ -143,8 +144,8 @@ class Group:
 
     @property
     def lost(self) -> bool:
-        """Whether a rank has died, so that only a new group can go on."""
-        return bool(self._gone)
+        """Whether a rank has died or the ranks were given up, so that only a new group can go on."""
+        return bool(self._gone) or self._loss is not None
 
     def interrupt(self) -> bool:
         """Ask the running call to stop; from any thread. A second interrupt, after a while without effect, gives the ranks up.
@@ -255,7 +256,7 @@ class Group:
         if self._gone:
             self._describe_loss()  # names the dead, while they are the only ones
         else:
-            self._given_up = True
+            self._given_up = "the ranks did not stop and were given up"
         self._kill_workers()
         if _waits_in_kernels():
             from .collectives import abort_kernels
@@ -269,10 +270,10 @@ class Group:
             self.rank.renew()
         except Exception as error:
             with self._changed:  # the listening thread learns of a rank that has just died
-                if worker.is_abort(error) or isinstance(error, OSError):
+                if worker.is_abort(error) or isinstance(error, ConnectionError):
                     self._changed.wait_for(lambda: self._gone, GRACE_S)
-            if not self._gone:
-                raise
+            if not self._gone:  # they wait for this rank, and would take part in no other call
+                self._given_up = f"the ranks were given up: after a failure they could not meet again ({reason_of(error)})"
             raise self._describe_loss() from error
 
     @contextlib.contextmanager
@@ -333,7 +334,7 @@ class Group:
             raise RanksLost("the ranks belong to the process that this one was forked from; use them there")
         if self.closed:
             raise RanksLost("these ranks were ended; `%lens restart` starts new ones")
-        if self._gone:
+        if self.lost:
             raise self._describe_loss()
 
     def _describe_loss(self) -> RanksLost:
@@ -344,7 +345,7 @@ class Group:
                 dead = sorted(self._gone)
             names = ", ".join(f"rank {number} (pid {self._workers[number][0].pid})" for number in dead)
             ended = "these ranks were ended while they worked" if self.closed else f"{names} ended unexpectedly"
-            happened = "the ranks did not stop and were given up" if self._given_up else ended
+            happened = self._given_up or ended
             remedy = "start the job again" if self.joined else "`%lens restart` starts new ranks and loads the model again"
             self._loss = RanksLost(f"{happened}; variables and results are untouched, {remedy}")
             self._kill_workers()
