@@ -86,6 +86,14 @@ def fail_while_rank_0_waits(rank: Any) -> None:
     assert released.wait(10)
 
 
+def refuse(rank: Any, who: int) -> None:
+    from lens_magic.errors import LensError
+
+    if rank.rank == who:
+        raise LensError(f"{who} is refused; another would do")
+    rank.wait_for(rank.communicator.Ibarrier())
+
+
 def compare_gpus(rank: Any, stopped: int | None = None) -> list[str]:
     """Compare; one rank may be stopped before it knows of the others, as by a failure of one that does."""
     from lens_magic.ranks import collectives

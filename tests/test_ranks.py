@@ -216,6 +216,14 @@ def test_a_failure_on_rank_0_is_raised_as_it_is(group: Group) -> None:
     assert len(group.call(probes.place)) == group.size
 
 
+def test_what_the_user_can_mend_is_told_alike_by_every_rank(group: Group) -> None:
+    for who in range(group.size):
+        with pytest.raises(LensError) as caught:
+            group.call(probes.refuse, who)
+        assert caught.value._render_traceback_() == [f"LensError: {who} is refused; another would do"]
+    assert len(group.call(probes.place)) == group.size
+
+
 def test_ranks_stopped_while_they_compared_their_gpus_compare_them_again(group: Group) -> None:
     for who in range(group.size):
         with pytest.raises((RankError, ValueError), match=f"planned on {who}"):

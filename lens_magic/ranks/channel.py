@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
+from ..errors import LensError, RankError
 from .environment import runtime_folder
 
 
@@ -60,14 +61,29 @@ class Output:
 
 @dataclass(frozen=True)
 class Status:
-    """Up: how call ``number`` ended on a rank: "ok" with its value, "error", or "aborted" because another rank failed."""
+    """Up: how call ``number`` ended on a rank: "ok" with its value, "error", or "aborted" because another rank failed.
+
+    An error is ``expected`` if it is a LensError: its text, in ``summary``, says all that the user needs.
+    """
 
     number: int
     outcome: str
     value: Any = None
     summary: str = ""
     traceback: str = ""
+    expected: bool = False
     error: BaseException | None = None
+
+
+def failure(statuses: dict[int, Status]) -> BaseException:
+    """Return the error to raise: rank 0's own, else the first other rank's; one that only echoes another's as a last resort."""
+    own = statuses[0]
+    if own.outcome == "error" and own.error is not None:
+        return own.error
+    for number, status in sorted(statuses.items()):
+        if status.outcome == "error":
+            return LensError(status.summary) if status.expected else RankError(number, status.summary, status.traceback)
+    return own.error or LensError("the ranks gave up without saying why")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ group usable. A rank that dies ends the group: every later call raises :class:`R
 
 Life of a call: the command goes to all ranks; each runs it, rank 0 in the calling thread; the statuses come back; if any
 rank failed, the communicator the failure interrupted is replaced on all; then the failure is raised, with the number and
-the traceback of the rank it came from.
+the traceback of the rank it came from, unless it is one that the user can mend, which is told in one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from ..errors import LensError, RankError, RanksLost
+from ..errors import LensError, RanksLost
 from ..writing import reason_of
 from . import arrival, channel, start, worker
 from .rank import Rank
@@ -90,7 +90,7 @@ class Group:
 
         Raises:
             LensError: a call is under way already (a widget's callback in another thread, say).
-            RankError: the function failed on another rank. An error on rank 0 is raised as it is.
+            RankError: the function failed on another rank. An error on rank 0 is raised as it is, a LensError on any rank too.
             RanksLost: a rank has died.
         """
         with self.exclusive():
@@ -219,7 +219,7 @@ class Group:
             raise self._describe_loss() from own.error
         if any(status.outcome != "ok" for status in statuses.values()):
             self._renew()
-            raise _failure(statuses)
+            raise channel.failure(statuses)
         return [statuses[number].value for number in range(self.size)]
 
     def _wait_for_statuses(self) -> dict[int, channel.Status]:
@@ -389,14 +389,3 @@ def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
     raised: list[BaseException] = []
     status = worker.run(rank, command, raised.append)
     return status if not raised else channel.Status(status.number, status.outcome, error=raised[0])
-
-
-def _failure(statuses: dict[int, channel.Status]) -> BaseException:
-    """Return the error to raise: rank 0's own, else the first other rank's; one that only echoes another's as a last resort."""
-    own = statuses[0]
-    if own.outcome == "error" and own.error is not None:
-        return own.error
-    for number, status in sorted(statuses.items()):
-        if status.outcome == "error":
-            return RankError(number, status.summary, status.traceback)
-    return own.error or LensError("the ranks gave up without saying why")

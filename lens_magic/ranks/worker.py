@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import LensError
 from ..importing import AHEAD
 from . import channel, start
 from .environment import remove_runtime_folder, restore_temporary_files
@@ -74,8 +75,9 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
         if is_abort(error):
             error.__traceback__ = None  # nobody needs it, and its frames keep alive what the ranks share
             return channel.Status(call.number, "aborted")
-        summary = f"{type(error).__name__}: {error}".rstrip(": ")
-        return channel.Status(call.number, "error", None, summary, traceback.format_exc())
+        expected = isinstance(error, LensError)
+        summary = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
+        return channel.Status(call.number, "error", None, summary, traceback.format_exc(), expected)
     finally:
         _flush()
     return channel.Status(call.number, "ok", value)
