@@ -145,10 +145,10 @@ def _run(parsed: argparse.Namespace) -> int:
     from .view.progress import watched
     from .view.terminal import table_text
 
-    outputs = [path_of(path) for path in parsed.out]
-    check_outputs(outputs)
-    session = open_session(parsed.ranks)
+    session = open_session(parsed.ranks)  # first: of ranks that were launched rank 0 alone returns, and writes
     try:
+        outputs = [path_of(path) for path in parsed.out]
+        check_outputs(outputs)
         with watched(parsed.max_new_tokens, loading=f"loading {parsed.model}") as told:
             session.load(parsed.model, **load_options(parsed), on_event=told)
             steer = vectors.terms_of(session, parsed.steer)
