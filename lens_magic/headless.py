@@ -56,8 +56,8 @@ def open_session(ranks: str | None) -> sessions.Session:
 
         if start.load_mpi().COMM_WORLD.rank != 0:
             worker.serve(start.joined_world())
-        session = sessions.Session(launched)
-        session.start_in_background(joined=True)
+        session = sessions.Session(launched, launched=True)
+        session.start_in_background()
     else:
         session = sessions.Session(check_ranks(ranks) if ranks is not None else default_ranks())
     sessions.use(session)

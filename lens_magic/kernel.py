@@ -91,19 +91,19 @@ def connection_file(arguments: list[str]) -> str | None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the kernel until it is shut down; ranks above 0 of a launched world serve rank 0 instead."""
-    launched = launched_ranks() > 1
-    if launched and _serve_if_not_first():
+    launched = launched_ranks()
+    if launched > 1 and _serve_if_not_first():
         return
     path = connection_file(sys.argv[1:] if arguments is None else arguments)
     try:
-        session = sessions.Session(default_ranks())
+        session = sessions.Session(launched, launched=True) if launched > 1 else sessions.Session(default_ranks())
     except LensError as error:  # a bad LENS_RANKS: the kernel starts, and reports it when ranks are needed
         session = sessions.Session(1)
         session.fail_with(error)
     sessions.use(session)
     app = LensKernelApp.instance(kernel_class=LensKernel, extra_extensions=["lens_magic"])
     app.initialize(["-f", path] if path else [])
-    session.start_in_background(joined=launched)
+    session.start_in_background()
     try:
         app.start()
         while not app.kernel.shut_down and _is_interrupted(app.io_loop.start):

@@ -45,10 +45,12 @@ class Session:
 
     Args:
         ranks: number of ranks a model is loaded on by default.
+        launched: a launcher has started that many, which are only joined, once; no others can be started.
     """
 
-    def __init__(self, ranks: int = 1) -> None:
+    def __init__(self, ranks: int = 1, launched: bool = False) -> None:
         self.default_ranks = ranks
+        self._launched, self._joined = launched, False
         self.model: Model | None = None
         self.vectors: dict[str, SteeringVector] = {}  # by the names given with %steer; they outlive a model
         # The model to load at the next restart, and on how many ranks, if it was dropped and none has replaced it.
@@ -60,24 +62,22 @@ class Session:
 
     # -- ranks ---------------------------------------------------------------------------------------------------------
 
-    def start_in_background(self, joined: bool = False) -> None:
-        """Start the ranks while the user types; an error is raised by the first command that needs them.
-
-        Args:
-            joined: a launcher has started the ranks, so they are only joined.
-        """
-
+    def start_in_background(self) -> None:
+        """Start the ranks, or join them, while the user types; an error is raised by the first command that needs them."""
         if self._group is not None:
             return  # code in a startup file needed them, so they are there
-        if self._start_error is not None or (self.default_ranks == 1 and not joined):
+        if self._start_error is not None or (self.default_ranks == 1 and not self._launched):
             return  # a single rank is this process: nothing to start
 
         def start() -> None:
             try:
-                self._group = self._new_group(self.default_ranks, joined)
-                self.default_ranks = self._group.size
+                self._group = self._new_group(self.default_ranks)
             except LensError as error:
                 self._start_error = error
+            except Exception as error:  # of a socket, say: in this thread nobody would see it
+                remedy = "start the job again" if self._launched else "`%lens restart` tries again"
+                self._start_error = LensError(f"the ranks could not be started ({type(error).__name__}: {error}); {remedy}")
+                self._start_error.__cause__ = error
 
         self._starting = threading.Thread(target=start, name="lens-start", daemon=True)
         self._starting.start()
@@ -110,10 +110,13 @@ class Session:
         """The group if it is there already; this never starts one or waits."""
         return self._group
 
-    def _new_group(self, size: int, joined: bool = False) -> Group:
+    def _new_group(self, size: int) -> Group:
         from .ranks.group import Group
 
-        return Group(size, joined)
+        if self._joined:
+            raise LensError("these ranks were started by a launcher (mpiexec); start the job again")
+        self._joined = self._launched
+        return Group(size, joined=self._launched)
 
     def _group_of(self, ranks: int | None) -> Group:
         """Return a group of this many ranks, replacing one of another size (or one whose ranks were lost)."""

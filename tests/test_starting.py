@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -294,6 +295,36 @@ def test_ranks_that_a_startup_file_has_needed_are_not_started_again() -> None:
     session.default_ranks = 2
     session.start_in_background()
     assert session.group is group
+
+
+@pytest.mark.parametrize(
+    ("launched", "first", "then"),
+    [
+        (False, "`%lens restart` tries again", "once more: 3"),
+        (True, "start the job again", "started by a launcher .*; start the job again"),
+    ],
+)
+def test_whatever_keeps_ranks_from_starting_is_told_and_launched_ones_are_joined_once(
+    launched: bool, first: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a thread's traceback; and more ranks, spawned, are none of a launched world."""
+    asked = []
+
+    def fails(size: int, joined: bool = False) -> Group:
+        asked.append(joined)
+        if len(asked) == 1:
+            raise multiprocessing.AuthenticationError("digest was wrong")
+        raise LensError(f"once more: {size}")
+
+    monkeypatch.setattr("lens_magic.ranks.group.Group", fails)
+    session = Session(3, launched)
+    session.start_in_background()
+    with pytest.raises(LensError, match=rf"not be started \(AuthenticationError: digest was wrong\); {first}"):
+        assert session.group
+    for act in (lambda: session.group, session.restart, lambda: session.load("demo", ranks=2)):
+        with pytest.raises(LensError, match=then.replace("3", "[23]")):
+            act()
+    assert (asked == [True]) if launched else not any(asked)
 
 
 def test_ranks_that_end_leave_no_memory_of_their_gpu_cached(monkeypatch: pytest.MonkeyPatch) -> None:
