@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import pickle
+import shutil
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -345,6 +347,29 @@ def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [path for path, _ in kept.listing().files] == [paths[2], paths[1]]
     assert kept.clear() == 2
     assert kept.listing().files == []
+
+
+def test_kept_runs_are_in_order_when_clocks_are_put_back(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are in UTC; older ones, in local time, are still known."""
+    from lens_magic.lens import kept
+
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        hour = 3_600_000_000_000
+        begin = 1_729_989_000 * 10**9  # 2024-10-27 02:30 in summer time; an hour later it is 02:30 again
+        moments = iter((begin, begin + hour - 10**9, begin + 2 * hour))
+        monkeypatch.setattr(kept.time, "time_ns", lambda: next(moments))
+        paths = [kept.keep(run) for _ in range(3)]
+        assert [path.name[:13] for path in paths] == ["20241027-0030", "20241027-0129", "20241027-0230"]
+        older = kept.folder() / "20241027-013000-000000000.nc"  # 01:30 in summer time is 23:30 in UTC
+        shutil.copy(paths[0], older)
+        (kept.folder() / "20241327-013000-000000000.nc").write_bytes(b"the user's own")
+        assert [path for path, _ in kept.listing().files] == [*reversed(paths), older]
+        assert kept.clear() == 4
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_kept_runs_that_another_kernel_removes_meanwhile(

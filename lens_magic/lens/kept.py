@@ -8,6 +8,7 @@ import re
 import time
 import warnings
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from .run import LensRun
 MOST = 100
 """How many runs are kept; the oldest are deleted first."""
 
-_NAME = re.compile(r"\d{8}-\d{6}-\d{9}\.nc")  # any other file in that folder is the user's own
+_NAME = re.compile(r"(\d{8}-\d{6})-(\d{9})(Z?)\.nc")  # any other file in that folder is the user's own
+_TIME = "%Y%m%d-%H%M%S"
 
 
 def folder() -> Path:
@@ -36,7 +38,7 @@ def keep(run: LensRun) -> Path | None:
         place = folder()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         seconds, rest = divmod(time.time_ns(), 10**9)  # one reading: from two, a name could sort before the previous run's
-        path = run.save(place / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(seconds))}-{rest:09d}.nc")
+        path = run.save(place / f"{time.strftime(_TIME, time.gmtime(seconds))}-{rest:09d}Z.nc")  # UTC: no hour comes twice
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
@@ -56,7 +58,22 @@ def clear() -> int:
 
 def _files() -> list[Path]:
     """Return the files of the kept runs, newest first."""
-    return sorted((file for file in folder().glob("*.nc") if _NAME.fullmatch(file.name)), reverse=True)
+    kept = [(when, file) for file in folder().glob("*.nc") if (when := _when(file)) is not None]
+    return [file for _, file in sorted(kept, reverse=True)]
+
+
+def _when(file: Path) -> tuple[float, str] | None:
+    """Return the time that a kept run's name says, in seconds and nanoseconds; None if it is not such a name.
+
+    In UTC, which a Z at its end says; before there was one, names had the local time.
+    """
+    if (named := _NAME.fullmatch(file.name)) is None:
+        return None
+    try:
+        moment = datetime.strptime(named[1], _TIME)
+        return moment.replace(tzinfo=UTC if named[3] else None).timestamp(), named[2]
+    except (OverflowError, ValueError):  # a 13th month
+        return None
 
 
 @dataclass(frozen=True)
