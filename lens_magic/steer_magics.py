@@ -16,8 +16,10 @@ from IPython.display import display
 from . import comparing, vectors
 from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
+from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
+from .paths import path_of
 from .view.progress import Bars
 from .view.steered import Streaming
 from .words import as_name, counted
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from .steer.ablation import SiteAblation
     from .steer.report import SteerabilityReport
     from .steer.vector import SteeringVector
+
+_SOURCES = "a variable, a JSON Lines file, or a set: the demo's (demo/mood-pairs, …) or one of Perez et al."
 
 
 @magics_class
@@ -111,13 +115,17 @@ def _words(line: str) -> list[str]:
 
 def value_of(word: str, variables: Mapping[str, Any]) -> Any:
     """Resolve ``VAR_OR_FILE``: return the variable's value if there is such a variable, else the word itself."""
-    return variables.get(as_name(word), word) if word.isidentifier() else word
+    if not word.isidentifier() or path_of(word).is_file():
+        return variables.get(as_name(word), word)
+    if as_name(word) not in variables:
+        raise LensError(f"there is no variable {word!r}, and no such file; {', '.join(data_sets())} are there")
+    return variables[as_name(word)]
 
 
 def _train(words: list[str], shell: Any) -> SteeringVector:
     parser = Parser(prog="%steer train", description="Learn a direction from pairs and keep it under a name.")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--pairs", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
+    parser.add_argument("--pairs", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     parser.add_argument("-l", "--layers", default="5", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (5)")
     parser.add_argument("--site", default="post_ln", help="resid_pre, attn_out, post_ln, mlp_out or resid_post (post_ln)")
     parser.add_argument("--position", default="label", help="label, last or mean: which tokens are read (label)")
@@ -218,7 +226,7 @@ def _drop(words: list[str], shell: Any) -> None:
 def _measuring_parser(prog: str, description: str) -> Parser:
     parser = Parser(prog=prog, description=description)
     add = parser.add_argument
-    add("--data", required=True, metavar="VAR_OR_FILE", help="a variable, a JSON Lines file, or a Perez set")
+    add("--data", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     add("-l", "--layers", metavar="SPEC", help="layers, one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
     add("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="a range, or a list such as -1,0,1 (-1.5:1.5:0.5)")
     _add_out(parser, "report")

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import lens_magic as lens
-from lens_magic.demo import path as demo_path
+from lens_magic import demo
 from lens_magic.steer import data, labels
 
-DEMO = demo_path().parent / "data"
+DEMO = demo.path().parent / "data"
 
 
 def item(question: str, matching: Any = " (A)", other: Any = " (B)") -> dict[str, Any]:
@@ -114,6 +114,16 @@ def test_texts_train_and_do_not_measure() -> None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_demos_sets_are_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(demo.data_sets()) == ["demo/mood-pairs", "demo/persona-heldout", "demo/persona-pairs", "demo/persona-train"]
+    for name, file in demo.data_sets().items():
+        assert data.read(name).digests == data.read(file).digests
+    monkeypatch.chdir(tmp_path)
+    Path("demo").mkdir()
+    Path("demo/mood-pairs").write_text('{"positive": "a", "negative": "b"}')  # a file of that name is what was meant
+    assert len(data.read("demo/mood-pairs")) == 1
 
 
 def test_files(tmp_path: Path) -> None:

@@ -291,6 +291,7 @@ def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.Monk
         ("%steer train a:b --pairs items", "'a:b' cannot name a vector"),
         ("%steer train warm --pairs nothing.jsonl -l 1", "'nothing.jsonl' is no file, and no set of Perez et al."),
         ("%steer train warm --pairs [] -l 1", "'[]' is no file"),
+        ("%steer train warm --pairs nowhere -l 1", "there is no variable 'nowhere', and no such file; demo/mood-pairs, demo/"),
         ("%steer train warm --pairs empty -l 1", "there are no items"),
         ("%steer train warm --pairs texts -l 1", "are texts, which have no label"),
         ("%steer train warm --pairs items", "layer 5 is out of range; the model has 4"),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import demo
 from ..errors import LensError
 from ..paths import path_of
 from ..words import counted
@@ -124,8 +125,9 @@ def read(source: Any, kind: Literal["any", "questions"] = "any") -> Items:
     """Read items; reject and count those that cannot be used.
 
     Args:
-        source: a JSON Lines file (or one JSON list), the name of a set of Perez et al., or an iterable of
-            ``{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`` or ``{"positive", "negative"}``.
+        source: a JSON Lines file (or one JSON list), the name of a set of Perez et al. or of the demo (``demo/mood-pairs``), or
+            an iterable of ``{"question", "answer_matching_behavior", "answer_not_matching_behavior"}`` or
+            ``{"positive", "negative"}``.
         kind: "questions" takes only the first form, which evaluation needs.
 
     Raises:
@@ -153,10 +155,15 @@ def records(source: Any) -> list[Any]:
         path = path_of(source)
         if path.is_file():
             return _parse(path)
+        if own := demo.data_sets().get(str(source)):
+            return _parse(own)
         if str(source).removeprefix("human/") in (*_SETS, *_SHORT_NAMES):
             return perez(str(source))
         names = ", ".join((*_SHORT_NAMES, *_SETS[:6]))
-        raise LensError(f"{str(source)!r} is no file, and no set of Perez et al. ({names}, …)")
+        raise LensError(
+            f"{str(source)!r} is no file, and no set of Perez et al. ({names}, …) "
+            f"or of the demo ({', '.join(demo.data_sets())})"
+        )
     if isinstance(source, Mapping) or hasattr(source, "iterrows") or not isinstance(source, Iterable):
         hint = "; frame.to_dict('records') would do" if hasattr(source, "iterrows") else ""
         raise LensError(f"items should be a list of dicts or a JSON Lines file, not {type(source).__name__}{hint}")
