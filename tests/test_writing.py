@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,46 @@ def test_a_link_stays_a_link_and_what_is_private_stays_private(tmp_path: Path) -
     assert link.is_symlink()
     assert real.read_text() == "new"
     assert real.stat().st_mode & 0o777 == 0o600
+
+
+def write_folder(path: Path, **files: str) -> None:
+    with written_whole(path) as partial:
+        partial.mkdir()
+        for name, text in files.items():
+            (partial / name).write_text(text)
+
+
+def test_a_folder_replaces_another_with_all_that_is_in_it(tmp_path: Path) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    write_folder(real, a="old", b="old")
+    real.chmod(0o700)
+    link.symlink_to(real)
+    write_folder(link, a="new")
+    assert link.is_symlink()
+    assert [(file.name, file.read_text()) for file in real.iterdir()] == [("a", "new")]
+    assert real.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(LensError, match="cannot be written: No such file or directory"):
+        write_folder(real, **{"no/folder": "new"})
+    assert [(file.name, file.read_text()) for file in real.iterdir()] == [("a", "new")]
+    assert sorted(tmp_path.iterdir()) == [link, real]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_threads_that_write_the_same_do_not_meet(kind: str, tmp_path: Path) -> None:
+    target, together = tmp_path / "same", threading.Barrier(4)
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            together.wait(10)
+            if kind == "file":
+                write(target, str(number))
+            else:
+                write_folder(target, text=str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert list(tmp_path.iterdir()) == [target]
+    assert (target if kind == "file" else target / "text").read_text() in "0123"
 
 
 def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +15,7 @@ from ..importing import import_whole
 from ..netcdf import write_netcdf
 from ..reading import read_as
 from ..words import printable
-from ..writing import reason_of, written_whole
+from ..writing import written_whole
 from .variables import TRACKED, VARIABLES
 
 if TYPE_CHECKING:
@@ -74,37 +71,13 @@ def save(run: LensRun, path: Path) -> Path:
     dataset = packed(run)
     if kind == "zarr":
         require_zarr()
-        with _folder_written_whole(path.resolve()) as partial:
+        require_own(path)
+        with written_whole(path) as partial:
             dataset.to_zarr(partial, mode="w", zarr_format=2)  # version 3 has no settled form for strings
         return path
     bulky = [name for name in (*VARIABLES, *TRACKED) if name in dataset and dataset[name].size]
     compressed = {name: {"zlib": True, "complevel": 1, "shuffle": True} for name in bulky}
     return write_netcdf(path, {"": dataset}, compressed)
-
-
-@contextlib.contextmanager
-def _folder_written_whole(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder to write a run to in a ``with`` block; if the block succeeds, it replaces ``target``.
-
-    Raises:
-        LensError: it cannot be written there, or ``target`` exists and is not a saved run.
-    """
-    if not target.parent.is_dir():
-        raise LensError(f"{str(target)!r}: there is no folder {target.parent}")
-    require_own(target)
-    partial, old = (target.with_name(f".{target.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
-    try:
-        yield partial
-        if target.exists():
-            target.replace(old)  # a folder cannot replace one that is not empty
-        partial.replace(target)
-    except (OSError, ValueError) as error:
-        raise LensError(f"{target} cannot be written: {reason_of(error)}") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.replace(target)
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def packed(run: LensRun) -> xr.Dataset:
