@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import session as sessions
 from .errors import LensError
+from .lens.files import RUN_ENDINGS
 from .options import check_ranks, default_ranks
 from .outputs import check_output
 from .ranks.start import launched_ranks
@@ -14,7 +15,7 @@ from .ranks.start import launched_ranks
 if TYPE_CHECKING:
     from .lens.run import LensRun
 
-_ENDINGS = (".json", ".html", ".nc", ".zarr")
+_ENDINGS = (".json", ".html", *RUN_ENDINGS)
 
 
 def check_outputs(paths: list[Path]) -> None:

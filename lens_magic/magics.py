@@ -15,6 +15,7 @@ from . import session as sessions
 from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
 from .lens import kept
+from .lens.files import RUN_ENDINGS
 from .outputs import check_output
 from .paths import path_of
 from .ranks.status import Status
@@ -144,7 +145,7 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
 
 def _check_target(path: str) -> None:
     target = path_of(path)
-    if target.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
+    if target.suffix not in RUN_ENDINGS:
         raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
     check_output("--save", target)
 

@@ -7,10 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .errors import LensError
 from .writing import written_whole
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+NETCDF_ENDINGS = (".nc", ".netcdf", ".h5")
+
+
+def require_netcdf(path: Path) -> Path:
+    """Return a path to write NetCDF to or read it from.
+
+    Raises:
+        LensError: it has none of NetCDF's endings.
+    """
+    if path.suffix not in NETCDF_ENDINGS:
+        raise LensError(f"{path.name!r} should end in .nc (NetCDF)")
+    return path
 
 
 def write_netcdf(path: Path, datasets: Mapping[str, xr.Dataset], encoding: Mapping[str, Any] | None = None) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from lens_magic.errors import LensError
+from lens_magic.netcdf import NETCDF_ENDINGS
 from lens_magic.steer import statistics
 from lens_magic.steer.report import SteerabilityReport, open_report
 
@@ -180,15 +181,16 @@ def test_a_report_is_a_value() -> None:
         report.propensities[0] = 0
 
 
-def test_saving_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", NETCDF_ENDINGS)
+def test_saving_loses_nothing(tmp_path: Path, ending: str) -> None:
     report = planted(slopes_around(0.5, layers=2), questions=tuple(f"Ω {n} \x00\n{HOSTILE}" for n in range(40)))
-    again = open_report(report.save(tmp_path / "report.nc"))
+    again = open_report(report.save(tmp_path / f"report{ending}"))
     np.testing.assert_array_equal(again.propensities, report.propensities)
     np.testing.assert_array_equal(again.unsteered, report.unsteered)
     arrays = {"propensities": report.propensities, "unsteered": report.unsteered}
     assert vars(replace(again, **arrays)).items() >= {k: v for k, v in vars(report).items() if k not in arrays}.items()
     assert again.summary().equals(report.summary())
-    assert list(tmp_path.iterdir()) == [tmp_path / "report.nc"]
+    assert list(tmp_path.iterdir()) == [tmp_path / f"report{ending}"]
 
 
 def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ import torch
 import xarray as xr
 
 import lens_magic as lens
+from lens_magic import headless
+from lens_magic.lens.files import RUN_ENDINGS
 from lens_magic.view.terminal import table_text
 
 Checkpoints = Callable[[str], Path]
@@ -93,11 +95,13 @@ def test_what_the_papers_json_has_no_place_for_is_refused(run: lens.LensRun, tmp
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("ending", [".nc", ".zarr"])
+@pytest.mark.parametrize("ending", RUN_ENDINGS)
 def test_saving_loses_nothing(run: lens.LensRun, tmp_path: Path, ending: str) -> None:
     if ending == ".zarr":
         pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
-    path = run.save(tmp_path / f"run{ending}")
+    path = tmp_path / f"run{ending}"
+    headless.check_outputs([path])
+    assert run.save(path) == path
     again = lens.open_run(path)
     for name, values in run.variables.items():
         assert (again.variables[name] == values).all()

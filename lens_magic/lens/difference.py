@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from ..netcdf import write_netcdf
+from ..netcdf import require_netcdf, write_netcdf
 from ..paths import path_of
 from ..reading import read_as
 from ..steer.spans import in_short
@@ -140,7 +140,7 @@ class LensDiff:
 
         kl = xr.Dataset({"kl": (("site", "layer", "position"), self.kl)}, attrs={"lens_magic_diff": FORMAT})
         runs = {"base": files.packed(self.base), "steered": files.packed(self.steered)}
-        return write_netcdf(_netcdf(path), {"": kl, **runs})
+        return write_netcdf(require_netcdf(path_of(path)), {"": kl, **runs})
 
     @classmethod
     def load(cls, path: str | Path) -> LensDiff:
@@ -151,7 +151,7 @@ class LensDiff:
         """
         import xarray as xr
 
-        source = _netcdf(path)
+        source = require_netcdf(path_of(path))
         if not source.is_file():
             raise LensError(f"there is no file {source}")
         with read_as("a saved difference", source, hdf5=True):
@@ -178,13 +178,6 @@ class LensDiff:
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)
-
-
-def _netcdf(path: str | Path) -> Path:
-    target = path_of(path)
-    if target.suffix not in (".nc", ".netcdf", ".h5"):
-        raise LensError(f"{target.name!r} should end in .nc (NetCDF)")
-    return target
 
 
 # -- on the ranks -------------------------------------------------------------------------------------------------------

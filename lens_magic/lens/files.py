@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..importing import import_whole
-from ..netcdf import write_netcdf
+from ..netcdf import NETCDF_ENDINGS, write_netcdf
 from ..reading import read_as
 from ..words import printable
 from ..writing import written_whole
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .run import LensRun
 
 FORMAT = 1
+RUN_ENDINGS = (*NETCDF_ENDINGS, ".zarr")
+"""Endings of files that a run is saved to."""
 _PAPER_NAMES = {"attn_out": "attention_mechanism", "mlp_out": "mlp_output", "resid_post": "block_output"}
 _IN_ATTRIBUTES = ("prompt", "text", "timings", "memory", "options", "provenance", "interrupted")
 _PLAIN_CODECS = {"blosc", "lz4", "zlib", "zstd", "vlen-utf8"}
@@ -60,7 +62,7 @@ def to_dataset(run: LensRun) -> xr.Dataset:
 
 
 def _suffix(path: Path) -> str:
-    if path.suffix not in (".nc", ".netcdf", ".h5", ".zarr"):
+    if path.suffix not in RUN_ENDINGS:
         raise LensError(f"{path.name!r} should end in .nc (NetCDF) or .zarr (Zarr)")
     return "zarr" if path.suffix == ".zarr" else "netcdf"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from ..netcdf import write_netcdf
+from ..netcdf import require_netcdf, write_netcdf
 from ..reading import read_as
 from ..words import printable
 
@@ -52,7 +52,7 @@ def save(reports: Mapping[str, SteerabilityReport], path: Path, **also: Any) -> 
         reports: by group; "" is the root.
         also: other values to keep, as JSON.
     """
-    _check(path)
+    require_netcdf(path)
     kept = {name: json.dumps(value) for name, value in also.items()}
     return write_netcdf(path, {group: _stored(report).assign_attrs(kept) for group, report in reports.items()})
 
@@ -70,7 +70,7 @@ def read(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Read what :func:`save` wrote: the fields of each report by group, and the other values."""
     import xarray as xr
 
-    _check(path)
+    require_netcdf(path)
     if not path.is_file():
         raise LensError(f"there is no file {path}")
     with read_as("a saved report", path, hdf5=True):
@@ -98,8 +98,3 @@ def _fields(dataset: xr.Dataset) -> dict[str, Any]:
         "propensities": dataset["propensity"].values,
         "unsteered": dataset["unsteered"].values,
     }
-
-
-def _check(path: Path) -> None:
-    if path.suffix not in (".nc", ".netcdf"):
-        raise LensError(f"{path.name!r} should end in .nc (NetCDF)")
