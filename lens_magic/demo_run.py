@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .errors import LensError
+from .errors import LensError, reason_of
 from .paths import path_of
-from .writing import reason_of
 
 TUTORIAL = "01-logit-lens.ipynb"
 _RUN = "run"  # the variable that holds the tutorial's first run

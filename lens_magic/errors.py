@@ -47,6 +47,17 @@ class Interrupted(KeyboardInterrupt):
         self.result = result
 
 
+def reason_of(error: Exception, whole: bool = False) -> str:
+    """Return in one line why something failed.
+
+    Args:
+        whole: take all the error says, a path too, not its first line: the hub's errors begin with a number, those of
+            transformers may begin with a list's heading, and both give the reason below.
+    """
+    text = str(error) if whole else getattr(error, "strerror", None) or str(error).strip().partition("\n")[0]
+    return " ".join(str(text).split()) or type(error).__name__
+
+
 def unless_stopped(result: _Result, stopped: bool) -> _Result:
     """Return a result, or raise it as :class:`Interrupted`, so that an interrupt does not lose it.
 

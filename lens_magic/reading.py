@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import LensError
+from .errors import LensError, reason_of
 
 
 @contextlib.contextmanager
@@ -26,6 +26,8 @@ def read_as(what: str, path: Path, hdf5: bool = False) -> Iterator[None]:
 
             h5py.File(path, "r").close()
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0] if not isinstance(error, KeyError) else f"it has no {error}"
+    except LensError:
+        raise
+    except Exception as error:  # HDF5, Zarr and each of its codecs have their own, with no common base
+        reason = reason_of(error) if not isinstance(error, KeyError) else f"it has no {error}"
         raise LensError(f"{path} is not {what}: {reason}") from error

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import LensError
+from .errors import LensError, reason_of
 from .paths import path_of
 
 
@@ -70,8 +70,3 @@ def _remove(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def reason_of(error: Exception) -> str:
-    """Return in one line why something could not be written."""
-    return str(getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]

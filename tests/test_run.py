@@ -161,6 +161,37 @@ def test_a_codec_that_unpickles_is_refused(run: lens.LensRun, tmp_path: Path) ->
         lens.open_run(path)
 
 
+@pytest.mark.parametrize("codec", ["blosc", "lz4", "zlib", "zstd", "vlen-utf8"])
+def test_a_damaged_chunk_is_one_line(run: lens.LensRun, tmp_path: Path, codec: str) -> None:
+    """Each codec has errors of its own."""
+    pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
+    numcodecs = pytest.importorskip("numcodecs")
+    path = run.save(tmp_path / "run.zarr")
+    array, chunk = path / "entropy" / ".zarray", path / "entropy" / "0.0.0"
+    stated = json.loads(array.read_text())
+    if codec == "vlen-utf8":
+        texts = np.array(["one", "two"], dtype=object)
+        whole = numcodecs.VLenUTF8().encode(texts)
+        stated |= {"shape": [2], "chunks": [2], "dtype": "|O", "fill_value": "", "compressor": None}
+        stated["filters"] = [{"id": "vlen-utf8"}]
+        (path / "entropy" / ".zattrs").write_text('{"_ARRAY_DIMENSIONS": ["text"]}')
+        chunk.unlink()
+        chunk = chunk.with_name("0")
+    else:
+        coder = numcodecs.get_codec({"id": codec})
+        whole = coder.encode(np.ascontiguousarray(run.variables["entropy"]))
+        stated |= {"compressor": coder.get_config(), "chunks": stated["shape"]}
+    array.write_text(json.dumps(stated))
+    chunk.write_bytes(whole)
+    if codec != "vlen-utf8":
+        assert lens.open_run(path).output_ids == run.output_ids
+    for damaged in (whole[: len(whole) // 2], b""):
+        chunk.write_bytes(damaged)
+        with pytest.raises(lens.LensError, match=r"run\.zarr is not a saved run: .") as refused:
+            lens.open_run(path)
+        assert "\n" not in str(refused.value)
+
+
 def test_a_link_in_a_folder_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
     """What it leads to would be read, and not have been looked at."""
     pytest.importorskip("zarr", reason="Zarr files need the zarr extra")

@@ -198,6 +198,18 @@ def test_without_a_network_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_all_that_the_hub_says_is_in_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its errors begin with a number, and give the reason below."""
+
+    def denied(*_: object, **__: object) -> str:
+        raise RuntimeError("403 Forbidden: None.\nCannot access content.\n\nMake sure your token has the correct permissions.")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", denied)
+    words = r"hub \(.*\): 403 Forbidden: None. Cannot access content. Make sure your token has the correct permissions.; a JSON"
+    with pytest.raises(lens.LensError, match=words):
+        data.read("corrigible-neutral-HHH")
+
+
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 

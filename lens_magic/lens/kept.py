@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from ..errors import LensError
+from ..errors import LensError, reason_of
 from ..paths import path_of
 from ..words import counted
 from .run import LensRun
@@ -43,8 +43,7 @@ def keep(run: LensRun) -> Path | None:
             old.unlink(missing_ok=True)
         return path
     except (LensError, OSError, RuntimeError) as error:  # RuntimeError: how HDF5 reports a full disk
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        warnings.warn(f"this run was not kept on disk: {reason}", stacklevel=2)
+        warnings.warn(f"this run was not kept on disk: {reason_of(error, whole=True)}", stacklevel=2)
     return None
 
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..errors import LensError
+from ..errors import LensError, reason_of
 from ..paths import path_of
 from .anatomy import anatomy_of, context_of
 
@@ -127,17 +127,13 @@ def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
         files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=_SAME_AGAIN))
     except Exception as error:  # the hub library's errors have no common base
-        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {one_line(error)}") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return an error's whole text on one line. (The hub's errors begin with a number and give the reason on later lines.)"""
-    return " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error, whole=True)
+        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {reason}") from error
 
 
 def unbuildable(name: str, error: Exception) -> LensError:
     """Return what to raise for an error that transformers raised while building a model; those have no common base."""
-    return LensError(f"transformers cannot build {name}: {type(error).__name__}: {one_line(error)}")
+    return LensError(f"transformers cannot build {name}: {type(error).__name__}: {reason_of(error, whole=True)}")
 
 
 def stated_in(folder: Path) -> Mapping[str, Any]:
@@ -177,9 +173,8 @@ def read_config(folder: Path) -> Any:
     try:
         config = CONFIG_MAPPING[model_type].from_dict(dict(stated))
     except Exception as error:  # errors about invalid settings have no common base
-        raise LensError(
-            f"{folder / 'config.json'} is not a configuration of a {model_type!r} model: {one_line(error)}"
-        ) from error
+        file, reason = folder / "config.json", reason_of(error, whole=True)
+        raise LensError(f"{file} is not a configuration of a {model_type!r} model: {reason}") from error
     anatomy_of(model_type, config)
     return config
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from ..errors import LensError
+from ..errors import LensError, reason_of
 from ..paths import path_of
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
-from .checkpoint import dtypes_of, one_line, read_header
+from .checkpoint import dtypes_of, read_header
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -260,6 +260,5 @@ def config_only(name: str, revision: str | None = None) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     except Exception as error:  # the hub library's errors have no common base
-        raise LensError(
-            f"{name!r} is no folder with a config.json, nor could one be had from the hub: {one_line(error)}"
-        ) from error
+        reason = reason_of(error, whole=True)
+        raise LensError(f"{name!r} is no folder with a config.json, nor could one be had from the hub: {reason}") from error

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules import module as torch_module
 
+from ..errors import reason_of
 from ..ranks.rank import Rank
 from ..ranks.recording import Recording, Watching
 from .fused import recorded
@@ -176,8 +177,8 @@ class OnGPU:
             with contextlib.suppress(RuntimeError):  # if torch has done so already
                 give_back(torch.cuda.current_device(), pool)
         if self._telling:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"tokens come more slowly: a decode step cannot be made a CUDA graph ({reason})", stacklevel=2)
+            words = f"tokens come more slowly: a decode step cannot be made a CUDA graph ({reason_of(error)})"
+            warnings.warn(words, stacklevel=2)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
-from ..errors import LensError
+from ..errors import LensError, reason_of
 
 _REPLACEMENT = "�"
 
@@ -24,11 +24,7 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except Exception as error:  # what tokenizers raises has no class of its own
-        raise LensError(f"the tokenizer in {folder} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise LensError(f"the tokenizer in {folder} cannot be read: {reason_of(error, whole=True)}") from error
 
 
 def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
@@ -77,7 +73,7 @@ def _in_template(tokenizer: Any, text: str) -> str:
         message = [{"role": "user", "content": text}]
         return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is a program that comes with the model
-        raise LensError(f"this model's chat template cannot be used: {_first_line(error)}; leave --chat out") from error
+        raise LensError(f"this model's chat template cannot be used: {reason_of(error)}; leave --chat out") from error
 
 
 def _encode_piece(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:

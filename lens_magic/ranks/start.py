@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import LensError
-from ..writing import reason_of
+from ..errors import LensError, reason_of
 from . import entry, loopback
 from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
 

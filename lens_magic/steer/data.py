@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import demo
-from ..errors import LensError
+from ..errors import LensError, reason_of
 from ..paths import path_of
 from ..words import counted
 
@@ -191,7 +191,7 @@ def perez(name: str) -> list[dict[str, str]]:
         file = f"advanced-ai-risk/{kind}/{short}.jsonl"
         path = huggingface_hub.hf_hub_download(HUB_SET, file, repo_type="dataset")
     except Exception as error:  # the hub library's errors have no common base
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error, whole=True)
         raise LensError(
             f"{name!r} could not be fetched from the hub ({HUB_SET}): {reason}; a JSON Lines file on this machine would do"
         ) from error
