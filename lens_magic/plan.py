@@ -87,10 +87,11 @@ def make(
     """
     from .model import checkpoint as checkpoints
     from .model import footprint
+    from .model.folders import config_folder
 
     if dtype not in (None, *checkpoints.DTYPES):
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(checkpoints.DTYPES)}")
-    folder = footprint.config_only(name)
+    folder = config_folder(name)
     checkpoints.require_no_adapter(name, folder)
     stated, config = checkpoints.stated_in(folder), checkpoints.read_config(folder)
     checkpoints.require_plain_weights(name, stated)

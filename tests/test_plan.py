@@ -146,6 +146,26 @@ def test_a_plan_is_for_the_dtype_that_is_loaded(checkpoints: Checkpoints, tmp_pa
     assert assumed not in plan.make(str(folder), 1, 4, dtype="bfloat16", rooms=[CPU]).notes
 
 
+def test_a_plan_reads_the_dtype_of_the_files_that_are_loaded(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """Those of the index, were it only some of them; not what lies beside them."""
+    folder = shutil.copytree(checkpoints("llama-gqa"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["dtype"]
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    for name, dtype in (("model-00001-of-00001", torch.bfloat16), ("model.fp32", torch.float32)):
+        stored = {key: tensor.to(dtype) for key, tensor in weights.items()}
+        save_file(stored, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    index = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    planned = plan.make(str(folder), 1, 4, rooms=[CPU])
+    assert planned.facts.dtype == find(str(folder), 1).dtype == "bfloat16"
+    index["weight_map"]["one more"] = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert plan.make(str(folder), 1, 4, rooms=[CPU]).facts.dtype == "bfloat16"
+
+
 def test_split_sizes_are_deepspeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.module_inject.tp_shard import AutoTPMeta, get_shard_size
@@ -261,7 +281,9 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
     ):
         assert cli.main(["plan", folder, *wrong]) == 2
         assert words in capsys.readouterr().err
-    assert cli.main(["plan", "/nowhere"]) == 2
+    for name, words in (("/nowhere", "is not a folder"), ("what is this?", "neither a folder, nor a hub id")):
+        assert cli.main(["plan", name]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_only_what_a_call_frees_is_counted_as_free(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

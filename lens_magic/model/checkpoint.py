@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError, reason_of
-from ..paths import path_of
 from .anatomy import anatomy_of, context_of
+from .folders import model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
-_SAME_AGAIN = ["consolidated*", "original/*"]  # the same weights once more, under their publishers' names
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -57,7 +54,7 @@ def find(
     """Resolve a model name and check everything that can be checked without loading.
 
     Args:
-        name: a folder, a hub id, or "demo".
+        name, revision, trust_remote_code: as for :func:`.folders.model_folder`.
         ranks: how many ranks the model is to be split over.
         dtype: one of :data:`DTYPES`; None is "auto".
 
@@ -68,14 +65,14 @@ def find(
     dtype = dtype or "auto"
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = _folder(name, revision, trust_remote_code)
+    folder = model_folder(name, revision, trust_remote_code)
     require_no_adapter(name, folder)
     stated, whole_config = stated_in(folder), read_config(folder)
     anatomy = anatomy_of(whole_config.model_type, whole_config)
     config = whole_config.get_text_config()  # multimodal models keep the language model's settings one level down
     _require_tokenizer(folder)
     require_plain_weights(name, stated)
-    files = _weight_files(folder)
+    files = weight_files(folder)
     headers = {file: read_header(file) for file in files}
     stored = dtypes_of(headers.values())
     _require_splittable(name, config, ranks)
@@ -95,40 +92,6 @@ def find(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-
-
-def _folder(name: str, revision: str | None, trust_remote_code: bool) -> Path:
-    if here := _here(name):
-        if revision is not None:
-            raise LensError(f"only a model of the hub has revisions, and {name!r} is a folder here; leave {revision!r} out")
-        return here
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise LensError(f"{name!r} is not a folder")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise LensError(f"{name!r} is neither a folder, nor a hub id (owner/model), nor 'demo'")
-    return _download(name, revision, trust_remote_code)
-
-
-def _here(name: str) -> Path | None:
-    """Return the folder of the embedded model or of a model on this machine; None if it is neither."""
-    if name == "demo":
-        from ..demo import path
-
-        return path()
-    folder = path_of(name)
-    return folder.resolve() if folder.is_dir() else None
-
-
-def _download(name: str, revision: str | None, trust_remote_code: bool) -> Path:
-    """Fetch a model from the hub (with the hub library's own progress bars), never pickled weights."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=files, ignore_patterns=_SAME_AGAIN))
-    except Exception as error:  # the hub library's errors have no common base
-        reason = reason_of(error, whole=True)
-        raise LensError(f"{name!r} is neither a folder here nor could it be fetched from the hub: {reason}") from error
 
 
 def unbuildable(name: str, error: Exception) -> LensError:
@@ -239,7 +202,15 @@ def _require_tokenizer(folder: Path) -> None:
             ) from None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, some: bool = False) -> list[Path]:
+    """Return the files that transformers reads a model's weights from.
+
+    Args:
+        some: they need not all be there, and those that are will do.
+
+    Raises:
+        LensError: the index is damaged, or, unless some will do, files are missing.
+    """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file():  # what transformers reads then; saving a model in one file leaves an index that was there before
         return [whole]
@@ -249,9 +220,11 @@ def _weight_files(folder: Path) -> list[Path]:
             raise LensError(f"{index} has no weight_map of tensors' files")
         names = sorted(set(weight_map.values()))
         missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+        if missing and not some:
             raise LensError(f"{folder} lacks {missing[0]} ({len(missing)} of {len(names)} weight files are missing)")
-        return [folder / name for name in names]
+        return [folder / name for name in names if name not in missing]
+    if some:
+        return []
     if others := sorted(folder.glob("*.safetensors")):
         raise LensError(f"{folder} has {others[0].name}, but neither {whole.name} nor {index.name}, which transformers reads")
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):

@@ -16,12 +16,10 @@ from typing import Any
 
 import torch
 
-from ..errors import LensError, reason_of
-from ..paths import path_of
 from .adjust import kept_shapes
 from .anatomy import Anatomy, anatomy_of, context_of, part
 from .cache import room_for
-from .checkpoint import dtypes_of, read_header
+from .checkpoint import dtypes_of, read_header, weight_files
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
 
@@ -117,9 +115,7 @@ def share(total: int, ranks: int, rank: int, heads: int | None) -> int:
 
 def stored_dtypes(folder: Path) -> tuple[str, ...]:
     """Return the dtypes of the weights in a folder (:func:`.checkpoint.dtypes_of`), which need not all be there."""
-    whole = folder / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(folder.glob("model*.safetensors"))
-    return dtypes_of(read_header(file) for file in files)
+    return dtypes_of(read_header(file) for file in weight_files(folder, some=True))
 
 
 def skeleton(config: Any, dtype: str) -> Any:
@@ -232,33 +228,3 @@ def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
     scores = 0 if facts.has_sdpa else heads * length * columns * (4 + facts.itemsize)
     within_mlp = 3 * length * inner * facts.itemsize
     return batch * (4 * length * facts.width * facts.itemsize + masks + max(within_mlp, repeated + scores))
-
-
-def _local(name: str) -> Path | None:
-    """Return the folder with a local model's configuration, given "demo", a folder or a config.json; None for other names."""
-    if name == "demo":
-        from ..demo import path
-
-        return path()
-    given = path_of(name)
-    if given.is_file() and given.name == "config.json":
-        return given.parent
-    return given if given.is_dir() else None
-
-
-def config_only(name: str, revision: str | None = None) -> Path:
-    """Return a folder with a model's config.json; for a model on the hub nothing else is fetched.
-
-    Raises:
-        LensError: there is no such model.
-    """
-    folder = _local(name)
-    if folder is not None:
-        return folder
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
-    except Exception as error:  # the hub library's errors have no common base
-        reason = reason_of(error, whole=True)
-        raise LensError(f"{name!r} is no folder with a config.json, nor could one be had from the hub: {reason}") from error
