@@ -338,6 +338,7 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
         LensError: it cannot fit; says what it needs, what is free, and what would fit.
     """
     from .model import footprint
+    from .model.anatomy import most_ranks
     from .model.checkpoint import read_config
 
     config = read_config(checkpoint.folder)
@@ -357,7 +358,7 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
     if checkpoint.dtype == "float32" and fit(needs_of("bfloat16", len(rooms)), emptied):
         would.append("--dtype bfloat16")
     for ranks in (2 * len(rooms), 4 * len(rooms), 8 * len(rooms)):
-        if ranks <= int(config.get_text_config().num_attention_heads):
+        if ranks <= most_ranks(config)[0]:
             more = needs_of(checkpoint.dtype, ranks)
             if fit(more, spread(emptied, ranks)):
                 would.append(f"--ranks {ranks} with as much free on each ({size(max(need.total for need in more))})")

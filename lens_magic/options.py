@@ -192,6 +192,17 @@ def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(given))
 
 
+def check_top_k(top_k: int, vocabulary: int, directions: int = 0) -> None:
+    """Refuse a number of candidates that no vocabulary, or basis of so many directions, has.
+
+    Raises:
+        LensError: it is out of range.
+    """
+    if not 1 <= top_k <= max(vocabulary, directions):
+        whole = f"{directions} (the basis)" if directions > vocabulary else f"{vocabulary} (the vocabulary)"
+        raise LensError(f"top-k {top_k} is out of range; 1 to {whole} would do")
+
+
 def check_dtype(name: str | None) -> str | None:
     """Check and return the name of a type that states can be kept in, or None for the model's own.
 

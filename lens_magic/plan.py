@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
 from .needs import Ask, Need, Room, fit, loading_bytes, rooms_here, run_alternatives, run_needs, size, spread, weight_bytes
-from .options import parse_layers, parse_sites
+from .options import check_top_k, parse_layers, parse_sites
+from .prompts import check_room
 from .words import counted, dimensions
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def make(
     """
     from .model import checkpoint as checkpoints
     from .model import footprint
+    from .model.anatomy import most_ranks
     from .model.folders import config_folder
 
     if dtype not in (None, *checkpoints.DTYPES):
@@ -99,15 +101,9 @@ def make(
     own = dtype in (None, "auto")
     chosen = checkpoints.own_dtype(name, stated, stored) if own else str(dtype)
     facts = footprint.Facts.of(config, chosen)
-    if ranks > min(facts.heads, facts.vocabulary):
-        raise LensError(f"{name} cannot be split over {ranks} ranks: it has {facts.heads} attention heads")
-    if prompt + tokens - 1 > facts.context:
-        raise LensError(
-            f"{prompt} prompt tokens and {tokens} new ones exceed the model's context of {facts.context}; "
-            f"at most {facts.context - prompt + 1} new ones fit"
-        )
-    if not 1 <= top_k <= facts.vocabulary:
-        raise LensError(f"top-k {top_k} is out of range; 1 to {facts.vocabulary} (the vocabulary) would do")
+    checkpoints.require_splittable(name, config, ranks)
+    check_room(prompt, tokens, facts.context)
+    check_top_k(top_k, facts.vocabulary)
     seen = parse_layers(layers, facts.layers), parse_sites(sites)
     ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
@@ -129,7 +125,7 @@ def make(
         same = mapped and other == chosen
         return run_needs(footprint.Facts.of(config, other), changed, places, weight_bytes(split, places, same)), places
 
-    would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, needs_of))
+    would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, most_ranks(config)[0], needs_of))
     shared = weights[0].whole if mapped and rooms[0].kind == "cpu" else 0
     return Plan(name, facts, ask, rooms, needs, shared, loading_bytes(weights, mapped), notes, would)
 
@@ -176,7 +172,7 @@ def _notes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool, dtyp
 NeedsOf = Callable[[Ask, str, int], tuple[list[Need], list[Room]]]
 
 
-def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: NeedsOf) -> Iterator[str]:
+def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], most: int, needs_of: NeedsOf) -> Iterator[str]:
     """Yield what would fit, one change at a time."""
     ranks = len(rooms)
     for changed, words in run_alternatives(facts, ask, rooms, lambda one: needs_of(one, facts.dtype, ranks)[0]):
@@ -186,7 +182,7 @@ def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], needs_of: Needs
         if fit(needs, places):
             yield f"--dtype bfloat16 ({size(max(need.total for need in needs))} a rank)"
     more = ranks * 2
-    while more <= min(facts.heads, 64):
+    while more <= most:
         needs, places = needs_of(ask, facts.dtype, more)
         if fit(needs, places):
             yield f"--ranks {more} ({size(max(need.total for need in needs))} a rank, as much free on each)"

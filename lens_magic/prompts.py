@@ -110,14 +110,19 @@ def check_new(new: int, prompt_tokens: bool | None = None) -> None:
 
 
 def check_length(prompt: int, new: int, context: int, prompt_tokens: bool | None = None) -> None:
-    """Refuse more tokens than fit into the context, or too few (:func:`check_new`).
+    """Refuse more tokens than fit into the context (:func:`check_room`), or too few (:func:`check_new`)."""
+    check_room(prompt, new, context)
+    check_new(new, prompt_tokens)
+
+
+def check_room(prompt: int, new: int, context: int) -> None:
+    """Refuse more tokens than fit into the context.
 
     Raises:
-        LensError: there are too many or too few; says how many would do.
+        LensError: there are too many; says how many would do.
     """
     if prompt > context:
         raise LensError(f"the prompt has {prompt} tokens, more than the model's context of {context}")
-    check_new(new, prompt_tokens)
     # The last generated token is never read by the model.
     if prompt + new - 1 > context:
         raise LensError(

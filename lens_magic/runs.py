@@ -55,7 +55,7 @@ def run(
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
     look = asked.look(given, norm, track, model, sites)
-    _check_top_k(top_k, model, look)
+    options.check_top_k(top_k, model.vocabulary, look.directions)
     prompts = several(prompt)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
@@ -90,14 +90,6 @@ def run(
         answers = group.call(run_lens, request, on_event=on_event)
         made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
     return unless_stopped(made[0] if isinstance(prompt, str) else made, made[0].interrupted or group.rank.stop_requested)
-
-
-def _check_top_k(top_k: int, model: Model, look: Look) -> None:
-    if not 1 <= top_k <= max(model.vocabulary, look.directions):
-        whole = (
-            f"{look.directions} (the basis)" if look.directions > model.vocabulary else f"{model.vocabulary} (the vocabulary)"
-        )
-        raise LensError(f"top-k {top_k} is out of range; 1 to {whole} would do")
 
 
 def _check_lengths(

@@ -298,6 +298,12 @@ def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpo
 @pytest.mark.ranks("own")
 def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) -> None:
     """A model on one rank after one on several has all cores again, or as many as the user had set."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 3}))
+    words = "cannot be split over 4 ranks: it has a vocabulary of 3; 1 to 3 ranks work"
+    refused(folder, words, ranks=4)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 4, 8)
     model, own = str(checkpoints("llama-gqa")), torch.get_num_threads()
     current().close()
     torch.set_num_threads(own + 1)

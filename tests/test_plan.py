@@ -277,7 +277,9 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
         (["--tokens", "100000"], "context of 512"),
         (["--free", "much"], "--free 'much' is not a size"),
         (["--dtype", "int8"], "dtype 'int8' is not one of"),
-        (["--ranks", "5"], "it has 4 attention heads"),
+        (["--ranks", "5"], "it has 4 attention heads; 1 to 4 ranks work"),
+        (["--prompt-tokens", "600", "--tokens", "0"], "the prompt has 600 tokens, more than the model's context of 512"),
+        (["--top-k", "100000"], "top-k 100000 is out of range; 1 to "),
     ):
         assert cli.main(["plan", folder, *wrong]) == 2
         assert words in capsys.readouterr().err

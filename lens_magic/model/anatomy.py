@@ -218,6 +218,19 @@ def context_of(config: Any) -> int:
     return longest
 
 
+def most_ranks(config: Any) -> tuple[int, str]:
+    """Return the most ranks a model can be split over, so that each has something to do, and in words what limits them.
+
+    Args:
+        config: the model's configuration, or its language model's.
+    """
+    config = config.get_text_config()
+    heads, vocabulary = int(config.num_attention_heads), int(config.vocab_size)
+    if vocabulary < heads:
+        return vocabulary, f"a vocabulary of {vocabulary}"
+    return heads, f"{heads} attention heads"
+
+
 def part(model: Any, path: str) -> Any:
     """Return the part of a model at an attribute path; the model itself for an empty path.
 

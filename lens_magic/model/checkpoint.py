@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError, reason_of
-from .anatomy import anatomy_of, context_of
+from .anatomy import anatomy_of, context_of, most_ranks
 from .folders import model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -75,7 +75,7 @@ def find(
     files = weight_files(folder)
     headers = {file: read_header(file) for file in files}
     stored = dtypes_of(headers.values())
-    _require_splittable(name, config, ranks)
+    require_splittable(name, whole_config, ranks)
     if anatomy.experts is not None and ranks > 1:
         _require_separate_experts(name, headers.values())
     return Checkpoint(
@@ -297,12 +297,15 @@ def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
-def _require_splittable(name: str, config: Any, ranks: int) -> None:
-    """Refuse more ranks than attention heads or vocabulary rows: some would have nothing to do."""
-    heads, vocabulary = int(config.num_attention_heads), int(config.vocab_size)
-    most = min(heads, vocabulary)
+def require_splittable(name: str, config: Any, ranks: int) -> None:
+    """Refuse more ranks than a model can be split over (:func:`.anatomy.most_ranks`).
+
+    Raises:
+        LensError: there are more; says what limits them.
+    """
+    most, parts = most_ranks(config)
     if ranks > most:
-        raise LensError(f"{name} cannot be split over {ranks} ranks: it has {heads} attention heads; 1 to {most} ranks work")
+        raise LensError(f"{name} cannot be split over {ranks} ranks: it has {parts}; 1 to {most} ranks work")
 
 
 def _require_separate_experts(name: str, headers: Iterable[Mapping[str, Any]]) -> None:
