@@ -162,8 +162,8 @@ def _notes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool, dtyp
         notes.append(f"{size(weights[0].whole)} of weights are whole on every rank and shared by a host's: counted once")
     elif len(weights) > 1:
         notes.append(f"{size(weights[0].whole)} of weights are whole on every rank")
-    if weights[0].experts and len(weights) > 1:
-        notes.append(f"{size(weights[0].experts)} of them are routers and experts, which are not split")
+    if weights[0].routers and len(weights) > 1:
+        notes.append(f"{size(weights[0].routers)} of them are routers, which are not split; experts are")
     if not mapped:
         notes.append(f"converting to {dtype} takes {size(loading_bytes(weights, mapped))} of host memory a rank while loading")
     return notes

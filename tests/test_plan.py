@@ -188,7 +188,21 @@ def test_a_configuration_alone_is_enough(tmp_path: Path, checkpoints: Checkpoint
     assert bare.fits
 
 
-def test_experts_and_router_are_whole_on_every_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_of_a_model_with_experts_the_routers_are_whole(name: str, checkpoints: Checkpoints) -> None:
+    folder = checkpoints(name)
+    weights = load_file(folder / "model.safetensors")
+    routers = sum(tensor.nbytes for key, tensor in weights.items() if key.endswith(("mlp.gate.weight", "moe.gate.weight")))
+    experts = sum(tensor.nbytes for key, tensor in weights.items() if ".experts." in key)
+    made = plan.make(str(folder), 2, 4, rooms=[CPU] * 2)
+    assert routers
+    assert f"{needs.size(routers)} of them are routers, which are not split; experts are" in made.notes
+    split = footprint.weights(footprint.skeleton(read_config(folder), "float32"), 2)
+    assert {one.routers for one in split} == {routers}
+    assert sum(one.split for one in split) >= experts
+
+
+def test_experts_that_are_not_split_are_whole_like_the_routers(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import Qwen3MoeConfig
 
     monkeypatch.setitem(footprint.anatomy_of.__globals__["FAMILIES"], "qwen3_moe", footprint.anatomy_of("qwen3"))
@@ -198,7 +212,7 @@ def test_experts_and_router_are_whole_on_every_rank(monkeypatch: pytest.MonkeyPa
     )  # fmt: skip
     one, two = (footprint.weights(footprint.skeleton(config, "float32"), ranks) for ranks in (1, 2))
     experts = 2 * 4 * (4 * 3 * 64 * 32 + 4 * 64)  # layers × bytes × (experts × matrices + router)
-    assert one[0].experts == two[0].experts == two[1].experts == experts
+    assert one[0].routers == two[0].routers == two[1].routers == 2 * 4 * 4 * 64
     assert one[0].whole == two[1].whole >= experts
     assert two[0].split + two[1].split == one[0].split
 

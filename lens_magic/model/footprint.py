@@ -87,15 +87,15 @@ class Weights:
 
     Attributes:
         split: this rank's part of what is split.
-        whole: what every rank holds in full: embeddings, norms, routers and experts.
+        whole: what every rank holds in full: embeddings, norms and routers.
         head: this rank's rows of the head; 0 if the head is tied to the embedding.
-        experts: how much of ``whole`` is routers and experts.
+        routers: how much of ``whole`` is what chooses the experts.
     """
 
     split: int
     whole: int
     head: int
-    experts: int = 0
+    routers: int = 0
 
     @property
     def total(self) -> int:
@@ -151,13 +151,13 @@ def weights(model: Any, ranks: int) -> list[Weights]:
     whole = {id(p): p.nbytes for p in model.parameters() if id(p) not in apart}
     if tied:
         whole[id(embedding.weight)] = embedding.weight.nbytes
-    experts = sum(p.nbytes for name, p in blocks.named_parameters() if _is_expert(name) and id(p) in whole)
+    routers = sum(p.nbytes for name, p in blocks.named_parameters() if _is_router(name) and id(p) in whole)
     kv_heads = Facts.of(model.config, "float32").kv_heads
     found = []
     for rank in range(ranks):
         split = sum(_linear_bytes(name, module, ranks, rank, kv_heads) for name, module in linears.items())
         split += sum(kept[rank].values())
-        found.append(Weights(split, sum(whole.values()), _head_bytes(own_head, ranks, rank), experts))
+        found.append(Weights(split, sum(whole.values()), _head_bytes(own_head, ranks, rank), routers))
     return found
 
 
@@ -171,8 +171,8 @@ def _kept_bytes(anatomy: Anatomy, blocks: Any, rank: int, ranks: int) -> dict[in
     return kept
 
 
-def _is_expert(name: str) -> bool:
-    return ".experts." in f".{name}." or ".gate." in f".{name}." or ".router." in f".{name}."
+def _is_router(name: str) -> bool:
+    return ".gate." in f".{name}." or ".router." in f".{name}."
 
 
 def _linear_bytes(name: str, module: torch.nn.Linear, ranks: int, rank: int, kv_heads: int) -> int:
