@@ -188,15 +188,19 @@ class Session:
                 the ranks cannot be started.
             KeyboardInterrupt: stopped by the user.
         """
-        from .model import checkpoint as checkpoints
+        from .model.checkpoint import find
+
+        wanted = options.check_ranks(ranks) if ranks is not None else self._usual_ranks()
+        return self._load(find(name, wanted, dtype, revision, trust_remote_code), wanted, on_event)
+
+    def _load(self, checkpoint: Checkpoint, wanted: int, on_event: OnEvent | None) -> Model:
         from .model import load as loading
+        from .model.checkpoint import stop_ids
         from .model.tokens import load_tokenizer
         from .ranks import collectives
 
-        wanted = options.check_ranks(ranks) if ranks is not None else self._usual_ranks()
-        checkpoint = checkpoints.find(name, wanted, dtype, revision, trust_remote_code)
-        tokenizer = load_tokenizer(str(checkpoint.folder), trust_remote_code)
-        stop_ids = checkpoints.stop_ids(checkpoint.folder, tokenizer)
+        tokenizer = load_tokenizer(str(checkpoint.folder), checkpoint.trust_remote_code)
+        ends = stop_ids(checkpoint.folder, tokenizer)
         before, its_ranks = self.model, self._group.size if self._group is not None else wanted
         self._require_room(checkpoint, wanted)
         if on_event is not None:  # in a fresh kernel the ranks start and import first, which takes longest
@@ -206,9 +210,9 @@ class Session:
         self._keep_in_mind(before, its_ranks)
         facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
         self.model = Model(
-            name=name,
+            name=checkpoint.name,
             tokenizer=tokenizer,
-            stop_ids=stop_ids,
+            stop_ids=ends,
             layers=facts["layers"],
             width=facts["width"],
             vocabulary=facts["vocabulary"],
@@ -217,7 +221,7 @@ class Session:
             fingerprint=checkpoint.fingerprint,
             family=checkpoint.model_type,
             checkpoint=checkpoint,
-            revision=revision,
+            revision=checkpoint.revision,
             whole=facts["whole"],
             whole_bytes=facts["whole_bytes"],
         )
@@ -260,7 +264,7 @@ class Session:
             before, self.model = self.model, None
             self._keep_in_mind(before, group.size)
             group.call(loading.unload)
-            warnings.warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it", stacklevel=4)
+            warnings.warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it", stacklevel=5)
 
     def _keep_in_mind(self, before: Model | None, ranks: int) -> None:
         """Remember a model that has been dropped already, for a restart to load until the new one is ready."""
@@ -309,7 +313,14 @@ class Session:
         return self.model
 
     def restart(self, on_event: OnEvent | None = None) -> Model | None:
-        """Start fresh ranks and load the model again; if that fails or is stopped, the next restart tries again."""
+        """Start fresh ranks and load the model again; if that fails or is stopped, the next restart tries again.
+
+        Raises:
+            LensError: the model was attached, its files are gone or have changed, or the ranks were started by a launcher
+                (nothing is ended then); or it cannot be loaded.
+        """
+        from .model.checkpoint import find_again
+
         self._settle()
         before: Model | None = self.model
         if before is None and self._to_reload is not None:
@@ -320,14 +331,12 @@ class Session:
             raise LensError("these ranks were started by a launcher (mpiexec); start the job again")
         if before is not None and before.checkpoint is None:
             raise LensError(f"{before.name} was attached from memory; nothing to restart, lens.attach(…) uses it anew")
+        known = None if before is None or before.checkpoint is None else find_again(before.checkpoint, size)
         self._to_reload = None if before is None else (before, size)
         self._drop_group()
         self._start_error = None
         self._group = self._new_group(size)
-        if before is None or before.checkpoint is None:
-            return None
-        known = before.checkpoint
-        return self.load(before.name, known.dtype, known.revision, size, known.trust_remote_code, on_event)
+        return None if known is None else self._load(known, size, on_event)
 
     def require_model(self) -> Model:
         """Return the model.

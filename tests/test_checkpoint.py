@@ -190,10 +190,15 @@ def test_end_tokens_that_are_no_tokens(folder: Path, stated: object) -> None:
         lens.load(str(folder), ranks=1)
 
 
-def test_weights_of_a_type_that_nothing_multiplies(folder: Path) -> None:
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float64"])
+def test_weights_of_a_type_that_cannot_be_asked_for(folder: Path, dtype: str) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float8_e4m3fn"}))
-    refused(folder, "its weights are float8_e4m3fn; --dtype float32, bfloat16, float16 would do")
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    words = f"its weights are {dtype}; --dtype float32, bfloat16, float16 would do"
+    refused(folder, words)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 1, 8)
+    assert find(str(folder), 1, dtype="float32").dtype == "float32"
 
 
 @pytest.mark.ranks("own")
@@ -214,6 +219,45 @@ def test_the_model_before_comes_back_after_a_load_on_other_ranks_failed(
     assert restarted is not None
     assert (restarted.name, current().group.size) == (good, 1)
     assert lens.generate("To be", 3, ignore_eos=True).output_ids == before
+
+
+def test_a_restart_loads_what_was_loaded_whatever_its_name_means_now(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder's name is another from elsewhere, and a name on the hub that of newer weights."""
+
+    def newer(*_: object, **__: object) -> str:
+        raise RuntimeError("asked for newer weights")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
+    for name in (folder.name, "owner/model"):
+        lens.load(name, ranks=1)
+        before, ids = current().require_model(), lens.generate("To be", 3, ignore_eos=True).output_ids
+        with monkeypatch.context() as elsewhere:
+            elsewhere.chdir("/")
+            elsewhere.setattr("huggingface_hub.snapshot_download", newer)
+            current().restart()
+        after = current().require_model()
+        assert (after.name, after.fingerprint) == (name, before.fingerprint)
+        assert lens.generate("To be", 3, ignore_eos=True).output_ids == ids
+
+
+def test_a_restart_that_would_load_something_else_leaves_the_ranks_and_their_model(folder: Path) -> None:
+    lens.load(str(folder), ranks=1)
+    group, ids = current().group, lens.generate("To be", 3, ignore_eos=True).output_ids
+    weights = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    weights["model.norm.weight"] += 1
+    kept = folder.rename(folder.with_name("kept"))
+    gone = rf"{re.escape(str(folder))} cannot be loaded again: there is no folder .*model any more"
+    changed = r"cannot be loaded again: its files have changed; `%lens load .*model` loads what is there now"
+    for words in (gone, changed):
+        with pytest.raises(lens.LensError, match=words):
+            current().restart()
+        assert current().group is group
+        assert lens.generate("To be", 3, ignore_eos=True).output_ids == ids
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_no_tokenizer(folder: Path) -> None:
@@ -254,6 +298,12 @@ def test_an_unsupported_family(folder: Path) -> None:
 
 def test_too_many_ranks(folder: Path) -> None:
     refused(folder, "8 attention heads; 1 to 8 ranks work", ranks=9)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 3}))
+    words = "cannot be split over 4 ranks: it has a vocabulary of 3; 1 to 3 ranks work"
+    refused(folder, words, ranks=4)
+    with pytest.raises(lens.LensError, match=words):
+        plan.make(str(folder), 4, 8)
 
 
 def test_an_unknown_dtype(folder: Path) -> None:
@@ -298,12 +348,6 @@ def test_torch_distributed_in_use_is_refused_and_left_alone(checkpoints: Checkpo
 @pytest.mark.ranks("own")
 def test_ranks_share_the_processor_and_give_it_back(checkpoints: Checkpoints) -> None:
     """A model on one rank after one on several has all cores again, or as many as the user had set."""
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 3}))
-    words = "cannot be split over 4 ranks: it has a vocabulary of 3; 1 to 3 ranks work"
-    refused(folder, words, ranks=4)
-    with pytest.raises(lens.LensError, match=words):
-        plan.make(str(folder), 4, 8)
     model, own = str(checkpoints("llama-gqa")), torch.get_num_threads()
     current().close()
     torch.set_num_threads(own + 1)

@@ -15,6 +15,8 @@ import reference as ref
 import torch
 
 import lens_magic as lens
+from lens_magic.model.head import HeadShard
+from lens_magic.session import current
 
 TOKENS = 12
 Checkpoints = Callable[[str], Path]
@@ -122,8 +124,6 @@ def test_the_lens_of_a_text(ranks: int, checkpoints: Checkpoints) -> None:
 
 
 def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpoints) -> None:
-    from lens_magic.session import current
-
     once.load(checkpoints("llama-tied"), ranks)
     loaded = current().group.rank.store["model"]
     embedding = loaded.model.model.embed_tokens.weight
@@ -183,7 +183,6 @@ def test_blocks_of_any_size_give_the_same(checkpoints: Checkpoints, monkeypatch:
 def test_no_block_of_logits_is_larger_than_its_room(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """The projection's memory does not grow with the number of tokens."""
     from lens_magic.lens import decode
-    from lens_magic.model.head import HeadShard
 
     once.load(checkpoints("llama-gqa"))
     room, seen = 8 * 4 * 320, []
@@ -223,6 +222,17 @@ def test_what_is_no_model_is_one_clear_line(checkpoints: Checkpoints) -> None:
             lens.attach(*given)
     with pytest.raises(lens.LensError, match=r"a model is loaded by a folder, .* not int; attach takes one in memory"):
         lens.load(5)  # type: ignore[arg-type]
+
+
+def test_a_head_of_64_bits_on_a_gpu_is_multiplied_as_on_a_cpu() -> None:
+    """The product that takes 16-bit numbers as they are takes no others."""
+
+    class OnGPU(torch.Tensor):
+        is_cuda = True
+
+    states, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
+    here, there = (HeadShard(one, None, 0, 20).logits(states) for one in (weight, weight.as_subclass(OnGPU)))
+    assert torch.equal(there.as_subclass(torch.Tensor), here)
 
 
 def test_a_model_amid_its_training_predicts_as_in_evaluation_mode(checkpoints: Checkpoints) -> None:

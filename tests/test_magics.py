@@ -375,7 +375,7 @@ def test_a_restart_that_fails_is_not_forgotten(loaded: Notebook, monkeypatch: py
         raise LensError("the disk is gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr("lens_magic.session.Session.load", fails)
+        patched.setattr("lens_magic.session.Session._load", fails)
         assert "the disk is gone" in str(loaded.run("%lens restart"))
     assert "no model is loaded" in str(loaded.run("%%lens\nx"))
     loaded.run("%lens restart")

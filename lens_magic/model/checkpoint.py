@@ -65,7 +65,26 @@ def find(
     dtype = dtype or "auto"
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    folder = model_folder(name, revision, trust_remote_code)
+    return _checked(name, model_folder(name, revision, trust_remote_code), ranks, dtype, revision, trust_remote_code)
+
+
+def find_again(known: Checkpoint, ranks: int) -> Checkpoint:
+    """Check a checkpoint that was loaded, where it was found: its name may mean another one by now.
+
+    Raises:
+        LensError: it is not there any more, it has changed, or :func:`find` would refuse it.
+    """
+    if not known.folder.is_dir():
+        raise LensError(f"{known.name} cannot be loaded again: there is no folder {known.folder} any more")
+    found = _checked(known.name, known.folder, ranks, known.dtype, known.revision, known.trust_remote_code)
+    if found.fingerprint != known.fingerprint:
+        raise LensError(
+            f"{known.name} cannot be loaded again: its files have changed; `%lens load {known.folder}` loads what is there now"
+        )
+    return found
+
+
+def _checked(name: str, folder: Path, ranks: int, dtype: str, revision: str | None, trust_remote_code: bool) -> Checkpoint:
     require_no_adapter(name, folder)
     stated, whole_config = stated_in(folder), read_config(folder)
     anatomy = anatomy_of(whole_config.model_type, whole_config)
@@ -157,10 +176,10 @@ def own_dtype(name: str, stated: Mapping[str, Any], stored: Sequence[str]) -> st
         stored: the dtypes of the weights (:func:`dtypes_of`).
 
     Raises:
-        LensError: nothing multiplies numbers of that type.
+        LensError: it is none of :data:`DTYPES`.
     """
     own = stated_dtype(stated) or next(iter(stored), "float32")
-    if own not in (*DTYPES[1:], "float64"):
+    if own not in DTYPES[1:]:
         raise LensError(f"{name} says its weights are {own}; --dtype {', '.join(DTYPES[1:])} would do")
     return own
 

@@ -75,7 +75,7 @@ def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
     """Compute ``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
     if weight.dtype == torch.float32:
         return F.linear(states.float(), weight)
-    if weight.is_cuda and states.dtype == weight.dtype:
+    if weight.is_cuda and states.dtype == weight.dtype and weight.itemsize == 2:
         # The products of 16-bit numbers are exact in float32; only the sum rounds, as it would in float32.
         return torch.mm(states, weight.t(), out_dtype=torch.float32)
     states = states.float()
