@@ -281,35 +281,42 @@ class Session:
         return self.default_ranks
 
     def attach(self, model: Any, tokenizer: Any) -> Model:
-        """Use a transformers model that is in this process's memory, on one rank."""
+        """Use a transformers model that is in this process's memory, on one rank. What is refused leaves the previous one.
+
+        Raises:
+            LensError: another call is under way, :func:`lens_magic.model.load.require_attachable` refuses the model, or its
+                end tokens are none.
+        """
         from .model import load as loading
-        from .model.anatomy import anatomy_of, context_of
+        from .model.anatomy import context_of
         from .model.checkpoint import end_tokens
 
-        anatomy_of(model.config.model_type, model.config)
         if self._group is not None:
             with self._group.exclusive():  # refuses while another thread's call is under way
                 pass
+        loading.require_attachable(model)
+        stated = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+        stop_ids = end_tokens(stated, getattr(model.config, "eos_token_id", None), tokenizer)
+        context = context_of(model.config.get_text_config())
+        name = str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+        dtype, family = str(model.dtype).removeprefix("torch."), str(model.config.model_type)
         before, its_ranks = self.model, self._group.size if self._group is not None else 1
         group = self._group_of(1)
         self._keep_in_mind(before, its_ranks)
         facts = group.call(loading.attach, model)[0]
-        generation_config = getattr(model, "generation_config", None)
-        self._to_reload = None
         self.model = Model(
-            name=str(getattr(model.config, "_name_or_path", "") or type(model).__name__),
+            name=name,
             tokenizer=tokenizer,
-            stop_ids=end_tokens(
-                getattr(generation_config, "eos_token_id", None), getattr(model.config, "eos_token_id", None), tokenizer
-            ),
+            stop_ids=stop_ids,
             layers=facts["layers"],
             width=facts["width"],
             vocabulary=facts["vocabulary"],
-            context=context_of(model.config.get_text_config()),
-            dtype=str(model.dtype).removeprefix("torch."),
+            context=context,
+            dtype=dtype,
             fingerprint="",
-            family=str(model.config.model_type),
+            family=family,
         )
+        self._to_reload = None
         return self.model
 
     def restart(self, on_event: OnEvent | None = None) -> Model | None:

@@ -235,6 +235,22 @@ def test_a_head_of_64_bits_on_a_gpu_is_multiplied_as_on_a_cpu() -> None:
     assert torch.equal(there.as_subclass(torch.Tensor), here)
 
 
+def test_end_tokens_of_a_model_in_memory(checkpoints: Checkpoints) -> None:
+    """Whole numbers of NumPy are whole numbers; a model whose end tokens are none leaves the one before as it was."""
+    lens.load("demo", ranks=1)
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    held = current().group.rank.store["model"]
+    model.generation_config.eos_token_id = "</s>"
+    with pytest.raises(lens.LensError, match=r"end tokens .* are '</s>'; a whole number or a list of them would do"):
+        lens.attach(model, tokenizer)
+    assert current().require_model().name == "demo"
+    assert current().group.rank.store["model"] is held
+    model.generation_config.eos_token_id = [np.int64(3), 5]
+    lens.attach(model, tokenizer)
+    assert current().require_model().stop_ids == (3, 5)
+    assert all(type(token) is int for token in current().require_model().stop_ids)
+
+
 def test_a_model_amid_its_training_predicts_as_in_evaluation_mode(checkpoints: Checkpoints) -> None:
     """Else it would drop out at random, and with gradient checkpointing decode without a cache."""
     model, tokenizer = models.load_plain(checkpoints("gpt2"))

@@ -18,7 +18,7 @@ import probes
 import psutil
 import pytest
 import torch.distributed as dist
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
 from lens_magic.errors import LensError, RanksLost
@@ -396,12 +396,37 @@ def test_the_script_of_a_rank_runs_this_package() -> None:
     assert Path(entry.__file__).parent.parent == Path(collectives.__file__).parent.parent
 
 
+def small_llama(device: str) -> LlamaForCausalLM:
+    config = LlamaConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=100)
+    return LlamaForCausalLM(config).to(device)
+
+
 @pytest.mark.ranks(2)
-def test_a_model_that_went_for_one_that_could_not_be_attached_is_what_a_restart_loads() -> None:
+def test_a_model_that_cannot_be_attached_leaves_the_one_before_on_its_ranks() -> None:
     lens.load("demo", ranks=2)
+    before, group = current().require_model(), current().group
     broken = SimpleNamespace(config=LlamaConfig())  # and nothing else of a model
-    with pytest.raises(LensError, match="where its family keeps it"):
-        lens.attach(broken, current().require_model().tokenizer)
+    for model, words in ((broken, "where its family keeps it"), (small_llama("meta"), "weights are on meta")):
+        with pytest.raises(LensError, match=words):
+            lens.attach(model, before.tokenizer)
+    assert current().require_model() is before
+    assert current().group is group
+    assert lens.generate("Hi", 2).output_ids
+
+
+@pytest.mark.ranks(2)
+def test_a_model_that_went_for_one_that_could_not_be_attached_is_what_a_restart_loads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lens.load("demo", ranks=2)
+
+    def full(*_: object) -> None:
+        raise LensError("no memory for it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lens_magic.model.load.describe", full)
+        with pytest.raises(LensError, match="no memory for it"):
+            lens.attach(small_llama("cpu"), current().require_model().tokenizer)
     with pytest.raises(LensError, match="`%lens restart` loads demo again"):
         lens.generate("Hi", 2)
     current().restart()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import struct
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from .. import options
 from ..errors import LensError, reason_of
 from .anatomy import anatomy_of, context_of, most_ranks
 from .folders import model_folder
@@ -310,9 +312,10 @@ def end_tokens(generation: Any, config: Any, tokenizer: Any) -> tuple[int, ...]:
     for stated in (generation, config, tokenizer.eos_token_id):
         if stated is not None:
             tokens = tuple(stated) if isinstance(stated, (list, tuple)) else (stated,)
-            if not all(type(token) is int for token in tokens):
-                raise LensError(f"end tokens (eos_token_id) are {stated!r}; a whole number or a list of them would do")
-            return tokens
+            with contextlib.suppress(LensError):
+                if bool not in map(type, tokens):
+                    return tuple(options.integer("end token", token) for token in tokens)
+            raise LensError(f"end tokens (eos_token_id) are {stated!r}; a whole number or a list of them would do")
     return ()
 
 

@@ -137,18 +137,29 @@ def _require_all_weights(name: str, anatomy: Anatomy, info: Mapping[str, Any]) -
         raise LensError(f"{name} lacks {lacking[0]} ({len(lacking)} of its weights are missing)")
 
 
-def attach(rank: Rank, model: Any) -> dict[str, Any]:
-    """Use a model that is in memory already, as it is, on a single rank."""
-    if rank.size > 1:
-        raise LensError("a model in memory can be used on one rank only; save it and `%lens load` the folder")
+def require_attachable(model: Any) -> None:
+    """Refuse a model in memory that cannot be used as it is.
+
+    Raises:
+        LensError: its family is not supported, it is not built like its family, or its weights are not on a single device.
+    """
     anatomy = anatomy_of(model.config.model_type, model.config)
-    weight, head = part(model, anatomy.embedding).weight, part(model, anatomy.head)
+    for path in (anatomy.backbone, anatomy.blocks, anatomy.norm, anatomy.head, anatomy.embedding):
+        part(model, path)
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if len(devices) > 1 or devices == ["meta"]:
         raise LensError(
             f"this model's weights are on {' and '.join(devices)}; attach takes one that is on a single device, "
             "`%lens load FOLDER --ranks N` splits a saved one over several"
         )
+
+
+def attach(rank: Rank, model: Any) -> dict[str, Any]:
+    """Use a model that is in memory already (:func:`require_attachable`), as it is, on a single rank."""
+    if rank.size > 1:
+        raise LensError("a model in memory can be used on one rank only; save it and `%lens load` the folder")
+    anatomy = anatomy_of(model.config.model_type, model.config)
+    weight, head = part(model, anatomy.embedding).weight, part(model, anatomy.head)
     return _use(rank, describe(rank, model, anatomy, head, weight.device))
 
 
