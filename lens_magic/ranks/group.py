@@ -23,8 +23,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from ..errors import LensError, RanksLost
-from ..writing import reason_of
+from ..errors import LensError, RanksLost, reason_of
 from . import arrival, channel, start, worker
 from .rank import Rank
 
