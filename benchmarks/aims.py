@@ -45,10 +45,7 @@ def _time(results: Results) -> Iterator[Line]:
 
 
 def _memory(results: Results) -> Iterator[Line]:
-    found = groups(results.get("memory", []))
-    for (model, _, ranks, tokens), group in found.items():
-        if tokens != max(key[3] for key in found if key[0] == model and key[2] == ranks):
-            continue
+    for (model, _, ranks, tokens), group in groups(results.get("memory", [])).items():
         where = f"{model}, {ranks} rank{'s' * (ranks > 1)}, T = {tokens}"
         yield f"peak memory a rank, (a) ÷ ours; {where}", _over(group, "published", OURS, grown), 7 * ranks
 

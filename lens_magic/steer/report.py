@@ -258,6 +258,7 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
             "p": shown("p_value", ".2g"),
             "Δ": shown("mean_change", "+.2f"),
             "α for +0.3": shown("alpha_for_0.3", "+.2f"),
+            "in norms": shown("multiplier_for_0.3", "+.2f"),
             "monotone": shown("monotone", ".0%"),
             "anti": shown("anti_steerable", ".0%"),
         },
