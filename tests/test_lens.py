@@ -13,9 +13,11 @@ import once
 import pytest
 import reference as ref
 import torch
+from transformers import LlamaConfig
 
 import lens_magic as lens
 from lens_magic.model.head import HeadShard
+from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 
 TOKENS = 12
@@ -273,3 +275,27 @@ def test_states_are_kept_for_the_newest_run_only(checkpoints: Checkpoints) -> No
         old.activations("mlp_out")
     with pytest.raises(lens.LensError, match="post_ln"):
         old.activations("post_ln")
+
+
+def test_what_ranks_send_does_not_grow_with_the_vocabulary(ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States, k candidates and a few sums a cell: what rank 0 gives to all exchanges of a run, with a tracked token."""
+    sent: list[int] = []
+    for name in ("all_gather", "all_reduce"):
+        whole = getattr(Rank, name)
+
+        def counted(self: Rank, tensor: torch.Tensor, *more: str, whole: Callable[..., torch.Tensor] = whole) -> torch.Tensor:
+            sent.append(tensor.nbytes)
+            return whole(self, tensor, *more)
+
+        monkeypatch.setattr(Rank, name, counted)
+    in_all = []
+    for vocabulary in (320, 12_800):
+        model = models.causal(LlamaConfig, **models._shape(3, 64, 96, 4, 4, vocabulary))
+        model.save_pretrained(tmp_path / str(vocabulary))
+        models.tokenizer_of(320).save_pretrained(tmp_path / str(vocabulary))
+        lens.load(tmp_path / str(vocabulary), ranks=ranks)
+        sent.clear()
+        run = lens.run(models.PROMPT, 6, top_k=3, capture=ref.SITES, track=" a", ignore_eos=True)
+        assert len(run.output_ids) == 6
+        in_all.append(sum(sent))
+    assert in_all[0] == in_all[1] > 0

@@ -107,19 +107,22 @@ def test_where_and_when(place: str, ranks: int, checkpoints: Checkpoints) -> Non
     check(place, folder, ranks, SteeringTerm("test", {1: v}, "post_ln", ALPHA, **options), [Change("post_ln", 1, v, amount)])
 
 
-@pytest.mark.parametrize("place", ["prompt", "generated", "last", "a span across the border", "a set"])
 @pytest.mark.parametrize("site", ref.SITES)
-def test_every_site_and_operator_at_every_place(
-    site: str, place: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With the prompt read in pieces, too."""
-    monkeypatch.setattr("lens_magic.model.generate.PREFILL_COLUMNS", 3)
+def test_every_site_and_operator_at_every_place(site: str, ranks: int, checkpoints: Checkpoints) -> None:
+    """With the prompt read in pieces, too. On several ranks each place has one of the operators, another one at each site."""
     folder = checkpoints("llama-6heads")
     v = direction(width_of(folder))
-    options, amount = PLACES[place]
-    for operator in ("add", "ablate", "set"):
-        term = SteeringTerm("test", {1: v}, site, ALPHA, operator=operator, **options)
-        check(f"{site} {operator} {place}", folder, 1, term, [Change(site, 1, v, amount, operator)])
+    once.load(folder, ranks)
+    current().group.call(probes.set_prefill_columns, 3)
+    try:
+        for number, (place, (options, amount)) in enumerate(PLACES.items()):
+            operators = [one for one in ("add", "ablate", "set") if one != "ablate" or place not in ("decay", "schedule")]
+            turn = (number + ref.SITES.index(site)) % len(operators)
+            for operator in operators if ranks == 1 else operators[turn : turn + 1]:
+                term = SteeringTerm("test", {1: v}, site, ALPHA, operator=operator, **options)
+                check(f"{site} {operator} {place}", folder, ranks, term, [Change(site, 1, v, amount, operator)])
+    finally:
+        current().group.call(probes.set_prefill_columns, 2048)
 
 
 def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints) -> None:
