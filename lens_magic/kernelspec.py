@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import LensError
 from .options import DEFAULT_RANKS, check_ranks
+from .paths import path_of
 
 NAME = "lens"
 # What MPI reads at startup and must not depend on who starts the kernel. lens_magic.ranks.environment adds what may.
@@ -66,10 +67,12 @@ def install(
         raise LensError(f"{name!r} cannot name a kernel; letters, digits, ., _ and - would do, . and - not as the first")
     if prefix == "":  # from an unset shell variable; Jupyter would install for the whole system
         raise LensError("--prefix is empty; a folder would do, and without --prefix the kernel is this user's")
-    if hostfile is not None and not Path(hostfile).is_file():
+    below = None if prefix is None else str(path_of(prefix))
+    hosts = None if hostfile is None else path_of(hostfile)
+    if hosts is not None and not hosts.is_file():
         raise LensError(f"there is no host file {hostfile}")
     display_name = "Lens" if name == NAME else f"Lens ({name})"
-    known_hostfile = str(Path(hostfile).resolve()) if hostfile else None
+    known_hostfile = str(hosts.resolve()) if hosts else None
     with tempfile.TemporaryDirectory() as own:
         folder = Path(own, name)  # Jupyter copies its mode too, and the temporary folder is private to this user
         folder.mkdir(mode=0o755)
@@ -77,7 +80,7 @@ def install(
         (folder / "kernel.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         shutil.copy(Path(__file__).parent / "view" / "static" / "logo.svg", folder / "logo-svg.svg")
         try:
-            return Path(KernelSpecManager().install_kernel_spec(str(folder), name, user=user, prefix=prefix))
+            return Path(KernelSpecManager().install_kernel_spec(str(folder), name, user=user, prefix=below))
         except (OSError, ValueError) as error:
             raise LensError(f"the kernel {name!r} could not be installed: {error}") from error
 

@@ -23,6 +23,11 @@ def percent(probability: float, digits: int = 0) -> str:
     return shown if float(shown) < 100 else f">{100 - 10.0**-digits:.{digits}f}"
 
 
+def quoted(text: str, most: int = 60) -> str:
+    """Return a text in quotation marks, on one line, cut after ``most`` characters."""
+    return repr(text if len(text) <= most else f"{text[:most]}…")
+
+
 def as_name(word: str) -> str:
     """Return a name as Python reads it, in Unicode's form NFKC: µ (micro), ﬁ and ª become μ (mu), fi and a."""
     return unicodedata.normalize("NFKC", word)

@@ -82,6 +82,17 @@ def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
+def test_a_kernel_is_installed_in_the_home_folder_that_a_path_begins_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts").write_text("localhost slots=4\n")
+    assert main(["kernel", "install", "--prefix", "~/pp", "--hostfile", "~/hosts"]) == 0
+    assert (tmp_path / "pp/share/jupyter/kernels/lens/kernel.json").is_file()
+    assert not (tmp_path / "~").exists()
+
+
 def test_an_installed_kernel_is_everyones(tmp_path: Path) -> None:
     assert main(["kernel", "install", "--prefix", str(tmp_path)]) == 0
     (folder,) = tmp_path.glob("share/jupyter/kernels/lens")

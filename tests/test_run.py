@@ -367,6 +367,10 @@ def test_a_folder_that_is_no_saved_run_is_left_alone(run: lens.LensRun, tmp_path
     assert (tmp_path / "mine.zarr" / ".zattrs").read_text() == "{}"
     with pytest.raises(lens.LensError, match="there is no folder"):
         run.save(tmp_path / "no" / "run.zarr")
+    long = tmp_path / ("n" * 250 + ".zarr")
+    assert lens.open_run(run.save(long)).output_ids == run.output_ids
+    with pytest.raises(lens.LensError, match="File name too long"):
+        run.save(tmp_path / ("n" * 251 + ".zarr"))
     (tmp_path / "run.zarr").symlink_to(run.save(tmp_path / "elsewhere.zarr"))
     assert lens.open_run(run.save(tmp_path / "run.zarr")).output_ids == run.output_ids
     assert (tmp_path / "run.zarr").is_symlink()

@@ -5,10 +5,15 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lens_magic.errors import LensError
+from lens_magic.lens.basis import load_basis
+from lens_magic.model.checkpoint import find
+from lens_magic.model.footprint import config_only
+from lens_magic.paths import path_of
 from lens_magic.writing import written_whole
 
 
@@ -85,7 +90,7 @@ def test_threads_that_write_the_same_do_not_meet(kind: str, tmp_path: Path) -> N
 
 def test_a_name_may_be_as_long_as_names_are(tmp_path: Path) -> None:
     write(tmp_path / ("n" * 255), "text")
-    with pytest.raises(LensError, match="is no path of a file: File name too long"):
+    with pytest.raises(LensError, match="is no path of a file or folder: File name too long; a path would do"):
         write(tmp_path / ("n" * 256), "text")
 
 
@@ -94,3 +99,26 @@ def test_what_is_no_file_is_refused_in_one_line(path: str) -> None:
     with pytest.raises(LensError, match="is no path of a file") as refused:
         write(path, "text")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("given", [None, 5, b"run.json", []])
+def test_what_is_neither_text_nor_a_path_is_refused(given: Any) -> None:
+    with pytest.raises(LensError, match=f"text or a pathlib.Path, not {type(given).__name__}$"):
+        path_of(given)
+
+
+@pytest.mark.parametrize("text", ["x" * 300, '[{"question": "Do you like ' + "y" * 300, "a/" * 3000])
+def test_a_text_longer_than_paths_are_is_quoted_in_part(text: str) -> None:
+    with pytest.raises(LensError, match=r"File name too long; a path would do, not a file's contents$") as refused:
+        path_of(text)
+    assert len(str(refused.value)) < 200
+
+
+def test_an_empty_path_is_not_the_working_folder() -> None:
+    for uses in (path_of, find_one_rank, config_only, load_basis):
+        with pytest.raises(LensError, match=r"^'' is no path of a file or folder: it is empty; the name of"):
+            uses("")
+
+
+def find_one_rank(name: str) -> Any:
+    return find(name, 1)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from .. import demo
 from ..errors import LensError, reason_of
 from ..paths import path_of
-from ..words import counted
+from ..words import counted, quoted
 
 _FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _ANSWER = re.compile(r"(\s*\(?)([A-Z])(\)?\.?\s*)")
@@ -161,7 +161,7 @@ def records(source: Any) -> list[Any]:
             return perez(str(source))
         names = ", ".join((*_SHORT_NAMES, *_SETS[:6]))
         raise LensError(
-            f"{str(source)!r} is no file, and no set of Perez et al. ({names}, …) "
+            f"{quoted(str(source))} is no file, and no set of Perez et al. ({names}, …) "
             f"or of the demo ({', '.join(demo.data_sets())})"
         )
     if isinstance(source, Mapping) or hasattr(source, "iterrows") or not isinstance(source, Iterable):
