@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from .errors import LensError
@@ -109,6 +110,31 @@ def integer(what: str, given: Any) -> int:
         return int(operator.index(given))
     except TypeError:
         raise LensError(f"{what} {given!r} is not an integer") from None
+
+
+def token_ids(what: str, given: Any, read: Callable[[str], int]) -> list[int]:
+    """Return the tokens (of a basis: directions) that a user names by text or number, each once.
+
+    Args:
+        what: the argument, such as ``track``.
+        given: one or several texts or numbers; a text may hold several, with commas, and ``id:42`` is a number.
+        read: returns the number of a text.
+
+    Raises:
+        LensError: one of them is neither a text nor an integer, or ``read`` refuses it.
+    """
+    items: Iterable[Any] = given.split(",") if isinstance(given, str) else [given]
+    if not isinstance(given, str | bytes | bytearray | int) and isinstance(given, Iterable):
+        with suppress(TypeError):  # an array without dimensions is one number
+            items = list(given)
+    ids = []
+    for item in items:
+        if isinstance(item, str) and (stated := item.strip()).startswith("id:") and stated[3:].isdecimal():
+            item = int(stated[3:])
+        if isinstance(item, bool) or not (isinstance(item, str) or hasattr(item, "__index__")):
+            raise LensError(f"{what}= takes texts or ids of tokens, not {type(item).__name__}")
+        ids.append(read(item) if isinstance(item, str) else integer(f"{what}=", item))
+    return list(dict.fromkeys(ids))
 
 
 def generator_seed(seed: int) -> int:

@@ -270,9 +270,12 @@ def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: 
     texts = [{index: one.drawn.token_texts[index] for index in set(ids(one.drawn))} for one in (run, other)]
     assert texts[0] == texts[1]
     assert set(texts[0].values()) == set(basis.labels)
-    figure = run.plot("trajectories", position=0, tokens=[2])
-    assert [line.get_label() for line in figure.axes[0].lines] == ["strange"]
-    assert np.isfinite(figure.axes[0].lines[0].get_ydata()).all()
+    for named in ([2], "strange"):
+        (line,) = run.plot("trajectories", position=0, tokens=named).axes[0].lines
+        assert line.get_label() == "strange"
+        assert np.isfinite(line.get_ydata()).all()
+    with pytest.raises(lens.LensError, match="direction 3 does not occur in this run"):
+        run.plot("trajectories", position=0, tokens=[3])
     assert hostile not in page
     from lens_magic.view.terminal import table_text
 

@@ -106,14 +106,14 @@ def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
 
 
 def test_every_token_that_is_named_has_a_line_of_its_own(run: Any) -> None:
-    named = list(range(10, 34))
+    *named, one_more = sorted(run.token_texts)[:25]
     figure = run.plot("trajectories", position=4, tokens=named)
     for axes in figure.axes:
         assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == 24
     (legend,) = figure.legends
-    assert [text.get_text().strip() for text in legend.get_texts()] == [label(run.token_texts.get(i, f"#{i}")) for i in named]
+    assert [text.get_text().strip() for text in legend.get_texts()] == [label(run.token_texts[i]).strip() for i in named]
     with pytest.raises(LensError, match="25 lines could not be told apart; name at most 24 tokens=…"):
-        run.plot("trajectories", position=4, tokens=[*named, 34])
+        run.plot("trajectories", position=4, tokens=[*named, one_more])
 
 
 def test_tokens_left_out_of_the_default_are_counted(run: Any) -> None:
@@ -207,9 +207,38 @@ def test_what_a_figure_cannot_show(run: Any) -> None:
         ("heatmap", {"site": "resid_pre"}, "was not captured in this run"),
         ("token", {"position": 99}, "position 99 is not in this run; 0 to 11 are"),
         ("heatmap", {"positions": []}, "0 cells are not what a figure can show"),
+        ("heatmap", {"positions": "a"}, "positions 'a' are not integers"),
+        ("heatmap", {"shade": []}, r"shade \[\] is not one of"),
+        ("heatmap", {"site": ""}, "site '' was not captured"),
+        ("heatmap", {"dark": "no"}, "dark 'no' is neither True nor False"),
+        (["heatmap"], {}, r"there is no figure \['heatmap'\]"),
+        ("token", {"position": "a"}, "position 'a' is not an integer"),
+        ("token", {"site": "mlp_out"}, "the figure 'token' has no option site; it has position$"),
+        ("entropy", {"site": "mlp_out"}, "the figure 'entropy' has no option site; it has none$"),
+        ("trajectories", {"tokens": []}, "no tokens were named; texts or ids would do"),
+        ("trajectories", {"tokens": [5.5]}, "tokens= takes texts or ids of tokens, not float"),
+        ("trajectories", {"tokens": [-1]}, r"token -1 does not occur in this run; lens.run\(…, track=…\) follows any"),
+        ("trajectories", {"tokens": 10**9}, "token 1000000000 does not occur in this run"),
+        ("trajectories", {"tokens": "no such"}, r"no token of this run reads 'no such'; lens.run\(…, track=…\) follows any"),
     ]:
         with pytest.raises(LensError, match=words_of):
             run.plot(kind, **options)
+
+
+def test_one_position_is_named_by_its_number(run: Any) -> None:
+    assert run.plot("heatmap", positions=3).axes[0].images[0].get_array().shape == (1, len(run.layers))
+
+
+def test_tokens_are_named_by_text_or_id_as_those_to_track(run: Any) -> None:
+    texts = {3: " Paris", 5: ",", 7: " the", 8: " the"}
+    named = dataclasses.replace(run, token_texts=texts)
+    for tokens in ([" Paris", 5], " Paris,id:5", np.array([3, 5]), [3, "id:5", 3]):
+        left, _ = named.plot("trajectories", position=4, tokens=tokens).axes
+        assert [line.get_label() for line in left.lines] == ["·Paris", ","]
+        np.testing.assert_allclose(left.lines[0].get_ydata(), run.variables["tracked_prob"][2][:, 4, 0])
+    for text, told in [("Paris", "with a space before it, ' Paris', one does"), (" the", "ids would do: 7, 8")]:
+        with pytest.raises(LensError, match=told):
+            named.plot("trajectories", tokens=text)
 
 
 def test_labels_are_short_and_visible() -> None:
@@ -252,3 +281,16 @@ def test_the_view_writes_images(run: Any, tmp_path: Path) -> None:
     assert view.to_png(tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     view.selected = {"site": "mlp_out", "layer": 1, "position": 2}
     assert "MLP" in " ".join(words(view.to_svg(tmp_path / "a.svg").read_text(encoding="utf-8")))
+
+
+def test_a_picture_has_as_many_pixels_as_can_be_drawn(run: Any, tmp_path: Path) -> None:
+    view = run.view()
+    for options, told in [
+        ({"dpi": 0}, "dpi 0 is out of range for a figure of .* inches; 1 to [0-9]+ would do"),
+        ({"dpi": 10**9}, "dpi 1e[+]09 is out of range"),
+        ({"dpi": "a"}, "dpi 'a' is not a number"),
+        ({"kind": "token"}, "the figure 'heatmap' has no option kind; it has site, shade, positions, annotate"),
+    ]:
+        with pytest.raises(LensError, match=told):
+            view.to_png(tmp_path / "a.png", **options)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LensError
 from ..model.tokens import encode_rest
-from ..options import integer
+from ..options import token_ids
 from ..paths import path_of
 from .basis import Basis, load_basis
 from .projector import NORMS, Look
@@ -80,30 +80,16 @@ def _track(track: Track, model: Any, labels: Sequence[str] | None) -> tuple[tupl
     """Return the ids to follow, and how many of those ranked first to follow instead (0 if ids are given)."""
     if track is True:
         return (), MOST_FIRST
-    given: Iterable[Any]
-    if isinstance(track, str):
-        given = track.split(",")
-    elif isinstance(track, Iterable) and not isinstance(track, bytes | bytearray):  # iterating over bytes gives numbers
-        given = track
-    elif hasattr(track, "__index__"):
-        given = [track] if track is not False else []
-    else:
-        raise LensError(f"track= takes texts or ids of tokens, or True, not {type(track).__name__}")
+    if track is False:
+        return (), 0
     size = model.vocabulary if labels is None else len(labels)
     read: Callable[[str], int] = (
         (lambda text: _token(model.tokenizer, text)) if labels is None else (lambda t: _label(t, labels))
     )
-    ids: list[int] = []
-    for item in given:
-        if isinstance(item, str) and (stated := item.strip()).startswith("id:") and stated[3:].isdecimal():
-            item = int(stated[3:])
-        if isinstance(item, bool) or not (isinstance(item, str) or hasattr(item, "__index__")):
-            raise LensError(f"track= takes texts or ids of tokens, not {type(item).__name__}")
-        index = read(item) if isinstance(item, str) else integer("track=", item)
+    ids = token_ids("track", track, read)
+    for index in ids:
         if not 0 <= index < size:
             raise LensError(f"track: {index} is out of range; ids go from 0 to {size - 1}")
-        ids.append(index)
-    ids = list(dict.fromkeys(ids))
     if len(ids) > MOST_TRACKED:
         raise LensError(f"{len(ids)} tokens to track are too many; at most {MOST_TRACKED} would do")
     return tuple(ids), 0

@@ -190,18 +190,16 @@ class LensRun:
             kind: "heatmap": tokens × layers of one ``site``, shaded by ``shade`` ("prob", "entropy", "target_rank",
                 "kl_final", "target_prob"), of some ``positions``, with tokens written into the cells or not (``annotate``);
                 "token": all sites of one ``position`` side by side with their candidates (the paper's Figure 2);
-                "trajectories": probability and rank of ``tokens`` (24 at most; by default six of the tracked, or else of those
-                first in a layer) across layers at a ``position`` and ``site``;
+                "trajectories": probability and rank of ``tokens`` (texts or ids as for ``track``; 24 at most; by default six of
+                the tracked, or else of those first in a layer) across layers at a ``position`` and ``site``;
                 "entropy": mean and middle half of the positions, by layer.
             dark: use colours for a dark page.
 
         Raises:
-            LensError: no such figure, or an option names what is not in this run.
+            LensError: no such figure, an option that it does not have, or one that names what is not in this run.
         """
         from ..view.plots import plot
 
-        if self.labels and options.get("tokens") is not None:
-            options["tokens"] = [FIRST_DIRECTION + index for index in integers("tokens", options["tokens"])]
         return plot(self, kind, dark, **options)
 
     def view(self, compare: LensRun | None = None, names: tuple[str, str] | None = None) -> Any:

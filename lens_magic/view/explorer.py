@@ -72,12 +72,15 @@ class RunView(anywidget.AnyWidget):
         return self._write(path, "svg", dark, 200, options)
 
     def _write(self, path: str | Path, kind: str, dark: bool, dpi: int, options: dict[str, Any]) -> Path:
+        from .figure import check_dpi
         from .plots import plot
 
         if not self._shown:
             raise LensError("the run is not finished; its heatmap can be written afterwards")
         given = {"site": self.selected.get("site"), **options}
         figure = plot(self._shown[0].run, "heatmap", dark, **given)
+        if kind == "png":
+            check_dpi(figure, dpi)
         with written_whole(path) as partial:
             figure.savefig(partial, format=kind, dpi=dpi)
         return path_of(path)

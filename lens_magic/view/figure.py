@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from ..errors import LensError
+from ..options import number
 from .text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MOST_PIXELS_A_SIDE, _MOST_PIXELS = (1 << 16) - 1, 1 << 28
 _LEAST = (4.0, 2.6)  # width and height of a figure, inches: as much as its title and a colour bar's label take
 
 # Fonts with wide coverage that systems have; the installed ones are tried in this order for each character.
@@ -100,6 +103,18 @@ def _figure_class() -> Any:
             return buffer.getvalue()
 
     return VectorFigure
+
+
+def check_dpi(figure: Figure, dpi: float) -> None:
+    """Check a figure's dots per inch.
+
+    Raises:
+        LensError: it is not a number, or gives more pixels than matplotlib draws or 1 GiB holds.
+    """
+    width, height = map(float, figure.get_size_inches())
+    most = int(min(_MOST_PIXELS_A_SIDE / max(width, height), (_MOST_PIXELS / (width * height)) ** 0.5))
+    if not 1 <= (dpi := number("dpi", dpi)) <= most:
+        raise LensError(f"dpi {dpi:g} is out of range for a figure of {width:.3g} × {height:.3g} inches; 1 to {most} would do")
 
 
 def label(text: str, longest: int = 14) -> str:

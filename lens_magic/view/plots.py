@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from ..words import counted
+from ..lens.run import FIRST_DIRECTION
+from ..options import flag, integer, integers, token_ids
+from ..words import counted, quoted
 from .figure import Look, label, panels, styled
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from .data import Run
 
 _MOST_CELLS = 4000
+_FOLLOWS = "; lens.run(…, track=…) follows any"
 _DASHES = ("-", "--", ":", "-.")  # lines beyond the number of colours begin again with another of these
 _LEGEND_ROWS = 12
 _TITLES = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream", "resid_pre": "block input"}
@@ -47,7 +51,7 @@ SHADES = {
 }
 
 
-def plot(run: Run, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
+def plot(run: Run, kind: str = "heatmap", dark: bool = False, /, **options: Any) -> Figure:
     """See :meth:`lens_magic.lens.run.LensRun.plot`."""
     kinds: dict[str, Callable[..., Figure]] = {
         "heatmap": heatmap,
@@ -55,9 +59,13 @@ def plot(run: Run, kind: str = "heatmap", dark: bool = False, **options: Any) ->
         "trajectories": trajectories,
         "entropy": by_layer,
     }
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise LensError(f"there is no figure {kind!r}; {', '.join(kinds)} are there")
-    with styled(dark) as look:
+    known = list(inspect.signature(kinds[kind]).parameters)[2:]
+    for name in options:
+        if name not in known:
+            raise LensError(f"the figure {kind!r} has no option {name}; it has {', '.join(known) or 'none'}")
+    with styled(flag("dark", dark)) as look:
         return kinds[kind](run.drawn, look, **options)
 
 
@@ -66,18 +74,18 @@ def heatmap(
     look: Look,
     site: str | None = None,
     shade: str = "prob",
-    positions: Sequence[int] | None = None,
+    positions: Sequence[int] | int | None = None,
     annotate: bool | None = None,
 ) -> Figure:
     """Draw tokens down and layers across; cells show their top token if there are at most 600, or as ``annotate`` says."""
-    if shade not in SHADES:
+    if not isinstance(shade, str) or shade not in SHADES:
         raise LensError(f"shade {shade!r} is not one of {', '.join(SHADES)}")
     s = _site(run, site)
-    rows = [_row(run, p) for p in (run.positions if positions is None else positions)]
+    rows = [_row(run, p) for p in (run.positions if positions is None else integers("positions", positions))]
     cells = len(rows) * len(run.layers)
     if not rows or cells > _MOST_CELLS:
         raise LensError(f"{cells} cells are not what a figure can show; name fewer positions=…: 1 to {_MOST_CELLS} cells")
-    written = cells <= 600 if annotate is None else annotate
+    written = cells <= 600 if annotate is None else flag("annotate", annotate)
     figure, (axes,) = panels([1.6 + len(run.layers) * (0.72 if written else 0.16)], 1.3 + len(rows) * 0.2)
     values = _cells(run, SHADES[shade])[s][:, rows].T  # [position, layer]
     image = axes.imshow(values, aspect="auto", cmap=look.map_name, interpolation="nearest", **_limits(shade, values))
@@ -108,9 +116,7 @@ def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
     return figure
 
 
-def trajectories(
-    run: Run, look: Look, position: int | None = None, tokens: Sequence[int] | None = None, site: str | None = None
-) -> Figure:
+def trajectories(run: Run, look: Look, position: int | None = None, tokens: Any = None, site: str | None = None) -> Figure:
     """Draw probability and rank of tokens across layers at one position: tracked tokens, else those first in any layer.
 
     Unless they are named, the first six are drawn, and the legend says of how many. A token that was not tracked is known only
@@ -119,13 +125,13 @@ def trajectories(
     s, row = _site(run, site), _row(run, run.positions[-1] if position is None else position)
     leaders = list(dict.fromkeys(run.variables["token_id"][s][::-1, row, 0].tolist()))
     found = _tracked(run, row) or leaders
-    chosen = found[: len(look.lines)] if tokens is None else list(tokens)
+    chosen = found[: len(look.lines)] if tokens is None else _named(run, tokens)
     if len(chosen) > (most := len(look.lines) * len(_DASHES)):
         raise LensError(f"{len(chosen)} lines could not be told apart; name at most {most} tokens=…")
     figure, (left, right) = panels([4.2, 4.2], 3.0)
     for number, token in enumerate(chosen):
-        prob, rank = _followed(run, s, row, int(token))
-        name = label(_text(run, int(token)))
+        prob, rank = _followed(run, s, row, token)
+        name = label(_text(run, token))
         name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out of legends
         dash, colour = divmod(number, len(look.lines))
         style = {"color": look.lines[colour], "ls": _DASHES[dash], "marker": "o", "markersize": 3, "label": name}
@@ -233,16 +239,41 @@ def _layers_across(axes: Any, run: Run) -> None:
 
 
 def _site(run: Run, site: str | None) -> int:
-    wanted = site or ("resid_post" if "resid_post" in run.sites else run.sites[0])
+    wanted = site if site is not None else "resid_post" if "resid_post" in run.sites else run.sites[0]
     if wanted not in run.sites:
         raise LensError(f"site {wanted!r} was not captured in this run; captured: {', '.join(run.sites)}")
     return run.sites.index(wanted)
 
 
 def _row(run: Run, position: int) -> int:
+    position = integer("position", position)
     if position not in run.positions:
         raise LensError(f"position {position} is not in this run; {run.positions[0]} to {run.positions[-1]} are")
     return run.positions.index(position)
+
+
+def _named(run: Run, tokens: Any) -> list[int]:
+    """The tokens (or directions, by their numbers here) that a user names by text or id."""
+    first = FIRST_DIRECTION if max(run.token_texts, default=0) >= FIRST_DIRECTION else 0  # through a basis
+    texts = {index - first: text for index, text in run.token_texts.items() if index >= first}
+    kind = "direction" if first else "token"
+
+    def read(text: str) -> int:
+        found = [index for index, own in texts.items() if own == text]
+        if not found:
+            spaced = f"; with a space before it, {f' {text}'!r}, one does" if f" {text}" in texts.values() else ""
+            raise LensError(f"no {kind} of this run reads {quoted(text)}{spaced or _FOLLOWS}")
+        if len(found) > 1:
+            raise LensError(f"several {kind}s of this run read {quoted(text)}; ids would do: {', '.join(map(str, found[:8]))}")
+        return found[0]
+
+    chosen = token_ids("tokens", tokens, read)
+    if not chosen:
+        raise LensError(f"no {kind}s were named; texts or ids would do, and by default the figure chooses")
+    for index in chosen:
+        if index not in texts:
+            raise LensError(f"{kind} {index} does not occur in this run{_FOLLOWS}")
+    return [first + index for index in chosen]
 
 
 def _target_id(run: Run, row: int) -> int:
