@@ -12,6 +12,7 @@ import torch
 
 from . import options, vectors
 from .errors import Interrupted, LensError, unless_stopped
+from .needs import Room, room_of_rank, size
 from .prompts import check_ids
 from .provenance import provenance
 from .session import Model, OnEvent, Session
@@ -25,6 +26,7 @@ from .steer.spans import check_positions, describe_positions, parse_positions
 from .steer.term import SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
+from .words import counted
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """The α of the paper (arXiv 2604.06483)."""
@@ -52,7 +54,7 @@ def evaluate(
         raise LensError(f"evaluate takes a SteeringVector (its α are alphas=), not {type(vector).__name__}")
     vector.check_fits(model.family, model.layers, model.width)
     steps = check_alphas(alphas)
-    (site,) = options.parse_sites([site or vector.site])
+    (site,) = options.parse_sites([vector.site if site is None else site])
     if site == vector.site:
         check_layer_type(vector.name, vector.origin.layer_type, model.family)
     positions = parse_positions(positions)
@@ -76,6 +78,9 @@ def evaluate(
     # Answers are measured where the label would come: at p = 0, and nothing is generated.
     whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions)
     whole.check_effect(range(1 - longest, 1), vectors.strongest(model))
+    group = session.group
+    numbers_a_direction = len(directions) * (model.width + 2 * len(prompts) * len(steps))  # in float32; results in float64
+    _require_memory(group.call(room_of_rank), random_directions, 4 * numbers_a_direction)
     sweep = Sweep(
         prompts=[prompt.prefix_ids for prompt in prompts],
         labels=[(prompt.label_id, prompt.other_id) for prompt in prompts],
@@ -84,7 +89,6 @@ def evaluate(
         alphas=tuple(alpha for alpha in steps if alpha != 0),
         positions=positions,
     )
-    group = session.group
     with group.exclusive():  # an interrupt after the last question must not cost the user the report
         measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
         complete = measured.complete.reshape(-1, 2).all(1).numpy()  # [question]: in both orders
@@ -234,6 +238,19 @@ def _directions(
         if layer not in vector.directions:
             raise LensError(f"{vector.name} has no direction of layer {layer}; it has {has}; reuse_layer applies one anywhere")
     return {layer: vector.directions[layer] for layer in chosen}
+
+
+def _require_memory(rooms: Sequence[Room], count: int, bytes_each: int) -> None:
+    """Refuse more random directions than the ranks' hosts have room for, together with what is measured for them."""
+    each = 2 * bytes_each  # they are sent, and the results put in order, as copies
+    needed, free = each * (1 + count), min(room.host for room in rooms)
+    if needed > free:
+        most = free // each - 1
+        instead = f"random_directions of at most {most:,}" if most > 0 else "fewer layers, questions or α"
+        raise LensError(
+            f"{counted(count, 'random direction')} and their results take {size(needed)} on a rank, where {size(free)} is "
+            f"free; {instead} would do"
+        )
 
 
 def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torch.Tensor:

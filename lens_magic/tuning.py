@@ -23,6 +23,8 @@ PIECE = 512
 """Longer texts are cut into pieces of this many tokens."""
 
 _BYTES_A_WEIGHT = 16  # float32: translator, gradient and both of Adam's moments
+_BYTES_A_STATE = 8  # float32: as read, and put together
+_HIGHEST_RATE = 1e30  # Adam divides it by 1 − β₁, which float32 has to hold
 
 
 def train_tuned_lens(
@@ -64,10 +66,10 @@ def train_tuned_lens(
     steps, tokens_per_step = _at_least_one("steps", steps), _at_least_one("tokens_per_step", tokens_per_step)
     learning_rate, held_out, seed = _checked(learning_rate, held_out, seed)
     learn, measure = _pieces(model, texts, held_out, seed)
-    training = Training(_batches(learn, steps, tokens_per_step, seed), _in_order(measure, tokens_per_step), learning_rate)
+    training = Training(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
     group = session.group
     with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive():
-        _require_memory(group.call(room_of_rank), model)
+        _require_memory(group.call(room_of_rank), model, tokens_per_step)
         answers = group.call(train, training, on_event=told)
     whole = {
         name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
@@ -98,14 +100,22 @@ def train_tuned_lens(
     return unless_stopped(lens, answers[0]["done"] < steps or group.rank.stop_requested)
 
 
-def _require_memory(rooms: Sequence[Room], model: Model) -> None:
-    """Refuse to train if a rank lacks the memory for its share of the layers."""
-    needed = _BYTES_A_WEIGHT * model.width * (model.width + 1) * -(-model.layers // len(rooms))
+def _require_memory(rooms: Sequence[Room], model: Model, tokens_per_step: int) -> None:
+    """Refuse to train if a rank lacks the memory for its share of the layers, or for their states at a step's tokens."""
+    own = -(-model.layers // len(rooms))
+    needed = _BYTES_A_WEIGHT * model.width * (model.width + 1) * own
     free = min(room.free for room in rooms)
     if needed > free:
         raise LensError(
             f"training a tuned lens needs {size(needed)} on a rank (translators, gradients, Adam's moments), where "
             f"{size(free)} is free; more ranks would do"
+        )
+    a_token = _BYTES_A_STATE * model.width * (own + 1)  # the last block's output too
+    if (states := a_token * tokens_per_step) > free - needed:
+        most = max(1, (free - needed) // a_token)
+        raise LensError(
+            f"training on {tokens_per_step:,} tokens a step needs {size(needed + states)} on a rank (translators, states), "
+            f"where {size(free)} is free; tokens_per_step of at most {most:,} would do"
         )
 
 
@@ -121,6 +131,8 @@ def _checked(learning_rate: float, held_out: float, seed: int) -> tuple[float, f
     learning_rate, held_out = options.number("learning_rate", learning_rate), options.number("held_out", held_out)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise LensError(f"learning_rate {learning_rate} is not a positive number")
+    if learning_rate > _HIGHEST_RATE:
+        raise LensError(f"learning_rate {learning_rate} is more than float32 can train with; 1e-3 would do")
     if not 0 <= held_out < 1:
         raise LensError(f"held_out {held_out} is not a share of the texts; 0 to below 1 would do")
     return learning_rate, held_out, options.integer("seed", seed)
@@ -148,25 +160,14 @@ def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> t
     return parts[0], parts[1]
 
 
-def _batches(pieces: Sequence[list[int]], steps: int, tokens: int, seed: int) -> list[list[list[int]]]:
-    """Return the pieces for each step, going through all of them in a new random order each time."""
-    rng = random.Random(seed)  # noqa: S311
-    batches: list[list[list[int]]] = []
-    waiting: list[list[int]] = []
-    for _ in range(steps):
-        batch: list[list[int]] = []
-        while sum(map(len, batch)) < tokens:
-            waiting = waiting or rng.sample(pieces, len(pieces))
-            batch.append(waiting.pop())
-        batches.append(batch)
-    return batches
-
-
 def _in_order(pieces: Sequence[list[int]], tokens: int) -> list[list[list[int]]]:
     """Return all pieces once, in batches of about ``tokens`` tokens."""
     batches: list[list[list[int]]] = []
+    full = tokens
     for piece in pieces:
-        if not batches or sum(map(len, batches[-1])) >= tokens:
+        if full >= tokens:
             batches.append([])
+            full = 0
         batches[-1].append(piece)
+        full += len(piece)
     return batches

@@ -473,6 +473,12 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"positions": "first"}, "positions 'first' are not understood"),
         ({"random_directions": 0}, "random_directions 0 is too few; 1 or more would do"),
         ({"random_directions": 1.5}, "random_directions 1.5 is not an integer"),
+        (
+            {"random_directions": 10**10},
+            r"10,000,000,000 random directions and .* on a rank, where .* is free; random_directions of at most .* would do",
+        ),
+        ({"random_directions": 10**30}, "of at most"),
+        ({"site": ""}, "site '' is not one of"),
         ({"seed": 1.5}, "seed 1.5 is not an integer"),
         ({"data": [{"positive": "a", "negative": "b"}]}, "can train a vector but not measure it"),
         ({"data": []}, "there are no items"),

@@ -771,6 +771,26 @@ def test_training_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypat
     monkeypatch.setenv("LENS_FREE_MEMORY", "1000000")
     with pytest.raises(lens.LensError, match=r"needs 1\.1 MB on a rank .*, where 1\.0 MB is free; more ranks would do"):
         lens.train_tuned_lens(TEXTS, steps=2)
+    monkeypatch.setenv("LENS_FREE_MEMORY", "2000000")  # a token's states at 5 places, read and put together: 5,120 bytes
+    with pytest.raises(
+        lens.LensError, match=r"on 2,000 tokens a step needs 11\.3 MB .*; tokens_per_step of at most 184 would do"
+    ):
+        lens.train_tuned_lens(TEXTS, steps=2, tokens_per_step=2000)
+    monkeypatch.delenv("LENS_FREE_MEMORY")
+    with pytest.raises(lens.LensError, match="on 1,000,000,000 tokens a step needs"):
+        lens.train_tuned_lens(TEXTS, tokens_per_step=10**9)
+
+
+def test_batches_are_drawn_as_training_comes_to_them(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+
+    def stop_at_two(event: tuple[Any, ...]) -> None:
+        if event[1] == 2:
+            current().group.interrupt()
+
+    with pytest.raises(lens.Interrupted) as stopped:
+        lens.train_tuned_lens(TEXTS, steps=10**9, tokens_per_step=20, held_out=0, on_event=stop_at_two)
+    assert stopped.value.result.provenance["steps"] == 2
 
 
 def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
@@ -789,6 +809,7 @@ def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
         (TEXTS, {"steps": 0}, "steps 0 is too few"),
         (TEXTS, {"tokens_per_step": 0}, "tokens_per_step 0 is too few"),
         (TEXTS, {"learning_rate": float("nan")}, "not a positive number"),
+        (TEXTS, {"learning_rate": 1e308}, r"learning_rate 1e\+308 is more than float32 can train with; 1e-3 would do"),
         (TEXTS, {"held_out": 1.0}, "not a share"),
     ):
         with pytest.raises(lens.LensError, match=words):

@@ -9,7 +9,8 @@ moments, are divided over them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +34,33 @@ class Training:
     """What to train on; the same on every rank.
 
     Attributes:
-        batches: for each step, the pieces of text it learns from, as tokens.
+        pieces: the pieces of text to learn from, as tokens.
+        steps: number of updates.
+        tokens: about how many tokens each learns from.
+        seed: of the order of the pieces.
         held_out: batches of pieces that are used only for measuring.
         learning_rate: Adam's, at the first step; it falls linearly to zero over the steps.
     """
 
-    batches: Sequence[Sequence[Sequence[int]]]
+    pieces: Sequence[Sequence[int]]
+    steps: int
+    tokens: int
+    seed: int
     held_out: Sequence[Sequence[Sequence[int]]]
     learning_rate: float
+
+    def batches(self) -> Iterator[list[Sequence[int]]]:
+        """Yield the pieces for each step, going through all of them in a new random order each time."""
+        rng = random.Random(self.seed)  # noqa: S311 - the order is no secret
+        waiting: list[Sequence[int]] = []
+        for _ in range(self.steps):
+            batch: list[Sequence[int]] = []
+            missing = self.tokens
+            while missing > 0:
+                waiting = waiting or rng.sample(self.pieces, len(self.pieces))
+                batch.append(waiting.pop())
+                missing -= len(batch[-1])
+            yield batch
 
 
 class _Reader(Visitor):
@@ -196,8 +216,8 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
     """
     trainer = _Trainer(rank, loaded_on(rank), training.learning_rate)
     before, after = trainer.divergences(training.held_out), {}
-    steps, done = len(training.batches), 0
-    for pieces in training.batches:
+    steps, done = training.steps, 0
+    for pieces in training.batches():
         if rank.agree_to_stop():
             rank.acknowledge_stop()
             break
