@@ -260,14 +260,15 @@ def diff(run: LensRun, steer: Any) -> LensDiff:
         return comparing.diff(current(), run, steer, told)
 
 
-def panel(vectors: Mapping[str, SteeringVector] | None = None) -> Any:
+def panel(vectors: Mapping[str, SteeringVector] | Iterable[SteeringVector] | SteeringVector | None = None) -> Any:
     """Return a panel of sliders beside a generation that follows them, as ``%steer panel`` does.
 
     Args:
-        vectors: the vectors to choose from, by name; by default those that ``%steer`` keeps.
+        vectors: the vectors to choose from, by name; or one, or several, by their own names. By default those that ``%steer``
+            keeps.
 
     Raises:
-        LensError: no model is loaded, there is no vector, or this is not a Jupyter kernel.
+        LensError: no model is loaded, there is no vector, something else is among them, or this is not a Jupyter kernel.
     """
     from .view.panel import Panel
 

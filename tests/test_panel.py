@@ -99,3 +99,23 @@ def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
 def test_outside_a_kernel_it_says_so() -> None:
     with pytest.raises(LensError, match="needs a Jupyter kernel"):
         main_thread_queue()
+
+
+def test_vectors_are_given_by_name_or_have_names_of_their_own(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("qwen3-gqa")
+    once.load(folder)
+    one, other = (SteeringVector.of({1: direction(width_of(folder))}, site="resid_post", name=name) for name in ("v", "w"))
+    for given, names in [(one, ["v"]), ([one, other], ["v", "w"]), ({"a": one, "b": one}, ["a", "b"])]:
+        assert list(Panel(current(), given, list[Any]().append).vector.options) == names
+    for wrong, told in [
+        (5, "takes steering vectors, or a dict of names and vectors, not int$"),
+        ("a", "not str$"),
+        ([one, "a"], "not str$"),
+        ({"a": 5}, "not int$"),
+        ({5: one}, "not int$"),
+        (one * 2.0, "not SteeringTerm$"),
+        ([one, one], r"have the same name \(v\); a dict would give them others"),
+        ([], "there is no vector for the panel"),
+    ]:
+        with pytest.raises(LensError, match=told):
+            Panel(current(), wrong, list[Any]().append)  # type: ignore[arg-type]

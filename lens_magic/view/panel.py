@@ -7,7 +7,7 @@ only changes a number, which rank 0 sends to all ranks with the next token; Stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -37,18 +37,24 @@ class Panel(widgets.HBox):
 
     Args:
         session: the session whose model is steered.
-        vectors: the vectors to choose from, by name.
+        vectors: the vectors to choose from, by name; or one, or several, by their own names.
         queue: a function that runs work in the main thread, later; by default :func:`main_thread_queue`.
 
     Raises:
-        LensError: no model is loaded, there is no vector, or (without ``queue``) this is not a Jupyter kernel.
+        LensError: no model is loaded, there is no vector, something else is among them, or (without ``queue``) this is not a
+            Jupyter kernel.
     """
 
-    def __init__(self, session: Session, vectors: Mapping[str, SteeringVector], queue: Queue | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        vectors: Mapping[str, SteeringVector] | Iterable[SteeringVector] | SteeringVector,
+        queue: Queue | None = None,
+    ) -> None:
         model = session.require_model()
-        if not vectors:
+        self._session, self._vectors = session, _by_name(vectors)
+        if not self._vectors:
             raise LensError("there is no vector for the panel; %steer train NAME --pairs … makes one")
-        self._session, self._vectors = session, dict(vectors)
         self._queue = queue or main_thread_queue()
         self._pending = False
         self._running = False
@@ -194,6 +200,21 @@ class Panel(widgets.HBox):
         from html import escape
 
         self.message.value = escape(text)
+
+
+def _by_name(given: Any) -> dict[str, SteeringVector]:
+    from ..steer.vector import SteeringVector
+
+    single = isinstance(given, SteeringVector | str | bytes) or not isinstance(given, Iterable)
+    listed = [given] if single else given
+    named = list(given.items() if isinstance(given, Mapping) else ((getattr(one, "name", ""), one) for one in listed))
+    for name, one in named:
+        if not (isinstance(name, str) and isinstance(one, SteeringVector)):
+            wrong = type(name if isinstance(one, SteeringVector) else one).__name__
+            raise LensError(f"the panel takes steering vectors, or a dict of names and vectors, not {wrong}")
+    if len(found := dict(named)) < len(named):
+        raise LensError(f"vectors of the panel have the same name ({', '.join(found)}); a dict would give them others")
+    return found
 
 
 def _sites() -> Sequence[str]:
