@@ -172,9 +172,11 @@ def _plan(parsed: argparse.Namespace) -> int:
 
     ranks = check_ranks(parsed.ranks)
     for name in ("tokens", "prompt_tokens", "batch", "top_k"):
-        if getattr(parsed, name) < (0 if name == "tokens" else 1):
-            raise LensError(f"--{name.replace('_', '-')} {getattr(parsed, name)} is too few")
-    if parsed.device and not parsed.free:
+        least = 0 if name == "tokens" and parsed.whole_prompt else 1
+        if getattr(parsed, name) < least:
+            hint = "; with --whole-prompt 0 plans the prompt alone" if name == "tokens" and least else ""
+            raise LensError(f"--{name.replace('_', '-')} {getattr(parsed, name)} is too few; {least} or more would do{hint}")
+    if parsed.device and parsed.free is None:
         raise LensError("--device goes with --free; --free 80GB --device cuda would do")
     made = plan.make(
         parsed.model,
@@ -189,7 +191,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         whole_prompt=parsed.whole_prompt,
         offload=parsed.offload,
         tuned=parsed.tuned_lens,
-        rooms=plan.pretend(ranks, parsed.free, parsed.device) if parsed.free else None,
+        rooms=plan.pretend(ranks, parsed.free, parsed.device) if parsed.free is not None else None,
     )
     print(json.dumps(made.to_json(), indent=1) if parsed.json else plan.table(made))
     return 0 if made.fits else 1

@@ -6,11 +6,13 @@ import json
 import os
 import re
 import shutil
+import struct
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +73,29 @@ def test_a_broken_config(folder: Path) -> None:
     refused(folder, "not valid JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "holds no settings, but a list")
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, "not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"text_config": "llama"}, "is damaged: its text_config holds no settings, but a str$"),
+        ({"text_config": [{}]}, "its text_config holds no settings, but a list$"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0, where 1 or more tokens would do"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings is -5"),
+    ],
+)
+def test_settings_that_make_no_sense(folder: Path, settings: dict[str, Any], told: str) -> None:
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stated, **settings}))
+    refused(folder, told)
+
+
+@pytest.mark.parametrize("dtype", ["", {}, []])
+def test_an_empty_dtype_is_none(folder: Path, dtype: Any) -> None:
+    with pytest.raises(lens.LensError, match="is not one of auto, float32"):
+        find(str(folder), 1, dtype)
 
 
 def test_pickled_weights_only(folder: Path) -> None:
@@ -88,6 +113,23 @@ def test_truncated_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     refused(folder, "damaged or incomplete.*expected")
     weights.write_bytes(b"\xff" * 64)
+    refused(folder, "damaged or incomplete")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "5",
+        '{"a": 5}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}',
+        '{"a": {"shape": [1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": 5, "shape": [1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e400]}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_table_of_tensors(folder: Path, table: str) -> None:
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(table)) + table.encode() + bytes(4))
     refused(folder, "damaged or incomplete")
 
 

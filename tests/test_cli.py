@@ -70,6 +70,8 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
         (["plan", "demo", "--device", "cuda"], "goes with --free"),
+        (["plan", "demo", "--free", ""], "--free '' is not a size; 80GB or 512MiB would do"),
+        (["plan", "demo", "--tokens", "0"], "0 is too few; 1 or more would do; with --whole-prompt 0 plans the prompt alone"),
         (["equivalence", "demo", "x", "-n", "0"], "max-new-tokens 0 is too few; 1 or more would do\n"),
         (["fly"], "invalid choice"),
         ([], "arguments are required"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -191,7 +192,11 @@ def test_a_value_is_written_and_read(tmp_path: Path) -> None:
     assert whole.log_prob_change == ((-2.0, 1.0), (0.5, 5.75))
     (tmp_path / "other.json").write_text('{"format": "something"}')
     (tmp_path / "broken.json").write_text('{"format": "lens-magic steered text 1"}')
+    record = json.loads(path.read_text())
+    record["steered"]["log_probs_steered"].pop()
+    (tmp_path / "unequal.json").write_text(json.dumps(record))
     refused = {"other.json": "no steered text", "nothing.json": "there is no file", "broken.json": "it has no 'unsteered'"}
+    refused["unequal.json"] = "its tokens have probabilities under one model only"
     for name, words in refused.items():
         with pytest.raises(LensError, match=words):
             SteeredText.load(tmp_path / name)

@@ -149,6 +149,8 @@ def test_files(tmp_path: Path) -> None:
         (lambda folder: _file(folder, '{"question": 1}\n{oops'), "line 2 is not JSON"),
         (lambda folder: _file(folder, ""), "there are no items"),
         (lambda folder: _file(folder, "[1, 2"), "neither JSON Lines nor a JSON list"),
+        (lambda folder: _file(folder, "[" * 100_000), "neither JSON Lines nor a JSON list"),
+        (lambda folder: _file(folder, '{"a":' * 100_000), "line 1 is not JSON"),
     ],
 )
 def test_bad_sources_are_one_clear_line(tmp_path: Path, make: Any, words: str) -> None:

@@ -359,6 +359,8 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], None], **tensors: t
     [
         (lambda record: record.update(format=9), {}, "format 9; this version reads 1"),
         (lambda record: record.pop("training"), {}, "record is damaged"),
+        (lambda record: record["training"].update(questions=float("inf")), {}, "record is damaged .*infinity"),
+        (lambda record: record["origin"].update(layers=float("inf")), {}, "record is damaged .*infinity"),
         (lambda record: record.update(norms={"1": -1, "3": 1}), {}, "make no sense"),
         (lambda record: record.update(site="nowhere"), {}, "make no sense"),
         (lambda record: record["origin"].update(layer_type="nowhere"), {}, "layer type makes no sense"),
@@ -375,6 +377,14 @@ def test_damaged_records_are_one_clear_line(change: Any, tensors: dict[str, torc
     with pytest.raises(lens.LensError, match=words) as caught:
         lens.load_vector(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_record_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"direction.1": torch.ones(8)}, tmp_path / "v.safetensors", metadata={"lens_magic": "[" * 100_000})
+    with pytest.raises(lens.LensError, match="record is damaged"):
+        lens.load_vector(tmp_path / "v.safetensors")
 
 
 def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:

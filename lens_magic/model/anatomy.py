@@ -203,8 +203,13 @@ def context_of(config: Any) -> int:
 
     Args:
         config: the language model's configuration.
+
+    Raises:
+        LensError: it says that no token fits.
     """
     longest = int(config.max_position_embeddings)
+    if longest < 1:
+        raise LensError(f"its configuration says that max_position_embeddings is {longest}, where 1 or more tokens would do")
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some families have one per kind of layer
     for kind in kinds:

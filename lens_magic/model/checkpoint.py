@@ -64,7 +64,7 @@ def find(
         LensError: no such model, no configuration, no tokenizer, no (or incomplete, or quantised) safetensors weights, an
             adapter beside them, an unsupported family, or a number of ranks it cannot be split into.
     """
-    dtype = dtype or "auto"
+    dtype = "auto" if dtype is None else dtype
     if dtype not in DTYPES:
         raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     return _checked(name, model_folder(name, revision, trust_remote_code), ranks, dtype, revision, trust_remote_code)
@@ -129,14 +129,17 @@ def stated_in(folder: Path) -> Mapping[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise LensError(f"{folder} has no config.json, so it is not a model folder")
-    return _settings(file)
+    stated = _settings(file)
+    if not isinstance(of_text := stated.get("text_config"), dict | None):
+        raise LensError(f"{file} is damaged: its text_config holds no settings, but a {type(of_text).__name__}")
+    return stated
 
 
 def _settings(file: Path) -> dict[str, Any]:
     """Return the settings in a JSON file."""
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LensError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(settings, dict):
         raise LensError(f"{file} holds no settings, but a {type(settings).__name__}")
@@ -265,14 +268,22 @@ def read_header(file: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > size - 8:
                 raise ValueError("its table is cut off")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = dict(json.loads(stream.read(length)))
         header.pop("__metadata__", None)
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        end = 8 + length + max((_end(name, tensor) for name, tensor in header.items()), default=0)
         if end != size:
             raise ValueError(f"{size:,} bytes long, {end:,} expected")
-    except (ValueError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, TypeError, RecursionError, struct.error) as error:
         raise LensError(f"{file} is damaged or incomplete: {error}") from error
     return header
+
+
+def _end(name: str, tensor: Any) -> int:
+    """Return where a tensor of a safetensors file ends, counted from the end of the header that says so."""
+    match tensor:
+        case {"dtype": str(), "data_offsets": [int(begin), int(end)]} if 0 <= begin <= end:
+            return int(end)
+    raise ValueError(f"its table does not say what type {name[:60]!r} is of and where it is")
 
 
 def dtypes_of(headers: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -32,6 +32,10 @@ class Side:
     log_probs_unsteered: tuple[float, ...] = ()
     log_probs_steered: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if len(self.log_probs_unsteered) != len(self.log_probs_steered):
+            raise ValueError("its tokens have probabilities under one model only")
+
     @property
     def log_prob_change(self) -> tuple[float, ...]:
         """log p under the steered model minus log p under the unsteered one, of each token, in nats."""

@@ -215,14 +215,14 @@ def _parse(path: Path) -> list[Any]:
     if text.lstrip().startswith("["):  # the sets' own repository has JSON lists under the same file names
         try:
             return list(json.loads(text))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LensError(f"{path} is neither JSON Lines nor a JSON list: {error}") from error
     found = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 found.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise LensError(f"{path}, line {number} is not JSON: {error}") from error
     return found
 

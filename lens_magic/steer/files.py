@@ -133,7 +133,7 @@ def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVect
             versions={_words(name): _words(version) for name, version in record["versions"].items()},
             created=_words(record["created"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LensError(f"its record is damaged ({type(error).__name__}: {error})") from error
 
 
