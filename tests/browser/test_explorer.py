@@ -475,6 +475,26 @@ class TestTwoRuns:
         page.get_by_role("radio", name="difference").check(force=True)
         assert written(picture(page))[0] == "before → after · resid_post"
 
+    def test_a_pinned_change_is_both_tokens(self, page: Page, other: FakeRun) -> None:
+        page.get_by_role("radio", name="difference").check(force=True)
+        settle(page)
+        position, layer = next(place for place, cell in cells(page).items() if "lens-changed" in cell["classes"])
+        cell = page.locator(f"[role=row][aria-rowindex='{position + 2}'] [role=gridcell][aria-colindex='{layer + 2}']").first
+        cell.click()
+        page.keyboard.press("p")
+        before, after = (
+            shown(run, run.dataset.token_id.sel(site="resid_post").values[layer, position, 0])
+            for run in (fake_run(50, LAYERS, seed=3), other)
+        )
+        pins = page.locator(".lens-chip:not(.lens-followed) .lens-token")
+        assert pins.all_inner_texts() == [before, after]
+        page.get_by_role("button", name=f"Unpin {before}").click()
+        cell.click()
+        page.keyboard.press("p")
+        assert sorted(pins.all_inner_texts()) == sorted([before, after]), "what is missing is pinned again"
+        page.keyboard.press("p")
+        assert pins.count() == 0
+
     def test_a_picture_of_their_difference_shows_both_tokens_and_frames_changes(self, page: Page) -> None:
         page.get_by_role("radio", name="difference").check(force=True)
         settle(page)

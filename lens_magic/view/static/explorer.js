@@ -50,7 +50,7 @@ export class Explorer extends Stage {
         this.step(event.key === "[" ? -1 : 1);
         return true;
       case "p":
-        this.pinCell(this.current, this.cell);
+        this.pinTops(this.shownFrames[this.current].map((frame) => this.frames.indexOf(frame)), this.cell);
         return true;
       default:
         return false;
@@ -96,15 +96,28 @@ export class Explorer extends Stage {
 
   /** @param {number} i which run @param {number} token @param {Cell} cell @param {number | null} [layer] of a pinned cell */
   pin(i, token, { site, position }, layer = null) {
+    this.pins.toggle(this.pinOf(i, token, { site, position }, layer));
+  }
+
+  /** @param {number} i which run @param {number} token @param {{site: string, position: number}} where @param {number | null} layer @returns {import("./pins.js").Pin} */
+  pinOf(i, token, { site, position }, layer) {
     const { data } = this.frames[i];
-    this.pins.toggle({ id: data.arrays.ids[token], name: data.header.tokens[token], site, position, layer });
+    return { id: data.arrays.ids[token], name: data.header.tokens[token], site, position, layer };
   }
 
   /** @param {number} i which run @param {Cell} cell */
   pinCell(i, cell) {
-    const { data } = this.frames[i];
-    const offset = this.offset(i, cell);
-    if (offset >= 0) this.pin(i, data.top(offset), cell, cell.layer);
+    this.pinTops([i], cell);
+  }
+
+  /** Pins a cell's top token in each of some runs: the difference of two shows both. @param {number[]} runs @param {Cell} cell */
+  pinTops(runs, cell) {
+    const pins = runs.flatMap((i) => {
+      const offset = this.offset(i, cell);
+      return offset < 0 ? [] : [this.pinOf(i, this.frames[i].data.top(offset), cell, cell.layer)];
+    });
+    const different = pins.filter((pin, n) => pins.findIndex(({ id }) => id === pin.id) === n);
+    if (different.length) this.pins.toggle(...different);
   }
 
   /** @param {number} i which run @param {Cell} cell */

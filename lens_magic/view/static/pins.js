@@ -27,14 +27,15 @@ export class Pins {
     this.drawn = this.list;
   }
 
-  /** Adds a pin, or removes it if it exists. @param {Pin} pin */
-  toggle(pin) {
-    const same = (/** @type {Pin} */ p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer;
-    const [oldest] = this.list;
-    const full = this.list.length === MOST_PINS && !this.list.some(same);
-    this.list = this.list.some(same) ? this.list.filter((p) => !same(p)) : [...this.list, pin].slice(-MOST_PINS);
+  /** Adds pins, or removes them if all exist. @param {Pin[]} pins */
+  toggle(...pins) {
+    const among = (/** @type {Pin[]} */ list, /** @type {Pin} */ pin) => list.some((p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer);
+    const added = pins.filter((pin) => !among(this.list, pin));
+    const all = added.length ? [...this.list, ...added] : this.list.filter((pin) => !among(pins, pin));
+    const gone = all.slice(0, -MOST_PINS).map(({ name, position }) => `${name} at ${integer(position)}`);
+    this.list = all.slice(-MOST_PINS);
     this.on.onChange();
-    if (full) this.on.onFull(`${MOST_PINS} pins at most: ${oldest.name} at ${integer(oldest.position)} is unpinned`);
+    if (gone.length) this.on.onFull(`${MOST_PINS} pins at most: ${gone.join(", ")} ${gone.length > 1 ? "are" : "is"} unpinned`);
   }
 
   clear() {
