@@ -77,6 +77,16 @@ class TestPack:
         assert np.array_equal(back["target_rank"][rank < 64], rank[rank < 64])
         np.testing.assert_allclose(back["target_rank"], rank, rtol=0.03)
 
+    def test_more_tokens_than_two_bytes_number_take_up_to_sixteen_megabytes(self) -> None:
+        run = fake_run(1500, 80, vocabulary=3000)
+        candidates = run.dataset["token_id"].values
+        candidates.ravel()[:128_256] = np.arange(128_256)
+        run.token_texts.update({index: f" tok{index}" for index in range(len(run.token_texts), 128_256)})
+        packed = pack(run)
+        assert packed.buffers["token"].dtype == np.uint32
+        assert packed.nbytes + len(json.dumps(packed.header, ensure_ascii=False).encode()) < 16_000_000
+        assert np.array_equal(unpack(packed)["token_id"], candidates)
+
     def test_kl_and_tracked_tokens_come_back(self) -> None:
         run = track(fake_run(9, 5), [2, 11, 30])
         run.dataset["kl_final"][0, 0, 0] = np.nan

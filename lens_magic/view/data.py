@@ -4,7 +4,8 @@ This is the interface between results and what the browser draws; the static tab
 tables and figures read the run itself.) The header says how each array is coded, so a reader need not assume any sizes (the
 browser's reader is `static/data.js`, Python's is `unpack`, the codings are in `codes.py`).
 
-Codings, chosen so that 1,500 positions × 80 layers × 3 sites × 5 candidates take less than 10 MB:
+Codings, chosen so that 1,500 positions × 80 layers × 3 sites × 5 candidates take less than 10 MB with 20,000 different
+tokens among them. Each of these takes about 16 bytes in the table; beyond 65,536 it is 14 MB in all, with 128,256 15 MB.
 
 - `token`: row of the table of distinct tokens, uint16 (uint32 beyond 65,536 of them).
 - `prob`: −ln p in steps of 1/2048 nat, uint16: accurate to 0.025 %, down to e⁻³². The highest code of this array, of
