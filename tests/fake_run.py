@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -51,6 +52,7 @@ class FakeRun:
     output_ids: list[int]
     model: str = "fake-model"
     interrupted: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
     text: str = ""
 

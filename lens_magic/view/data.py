@@ -67,6 +67,8 @@ class Run(Protocol):
     @property
     def interrupted(self) -> bool: ...  # noqa: D102
     @property
+    def options(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
     def drawn(self) -> Run: ...  # noqa: D102
     def to_xarray(self) -> xr.Dataset: ...  # noqa: D102
 
@@ -75,11 +77,11 @@ class Run(Protocol):
 class Packed:
     """A run ready to be drawn.
 
-    `header` is JSON: `schema`, `model`, `name` (the run's name, "" for the model's), `interrupted`, `sites`, `layers`,
-    `positions`, `k`, `space` (the picture of a space), `tokens` (display text of each distinct token), `raw` (its actual
-    text, only where replacing `space` by spaces in the display text does not give it), `inputs` and `targets` (a row of
-    `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those tracked at every position),
-    `followed` (how many are tracked in each cell), `encoding`.
+    `header` is JSON: `schema`, `model`, `name` (the run's name, "" for the model's), `interrupted`, `basis` (what identifies
+    the basis it was read in; "" for none), `sites`, `layers`, `positions`, `k`, `space` (the picture of a space), `tokens`
+    (display text of each distinct token), `raw` (its actual text, only where replacing `space` by spaces in the display text
+    does not give it), `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows
+    of `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final` (if the run has it), `kl_apart` (of the second of two runs, if known: its KL from the first)
@@ -143,6 +145,7 @@ def header_of(
         "model": model,
         "name": "",
         "interrupted": False,
+        "basis": "",
         "sites": [str(site) for site in sites],
         "layers": [int(layer) for layer in layers],
         "positions": [],
@@ -201,6 +204,7 @@ def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
     header = header_of(run.model, data["site"].values, data["layer"].values, k, encoding) | {
         "name": name,
         "interrupted": bool(run.interrupted),
+        "basis": _basis(run),
         "positions": positions,
         "tokens": shown,
         "raw": raw,
@@ -254,6 +258,12 @@ def token_table(texts: Mapping[int, str], ids: Sequence[int] | NDArray[Any]) -> 
     shown = [visible(text) for text in own]
     # Always sending the actual text would send half the table twice.
     return shown, {str(i): t for i, (t, s) in enumerate(zip(own, shown, strict=True)) if s.replace(SPACE, " ") != t}
+
+
+def _basis(run: Run) -> str:
+    """What identifies the basis a run was read in; empty for none."""
+    lens = run.options.get("lens")
+    return str(lens.get("digest")) if isinstance(lens, Mapping) and lens.get("kind") == "basis" else ""
 
 
 def _tracked(data: xr.Dataset, large: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

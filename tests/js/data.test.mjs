@@ -48,6 +48,27 @@ test("a direction of a basis goes by its own number", () => {
   assert.deepEqual(query.matching(data, `#${number}`, new Uint32Array(data.arrays.ids.length), 8), [row]);
 });
 
+test("directions of two bases are the same if their labels are", () => {
+  const [one, two] = [read(fixture.basis.packed), read(fixture["other-basis"].packed)];
+  const numbers = Array.from(two.arrays.ids, (_, row) => two.index(row));
+  for (const _ of [1, 2]) two.match(one); // another view of the same runs matches them again
+  const labels = new Set(Array.from(one.arrays.ids, (id, row) => (id < 2 ** 20 ? "" : one.raw(row))));
+  two.arrays.ids.forEach((id, row) => {
+    if (id < 2 ** 20) return;
+    const theirs = one.row(id);
+    assert.equal(two.index(row), numbers[row]);
+    assert.equal(two.rowOf(numbers[row]), row);
+    assert.equal(theirs >= 0, labels.has(two.raw(row)));
+    if (theirs >= 0) assert.equal(one.raw(theirs), two.raw(row));
+  });
+  const matched = [...two.arrays.ids].filter((id) => id >= 2 ** 20 && one.row(id) >= 0);
+  assert.ok(matched.length > 5);
+  assert.ok([...two.arrays.ids].some((_, row) => two.raw(row) === "another"));
+  const same = read(fixture.basis.packed);
+  same.match(one);
+  assert.deepEqual(same.arrays.ids, one.arrays.ids);
+});
+
 for (const name of ["small", "large", "hostile"]) {
   test(`every number of the ${name} run comes back`, () => {
     const { packed, truth } = fixture[name];

@@ -119,8 +119,19 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     basis = fake_run(3, 2)
     basis.token_texts = {index + FIRST_DIRECTION: text for index, text in basis.token_texts.items()} | basis.token_texts
     basis.dataset["token_id"] += FIRST_DIRECTION
+    basis.options = {"lens": {"kind": "basis", "name": "one", "digest": "one"}}
     packed = pack(basis)
     fixture["basis"] = {"packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())}}
+    # Another basis: the same labels, but each at the next number, and the first that occurs is labelled otherwise.
+    first = int(basis.dataset["token_id"].values[0, 0, 0, 0])
+    directions = {index for index in basis.token_texts if index >= FIRST_DIRECTION}
+    moved = {index + 1: text for index, text in basis.token_texts.items() if index in directions}
+    tokens = {index: text for index, text in basis.token_texts.items() if index not in directions}
+    basis.token_texts = tokens | moved | {first + 1: "another"}
+    basis.dataset["token_id"] += 1
+    basis.options = {"lens": {"kind": "basis", "name": "two", "digest": "two"}}
+    packed = pack(basis)
+    fixture["other-basis"] = {"packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())}}
     fixture["growing"] = pieces(small)
     fixture["lacking-growing"] = pieces(without_numbers(fake_run(11, 6), layer=4, position=3))
     written = tmp_path / "fixture.json"

@@ -4,7 +4,7 @@
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
  *   exact?: number, missing?: boolean}} Encoding `missing`: the highest code marks a cell without numbers; with neglog,
  *   square and ranks it always does
- * @typedef {{schema: number, model: string, name: string, interrupted: boolean, sites: string[], layers: number[],
+ * @typedef {{schema: number, model: string, name: string, interrupted: boolean, basis: string, sites: string[], layers: number[],
  *   positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
  * @typedef {ArrayBuffer | ArrayBufferView} Bytes
@@ -59,6 +59,8 @@ export class LensData {
     const { positions, inputs, targets, tokens, raw } = header;
     const own = { positions: [...positions], inputs: [...inputs], targets: [...targets], tokens: [...tokens], raw: { ...raw } };
     this.header = { ...header, ...own };
+    /** @type {Numbers | null} what directions are numbered by in their basis, where `ids` are another run's */
+    this.numbers = null;
     this.k = header.k;
     /** Number of positions that every array has room for. */
     this.room = header.positions.length;
@@ -89,15 +91,35 @@ export class LensData {
     return this.arrays.ids.indexOf(id);
   }
 
+  /**
+   * Takes another run's ids for the directions of the same label, and ids of its own for the rest, if their bases differ: by
+   * these two runs are matched.
+   * @param {LensData} other
+   */
+  match(other) {
+    if (this.header.basis === other.header.basis) return;
+    const own = (this.numbers ??= this.arrays.ids);
+    /** @type {Map<string, number>} */
+    const theirs = new Map();
+    other.arrays.ids.forEach((id, row) => id >= FIRST_DIRECTION && theirs.set(other.raw(row), id));
+    this.arrays.ids = own.map((id, row) => {
+      if (id < FIRST_DIRECTION) return id;
+      const same = theirs.get(this.raw(row));
+      theirs.delete(this.raw(row)); // a label may be there twice
+      return same ?? id + FIRST_DIRECTION;
+    });
+  }
+
   /** A token's vocabulary index, or a direction's in its basis, as readers know it. @param {number} row */
   index(row) {
-    return this.arrays.ids[row] % FIRST_DIRECTION;
+    return (this.numbers ?? this.arrays.ids)[row] % FIRST_DIRECTION;
   }
 
   /** Row of a direction of the run's basis, or else of a token, by that index; −1 if there is none. @param {number} index */
   rowOf(index) {
-    const direction = this.row(FIRST_DIRECTION + index);
-    return direction < 0 ? this.row(index) : direction;
+    const ids = this.numbers ?? this.arrays.ids;
+    const direction = ids.indexOf(FIRST_DIRECTION + index);
+    return direction < 0 ? ids.indexOf(index) : direction;
   }
 
   /** Row of the first candidate in the token table. @param {number} cell */

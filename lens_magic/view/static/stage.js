@@ -35,6 +35,7 @@ export class Stage {
   constructor(el, datas, options) {
     const acts = /** @type {Acts} */ (/** @type {unknown} */ (this));
     this.datas = datas;
+    for (const data of datas.slice(1)) data.match(datas[0]);
     this.options = options;
     this.labels = labelsOf(datas);
     this.frames = datas.map((data) => new Frame(data, this.labels));
