@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from . import options, prompts, results, runs, vectors
-from .errors import LensError, unless_stopped
+from .errors import LensError
 from .needs import Ask
 from .provenance import provenance
 from .session import Model, OnEvent, Session
@@ -65,7 +65,7 @@ def compare(
         "chat": chat,
     }
     group = session.group
-    with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
+    with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
         runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
         group.rank.store[LIVE] = live
         try:
@@ -75,7 +75,7 @@ def compare(
         finally:
             group.rank.store.pop(LIVE, None)
         result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked)
-    return unless_stopped(result, result.interrupted or group.rank.stop_requested)
+        return outcome.keep(result, result.interrupted)
 
 
 def _steered_text(
@@ -136,14 +136,14 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         look=replace(PLAIN, norm=run.options.get("norm", "own")),
     )
     group = session.group
-    with group.exclusive():
+    with group.exclusive() as outcome:
         runs.refuse_what_cannot_fit(session, runs.ask_of(request), smaller=set(), drops=True)
         answers = group.call(run_difference, request, on_event=on_event)
         if answers[0]["kl"] is None:
             raise KeyboardInterrupt("stopped comparing; nothing was kept")
         more = {name: run.options[name] for name in ("chat", "ignore_eos", "lens", "norm") if name in run.options}
         base, steered = (results.make_run(session, run.prompt, request, answers, number, more) for number in range(2))
-    return unless_stopped(LensDiff(base, steered, answers[0]["kl"]), group.rank.stop_requested)
+        return outcome.keep(LensDiff(base, steered, answers[0]["kl"]))
 
 
 def _check_comparable(run: LensRun, model: Model) -> None:

@@ -58,15 +58,22 @@ def reason_of(error: Exception, whole: bool = False) -> str:
     return " ".join(str(text).split()) or type(error).__name__
 
 
-def unless_stopped(result: _Result, stopped: bool) -> _Result:
-    """Return a result, or raise it as :class:`Interrupted`, so that an interrupt does not lose it.
+class Outcome:
+    """What a command has made, for the interrupt that stops it to carry.
 
-    Raises:
-        Interrupted: the user has stopped what made the result; it carries the result.
+    Attributes:
+        result: None until there is one.
+        stopped: an interrupt that the ranks have acted on has cut it short.
     """
-    if stopped:
-        raise Interrupted(result)
-    return result
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.stopped = False
+
+    def keep(self, result: _Result, stopped: bool = False) -> _Result:
+        """Keep a result and return it."""
+        self.result, self.stopped = result, stopped
+        return result
 
 
 def even_if_stopped(make: Callable[[], _Result]) -> tuple[_Result, bool]:

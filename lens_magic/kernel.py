@@ -37,7 +37,7 @@ class LensKernel(IPythonKernel):
         Unlike ipykernel's, this never signals the process group: the user's own child processes are in it too.
         """
         group = sessions.current().running_group
-        if group is None or not group.busy or group.interrupt():
+        if group is None or group.interrupt():
             os.kill(os.getpid(), signal.SIGINT)
 
     def _process_children(self) -> list[Any]:

@@ -162,23 +162,23 @@ def _load(parsed: argparse.Namespace) -> None:
     begun = time.perf_counter()
     with Bars(loading=f"loading {parsed.model}") as bars:
         try:
-            sessions.current().load(parsed.model, **load_options(parsed), on_event=bars)
+            _, stopped = even_if_stopped(lambda: sessions.current().load(parsed.model, **load_options(parsed), on_event=bars))
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped loading {parsed.model}; {_what_is_loaded()}") from None
-    _say_loaded(time.perf_counter() - begun)
+    _say_loaded(time.perf_counter() - begun, stopped)
 
 
 def _restart(parsed: argparse.Namespace) -> None:
     begun = time.perf_counter()
     with Bars(loading="restarting the ranks") as bars:
         try:
-            model = sessions.current().restart(on_event=bars)
+            model, stopped = even_if_stopped(lambda: sessions.current().restart(on_event=bars))
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped; {_what_is_loaded()}") from None
     if model is None:
         print(f"{counted(sessions.current().group.size, 'fresh rank')}; no model was loaded")  # noqa: T201
         return
-    _say_loaded(time.perf_counter() - begun)
+    _say_loaded(time.perf_counter() - begun, stopped)
 
 
 def _what_is_loaded() -> str:
@@ -186,9 +186,15 @@ def _what_is_loaded() -> str:
     return f"{session.model.name} is still loaded" if session.model is not None else session.nothing_loaded()
 
 
-def _say_loaded(seconds: float) -> None:
+def _say_loaded(seconds: float, stopped: bool) -> None:
     session = sessions.current()
-    model, ranks = session.require_model(), session.group.call(_device)
+    model = session.require_model()
+    try:
+        if stopped:
+            raise KeyboardInterrupt
+        ranks = session.group.call(_device)
+    except KeyboardInterrupt:
+        raise one_line_interrupt(f"too late to stop: {model.name} is loaded") from None
     devices = ", ".join(sorted(set(ranks)))
     print(  # noqa: T201 - the command's output
         f"{model.name}: {model.layers} layers, width {model.width}, vocabulary {model.vocabulary:,}, {model.dtype}, "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from . import options, vectors
-from .errors import LensError, unless_stopped
+from .errors import LensError
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
 from .prompts import all_forced_ids, all_prompt_ids, check_length, longest_continuation, several
 from .results import GeneratedText, make_run, timings_of
@@ -84,12 +84,12 @@ def run(
     more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
     labels = getattr(given, "labels", ())
     group = session.group
-    with group.exclusive():  # an interrupt before the first or after the last token counts too, and the result is kept
+    with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
         refuse_what_cannot_fit(session, ask_of(request), drops=True)
         group.rank.store["given_lens"] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
         made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
-    return unless_stopped(made[0] if isinstance(prompt, str) else made, made[0].interrupted or group.rank.stop_requested)
+        return outcome.keep(made[0] if isinstance(prompt, str) else made, made[0].interrupted)
 
 
 def _check_lengths(
@@ -183,11 +183,13 @@ def generate(
     longest = max(map(len, ids))
     terms = vectors.steering_terms(model, steer, longest, [max_new_tokens] * len(ids))
     group = session.group
-    with group.exclusive():  # as in run
+    with group.exclusive() as outcome:  # as in run
         refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))
         stop_ids = () if ignore_eos else model.stop_ids
         made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
-    texts = [decode(model.tokenizer, output, model.stop_ids) for output in made.outputs]
-    timings = timings_of(made)
-    results = [GeneratedText(text, output, timings, made.interrupted) for text, output in zip(texts, made.outputs, strict=True)]
-    return unless_stopped(results[0] if isinstance(prompt, str) else results, made.interrupted or group.rank.stop_requested)
+        timings = timings_of(made)
+        results = [
+            GeneratedText(decode(model.tokenizer, output, model.stop_ids), output, timings, made.interrupted)
+            for output in made.outputs
+        ]
+        return outcome.keep(results[0] if isinstance(prompt, str) else results, made.interrupted)

@@ -186,7 +186,7 @@ class Session:
         Raises:
             LensError: :func:`lens_magic.model.checkpoint.find` refuses the model, it is too large for the free memory, or
                 the ranks cannot be started.
-            KeyboardInterrupt: stopped by the user.
+            KeyboardInterrupt: stopped by the user; if the model was there already, an :class:`Interrupted` with it as result.
         """
         from .model.checkpoint import find
 
@@ -208,25 +208,26 @@ class Session:
         group = self._group_of(wanted)
         collectives.require_free(group.rank)
         self._keep_in_mind(before, its_ranks)
-        facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
-        self.model = Model(
-            name=checkpoint.name,
-            tokenizer=tokenizer,
-            stop_ids=ends,
-            layers=facts["layers"],
-            width=facts["width"],
-            vocabulary=facts["vocabulary"],
-            context=checkpoint.context,
-            dtype=checkpoint.dtype,
-            fingerprint=checkpoint.fingerprint,
-            family=checkpoint.model_type,
-            checkpoint=checkpoint,
-            revision=checkpoint.revision,
-            whole=facts["whole"],
-            whole_bytes=facts["whole_bytes"],
-        )
-        self._to_reload = None
-        return self.model
+        with group.exclusive() as outcome:  # what is on the ranks is the session's, whenever an interrupt comes
+            facts = group.call(loading.load, checkpoint, on_event=on_event)[0]
+            self.model = Model(
+                name=checkpoint.name,
+                tokenizer=tokenizer,
+                stop_ids=ends,
+                layers=facts["layers"],
+                width=facts["width"],
+                vocabulary=facts["vocabulary"],
+                context=checkpoint.context,
+                dtype=checkpoint.dtype,
+                fingerprint=checkpoint.fingerprint,
+                family=checkpoint.model_type,
+                checkpoint=checkpoint,
+                revision=checkpoint.revision,
+                whole=facts["whole"],
+                whole_bytes=facts["whole_bytes"],
+            )
+            self._to_reload = None
+            return outcome.keep(self.model)
 
     def _require_room(self, checkpoint: Checkpoint, ranks: int) -> None:
         """Refuse a model that cannot fit; if it fits only without the previous one, drop that with a warning.
@@ -248,8 +249,6 @@ class Session:
         rooms = []
         if group is not None and not (group.lost or group.closed):
             rooms = group.call(needs.room_of_rank)
-            if group.rank.stop_requested:  # interrupted while waiting for ranks that are still importing
-                raise KeyboardInterrupt
         if self.model is not None and self.model.checkpoint is None:
             rooms = [replace(room, model=0) for room in rooms]  # attached: the user still holds it, so nothing is freed
         if not there:
@@ -303,21 +302,22 @@ class Session:
         before, its_ranks = self.model, self._group.size if self._group is not None else 1
         group = self._group_of(1)
         self._keep_in_mind(before, its_ranks)
-        facts = group.call(loading.attach, model)[0]
-        self.model = Model(
-            name=name,
-            tokenizer=tokenizer,
-            stop_ids=stop_ids,
-            layers=facts["layers"],
-            width=facts["width"],
-            vocabulary=facts["vocabulary"],
-            context=context,
-            dtype=dtype,
-            fingerprint="",
-            family=family,
-        )
-        self._to_reload = None
-        return self.model
+        with group.exclusive() as outcome:  # as in load
+            facts = group.call(loading.attach, model)[0]
+            self.model = Model(
+                name=name,
+                tokenizer=tokenizer,
+                stop_ids=stop_ids,
+                layers=facts["layers"],
+                width=facts["width"],
+                vocabulary=facts["vocabulary"],
+                context=context,
+                dtype=dtype,
+                fingerprint="",
+                family=family,
+            )
+            self._to_reload = None
+            return outcome.keep(self.model)
 
     def restart(self, on_event: OnEvent | None = None) -> Model | None:
         """Start fresh ranks and load the model again; if that fails or is stopped, the next restart tries again.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from . import options, vectors
-from .errors import Interrupted, LensError, unless_stopped
+from .errors import Interrupted, LensError
 from .needs import Room, room_of_rank, size
 from .prompts import check_ids
 from .provenance import provenance
@@ -89,7 +89,7 @@ def evaluate(
         alphas=tuple(alpha for alpha in steps if alpha != 0),
         positions=positions,
     )
-    with group.exclusive():  # an interrupt after the last question must not cost the user the report
+    with group.exclusive() as outcome:  # an interrupt after the last question must not cost the user the report
         measured: Propensities = group.call(measure, sweep, on_event=on_event)[0]
         complete = measured.complete.reshape(-1, 2).all(1).numpy()  # [question]: in both orders
         if not complete.any():
@@ -114,7 +114,7 @@ def evaluate(
             },
             provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
         )
-    return unless_stopped(report, group.rank.stop_requested or not complete.all())
+        return outcome.keep(report, not complete.all())
 
 
 def ablate_sites(

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from . import options
-from .errors import LensError, unless_stopped
+from .errors import LensError
 from .needs import Room, room_of_rank, size
 from .prompts import check_ids
 from .provenance import now, versions
@@ -68,36 +68,36 @@ def train_tuned_lens(
     learn, measure = _pieces(model, texts, held_out, seed)
     training = Training(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
     group = session.group
-    with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive():
+    with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive() as outcome:
         _require_memory(group.call(room_of_rank), model, tokens_per_step)
         answers = group.call(train, training, on_event=told)
-    whole = {
-        name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
-    }
-    layers = range(model.layers)
-    lens = TunedLens(
-        [torch.from_numpy(whole["weights"][index]) for index in layers],
-        [torch.from_numpy(whole["biases"][index]) for index in layers],
-        model=model.name,
-        fingerprint=model.fingerprint,
-        divergences={
-            name: [whole[when][index] for index in layers]
-            for name, when in (("logit_lens", "before"), ("tuned_lens", "after"))
-            if whole["after"]
-        },
-        provenance={
-            **versions(),
-            "created": now(),
-            "dtype": model.dtype,
-            "steps": answers[0]["done"],
-            "tokens_per_step": tokens_per_step,
-            "learning_rate": learning_rate,
-            "seed": seed,
-            "tokens": sum(map(len, learn)),
-            "held_out_tokens": sum(map(len, measure)),
-        },
-    )
-    return unless_stopped(lens, answers[0]["done"] < steps or group.rank.stop_requested)
+        whole = {
+            name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
+        }
+        layers = range(model.layers)
+        lens = TunedLens(
+            [torch.from_numpy(whole["weights"][index]) for index in layers],
+            [torch.from_numpy(whole["biases"][index]) for index in layers],
+            model=model.name,
+            fingerprint=model.fingerprint,
+            divergences={
+                name: [whole[when][index] for index in layers]
+                for name, when in (("logit_lens", "before"), ("tuned_lens", "after"))
+                if whole["after"]
+            },
+            provenance={
+                **versions(),
+                "created": now(),
+                "dtype": model.dtype,
+                "steps": answers[0]["done"],
+                "tokens_per_step": tokens_per_step,
+                "learning_rate": learning_rate,
+                "seed": seed,
+                "tokens": sum(map(len, learn)),
+                "held_out_tokens": sum(map(len, measure)),
+            },
+        )
+        return outcome.keep(lens, answers[0]["done"] < steps)
 
 
 def _require_memory(rooms: Sequence[Room], model: Model, tokens_per_step: int) -> None:

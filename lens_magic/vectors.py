@@ -62,8 +62,6 @@ def train(
     group = session.group
     with group.exclusive():
         answers = group.call(learn, examples, read_at, chosen, method, on_event=on_event)
-    if group.rank.stop_requested:  # the interrupt came after the last layer
-        raise KeyboardInterrupt
     learnt = {layer: one for answer in answers for layer, one in answer.items()}
     if some_layers and not all(one.nothing for one in learnt.values()):
         learnt = {layer: one for layer, one in learnt.items() if not one.nothing}

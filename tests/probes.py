@@ -112,6 +112,7 @@ def until_stopped(rank: Any) -> int:
         rounds += 1
         rank.emit(("round", rounds))
         time.sleep(0.01)
+    rank.acknowledge_stop()
     return rounds
 
 

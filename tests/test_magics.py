@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import lens_magic as lens
+from lens_magic import magics
 from lens_magic.errors import LensError
+from lens_magic.lens.capture import Trajectories
 from lens_magic.lens.run import LensRun
+from lens_magic.model import load as loading
+from lens_magic.ranks import memory
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
 
@@ -360,6 +365,41 @@ def test_status(loaded: Notebook) -> None:
         current().vectors.clear()
     assert "vectors: <glad> (layers 1,3)" in repr(status)
     assert "&lt;glad&gt; (layers 1,3)" in status._repr_html_()
+
+
+def pressing(made: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, during which the user interrupts."""
+
+    @functools.wraps(made)  # ranks find functions by name
+    def press(*given: Any) -> Any:
+        current().group.interrupt()
+        return made(*given)
+
+    return press
+
+
+@pytest.mark.parametrize("call", ["%lens status", "lens.status()", "seen.activations('resid_post')"])
+def test_an_interrupt_of_a_short_call_is_heard(loaded: Notebook, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded.shell.user_ns |= {"lens": lens, "seen": lens.run(models.PROMPT, 3, ignore_eos=True)}
+    with monkeypatch.context() as patched:
+        patched.setattr(memory, "free_memory", pressing(memory.free_memory))
+        patched.setattr(Trajectories, "share", pressing(Trajectories.share))
+        assert type(loaded.run(call)) is KeyboardInterrupt
+    assert not isinstance(loaded.run(call), KeyboardInterrupt)
+
+
+@pytest.mark.parametrize("command", ["load {folder}", "restart"])
+@pytest.mark.parametrize("where", [(loading, "_use"), (magics, "_device")], ids=["on the ranks", "then"])
+def test_an_interrupt_at_the_end_of_loading_comes_too_late(
+    loaded: Notebook, checkpoints: Checkpoints, command: str, where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, before = checkpoints("llama-gqa"), current().require_model()
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, pressing(getattr(*where)))
+        error = loaded.run(f"%lens {command.format(folder=folder)}")
+    assert error._render_traceback_() == [f"KeyboardInterrupt: too late to stop: {folder} is loaded"]
+    assert current().require_model() is not before
+    assert len(lens.generate(models.PROMPT, 3, ignore_eos=True).output_ids) == 3
 
 
 def test_restart_loads_the_model_again(loaded: Notebook) -> None:

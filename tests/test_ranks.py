@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lens_magic.errors import LensError, RankError, RanksLost
+from lens_magic.errors import Interrupted, LensError, RankError, RanksLost
 from lens_magic.ranks import board, collectives, environment, loopback, memory, start
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
@@ -263,6 +264,47 @@ def test_an_interrupt_stops_all_ranks_at_the_same_step(group: Group) -> None:
         timer.join()
         assert len(set(rounds)) == 1
         assert rounds[0] > 0
+
+
+def test_an_interrupt_that_no_function_acts_on_is_raised_when_the_ranks_are_free(group: Group) -> None:
+    """A loop over such calls could not be stopped otherwise."""
+    assert group.interrupt(), "nothing runs: the caller raises it"
+    seen: list[int] = []
+
+    def work() -> None:
+        with group.exclusive():
+            group.call(probes.place)
+            assert not group.interrupt()
+            seen.append(len(group.call(probes.place)))  # the block goes on
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt) as raised:
+            work()
+        assert not isinstance(raised.value, Interrupted)
+        assert len(group.call(probes.place)) == group.size
+    assert seen == [group.size] * 2
+
+
+@pytest.mark.parametrize("when", ["before", "after", "acknowledged", "an error"])
+def test_an_interrupt_carries_what_was_made(group: Group, when: str) -> None:
+    def work() -> None:
+        with group.exclusive(), group.exclusive() as outcome:
+            if when in ("before", "an error"):
+                group.interrupt()
+            assert outcome.keep("made", stopped=when == "acknowledged") == "made"
+            if when == "after":
+                os.kill(os.getpid(), signal.SIGINT)
+            if when == "an error":
+                raise ValueError("what went wrong is told")
+
+    if when == "an error":
+        with pytest.raises(ValueError, match="told"):
+            work()
+    else:
+        with pytest.raises(Interrupted) as raised:
+            work()
+        assert raised.value.result == "made"
+    assert len(group.call(probes.place)) == group.size
 
 
 def test_events_reach_the_caller_of_rank_0_alone(group: Group) -> None:

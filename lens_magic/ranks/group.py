@@ -20,11 +20,10 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
-from types import FrameType
 from typing import Any
 
-from ..errors import LensError, RanksLost, reason_of
-from . import arrival, channel, start, worker
+from ..errors import Interrupted, LensError, Outcome, RanksLost, reason_of
+from . import arrival, channel, interrupts, start, worker
 from .rank import Rank
 
 GRACE_S = 10.0  # after a failure, the time for the ranks to end the call
@@ -91,6 +90,7 @@ class Group:
             LensError: a call is under way already (a widget's callback in another thread, say).
             RankError: the function failed on another rank. An error on rank 0 is raised as it is, a LensError on any rank too.
             RanksLost: a rank has died.
+            KeyboardInterrupt: the user has interrupted, and the function has not acknowledged it.
         """
         with self.exclusive():
             self.require_all()
@@ -105,24 +105,34 @@ class Group:
                 self.flush_output()
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> Iterator[Outcome]:
         """Hold the ranks for several calls and the work between them; meanwhile an interrupt only sets the flag.
 
         Raises:
             LensError: another thread holds them.
+            Interrupted: at the end, if the user has interrupted and the block has kept a result.
+            KeyboardInterrupt: at the end of the outermost block, likewise without a result.
         """
         if not self._busy.acquire(blocking=False):
             raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
+        outcome = Outcome()
         try:
-            self._depth += 1
-            if self._depth > 1:
-                yield
-                return
-            self.rank.acknowledge_stop()
-            with self._interrupts_set_the_flag():
-                yield
+            if not self._depth:
+                self.rank.acknowledge_stop()
+            with interrupts.handled_by(self._note_interrupt) if not self._depth else contextlib.nullcontext():
+                with self._changed:
+                    self._depth += 1
+                try:
+                    yield outcome
+                finally:
+                    with self._changed:
+                        self._depth -= 1
+            stopped = outcome.stopped or self.rank.stop_requested  # now that no interrupt sets the flag any more
+            if stopped and outcome.result is not None:
+                raise Interrupted(outcome.result)
+            if stopped and not self._depth:
+                raise KeyboardInterrupt
         finally:
-            self._depth -= 1
             self._busy.release()
 
     def _relaying(self, on_event: Callable[[Any], None] | None) -> Callable[[Any], None]:
@@ -150,12 +160,17 @@ class Group:
         """Ask the running call to stop; from any thread. A second interrupt, after a while without effect, gives the ranks up.
 
         Returns:
-            True if the caller must raise KeyboardInterrupt on rank 0 itself, because no rank can be asked to stop any more.
+            True if the caller must raise KeyboardInterrupt on rank 0 itself: nothing runs, or no rank can be asked to stop
+            any more.
         """
         now = time.monotonic()
-        if not self.rank.stop_requested:
-            self._interrupted_at = now
+        with self._changed:  # what runs now sees the flag when it ends, if not before
+            if not self._depth:
+                return True
+            again = self.rank.stop_requested
             self.rank.request_stop()
+        if not again:
+            self._interrupted_at = now
         elif now - self._interrupted_at <= PATIENCE_S:
             return False
         elif self._workers and not self._given_up and self._loss is None:
@@ -275,23 +290,12 @@ class Group:
                 self._given_up = f"the ranks were given up: after a failure they could not meet again ({reason_of(error)})"
             raise self._describe_loss() from error
 
-    @contextlib.contextmanager
-    def _interrupts_set_the_flag(self) -> Iterator[None]:
-        """Make interrupts set the flag: a KeyboardInterrupt in the middle of rank 0's work would leave other ranks waiting."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            if self.interrupt():
-                raise KeyboardInterrupt
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            # None: it was not set from Python and cannot be restored from there; Python's own takes its place.
-            signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+    def _note_interrupt(self) -> None:
+        """Set the flag: a KeyboardInterrupt in the middle of rank 0's work would leave other ranks waiting."""
+        if not self._depth:  # just before or after the block, which looks at the flag once more
+            self.rank.request_stop()
+        elif self.interrupt():
+            raise KeyboardInterrupt
 
     # -- listening to the other ranks, in a thread ---------------------------------------------------------------------
 

@@ -179,6 +179,17 @@ def test_of_a_cell_that_uses_no_ranks(kernel: Kernel) -> None:
     works(kernel)
 
 
+def test_of_a_loop_over_short_calls(kernel: Kernel) -> None:
+    kernel.ok(f"seen = lens.run({PROMPT!r}, 3, ignore_eos=True)")
+    for call in ("lens.status()", "seen.activations('resid_post')"):
+        for _ in range(3):
+            cell = kernel.start(f"print('looping', flush=True)\nwhile True:\n    {call}").says("looping")
+            kernel.interrupt()
+            reply = cell.wait(30)
+            assert (reply.status, reply.ename) == ("error", "KeyboardInterrupt"), reply
+    works(kernel)
+
+
 def test_of_nothing(kernel: Kernel) -> None:
     kernel.interrupt()
     kernel.interrupt()
