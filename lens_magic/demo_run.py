@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sysconfig
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import LensError, reason_of
 from .paths import path_of
@@ -55,13 +56,33 @@ def execute(out: Path) -> None:
     notebook.cells.append(nbformat.v4.new_code_cell(take))
     client = client_of(notebook, out)
     try:
-        client.execute()
+        with asyncio.Runner(loop_factory=_Loop) as runner:
+            runner.run(_executed(client))
     except nbclient.exceptions.CellExecutionError as error:
         raise LensError(f"a cell of the tutorial failed:\n{error}") from error
     finally:
         notebook.cells.pop()
         nbformat.write(notebook, out / "demo.ipynb")
     _report(saved, time.perf_counter() - begun, out)
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Leaves Ctrl-C to asyncio, which cancels what runs: nbclient's own handlers would take the kernel away meanwhile."""
+
+    def add_signal_handler(self, *_: object) -> NoReturn:
+        """Refuse, as outside the main thread, where nbclient does without."""
+        raise RuntimeError("signals are not handled here")
+
+
+async def _executed(client: Any) -> None:
+    """Execute the client's notebook; cancelled, nbclient ends the kernel, and says that it has died."""
+    try:
+        await client.async_execute()
+    except _notebook_packages()[1].exceptions.DeadKernelError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError from None
+        raise LensError("the kernel ended while it executed the tutorial; `lens-magic doctor` says what is missing") from error
 
 
 def client_of(notebook: Any, folder: Path, **options: Any) -> Any:

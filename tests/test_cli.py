@@ -174,11 +174,11 @@ def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.Monke
     monkeypatch.setenv("LENS_MODEL", "models/mine")
     seen: list[str] = []
 
-    def execute(self: nbclient.NotebookClient) -> None:
+    async def execute(self: nbclient.NotebookClient) -> None:
         seen.extend(cell.source for cell in self.nb.cells)
         raise LensError("that will do")
 
-    monkeypatch.setattr(nbclient.NotebookClient, "execute", execute)
+    monkeypatch.setattr(nbclient.NotebookClient, "async_execute", execute)
     with pytest.raises(LensError, match="that will do"):
         demo_run.execute(tmp_path / "out")
     assert any(f"%lens load '{tmp_path}/models/mine'" in source for source in seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -130,15 +131,34 @@ def test_another_number_of_ranks(kernel: Kernel, checkpoint: Path) -> None:
     assert kernel.value("tokens()") == expected
 
 
+def wait_for_ranks(mark: str) -> None:
+    deadline = time.monotonic() + 60
+    while not any("ranks/entry.py" in driver.describe(process) for process in driver.marked(mark)):
+        assert time.monotonic() < deadline, "there are no ranks"
+        time.sleep(0.2)
+    time.sleep(1.0)  # the ranks find each other
+
+
+def test_an_interrupted_demo(tmp_path: Path, no_trace: None) -> None:
+    """Of the tutorial's cells one is always running while the ranks start."""
+    pytest.importorskip("nbclient")
+    env = driver.environment(tmp_path, LENS_RANKS="2")
+    command = [sys.executable, "-m", "lens_magic.cli", "demo", "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        wait_for_ranks(env[driver.MARK])
+        demo.send_signal(signal.SIGINT)
+        said, complaints = demo.communicate(timeout=60)
+    assert (demo.returncode, said) == (130, "")
+    assert complaints.splitlines()[-1] == "lens-magic: interrupted"
+    assert "Traceback" not in complaints
+    assert driver.gone(env[driver.MARK], GONE_S) == []
+
+
 def test_the_sudden_end_of_a_jupyter_server(tmp_path: Path, no_trace: None) -> None:
     pytest.importorskip("jupyter_server")
     with server(tmp_path, LENS_RANKS="2") as running:
         running.ask("kernels", {"name": "lens"})
-        deadline = time.monotonic() + 60
-        while not any("ranks/entry.py" in driver.describe(process) for process in driver.marked(running.mark)):
-            assert time.monotonic() < deadline, running.log.read_text()
-            time.sleep(0.2)
-        time.sleep(1.0)  # the ranks find each other
+        wait_for_ranks(running.mark)
         assert len(driver.marked(running.mark)) >= 4  # server, kernel, MPI's daemon, rank 1
         kill(running.pid)
         assert driver.gone(running.mark, GONE_S) == []
