@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("lens-magic: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.filename is not None:  # the error is about some file; stdout has no file name
+        if not _output_fails(error):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # `lens-magic … | head` has read enough
@@ -34,6 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lens-magic: the output cannot be written: {error.strerror or error}", file=sys.stderr)
         return 2
     return status
+
+
+def _output_fails(error: OSError) -> bool:
+    """Whether an error came from writing to stdout: what could not be written is still in its buffer, and fails again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    # Without a buffer (python -u) only this tells: stdout has no file name, and a write fails with a number.
+    buffered = isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.write_through
+    return not buffered and error.filename is None and error.errno is not None
 
 
 def _ready_streams() -> None:

@@ -165,6 +165,13 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert capsys.readouterr().err == "lens-magic: interrupted\n"
 
 
+def test_an_error_of_the_system_is_not_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(doctor, "examine", Mock(side_effect=OSError(errno.EMFILE, "Too many open files")))
+    with pytest.raises(OSError, match="Too many open files"):
+        main(["doctor"])
+
+
 def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The kernel that executes the tutorial stands in another folder."""
     import nbclient

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Listener
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +78,36 @@ def test_ranks_that_end_on_their_way_are_not_waited_for(seconds: int, tmp_path: 
     (tmp_path / "rank.py").write_text(f"import time; time.sleep({seconds}); raise SystemExit('ended')")
     code = DIES.replace("sys.argv[1]", repr(str(tmp_path / "rank.py")))
     assert "ranks ended while they were starting" in program(code, tmp_path)
+
+
+REFUSED = """
+import time
+import probes, psutil
+from lens_magic.errors import LensError
+from lens_magic.ranks import arrival, channel
+from lens_magic.ranks.group import Group
+accept = channel.accept_all
+def refuse(communicator):
+    raise OSError("AF_UNIX path too long")
+for channel.accept_all in (refuse, refuse, accept):
+    try:
+        group = Group(2)
+    except LensError as error:
+        print(error)
+        ended = [psutil.Process(pid) for pid in arrival._ranks_of_the_daemon()]
+        assert not psutil.wait_procs(ended, timeout=5)[1], "a rank still runs"
+print(group.call(probes.place))
+group.close()
+"""
+
+
+@pytest.mark.ranks(2)
+def test_a_start_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
+    """It would use a core for ever, and each further try another."""
+    first, second, third = program(REFUSED, tmp_path).splitlines()
+    assert first == second
+    assert first.startswith("the ranks could not be started (AF_UNIX path too long); `lens-magic doctor` says")
+    assert third == "[(0, 2), (1, 2)]"
 
 
 @pytest.fixture
@@ -149,12 +181,31 @@ def test_a_folder_without_the_right_to_run_programs_has_none(tmp_path: Path, mon
         assert os.environ["PATH"] == before
 
 
-def test_a_full_folder_in_memory_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("free", [1 << 20, 17 << 20])
+def test_a_full_folder_in_memory_is_passed_over(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open MPI would complain of one with less than 16.8 MiB."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        monkeypatch.delenv(environment.RUNTIME_VARIABLE, raising=False)
+        monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: temporary)
+        monkeypatch.setattr(environment, "_free", lambda folder: free)
+        monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+        assert environment.runtime_folder().parent == Path(temporary)
+
+
+def test_a_temporary_folder_too_deep_for_sockets_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
     monkeypatch.delenv(environment.RUNTIME_VARIABLE, raising=False)
-    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(environment, "_free", lambda folder: 1 << 20)
+    monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(deep))
+    monkeypatch.setattr(environment, "_free", lambda folder: 0)
     monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
-    assert environment.runtime_folder().parent == tmp_path
+    folder = environment.runtime_folder()
+    try:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        with Listener(str(folder / f"{environment.SOCKET}{'x' * 8}"), "AF_UNIX"):
+            pass
+    finally:
+        environment.remove_runtime_folder()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import LensError
+from ..writing import reason_of
 from . import channel, entry, start
 
 T = TypeVar("T")
@@ -49,7 +50,8 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
         discard: called with the action's result if nobody waits for it any more.
 
     Raises:
-        LensError: a rank ended while it was starting.
+        LensError: a rank ended while it was starting, or the system refused what the action needs. Any other error is the
+            action's. The ranks that have started by then are ended.
         KeyboardInterrupt: the user stopped waiting.
     """
     given: list[T] = []
@@ -81,6 +83,12 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
                 discard(value)
         raise
     if failed:
+        watch.end_ranks()
+        if isinstance(failed[0], OSError):  # of a socket, say
+            raise LensError(
+                f"the ranks could not be started ({reason_of(failed[0])}); `lens-magic doctor` says what is missing, "
+                "`--ranks 1` needs none"
+            ) from failed[0]
         raise failed[0]
     return given[0]
 
@@ -104,13 +112,17 @@ class _Watch:
         self._gone_since = self._gone_since or time.monotonic()
         if time.monotonic() - self._gone_since < _GONE_FOR_S:
             return
-        for pid in now:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.end_ranks()
         raise LensError(
             "ranks ended while they were starting; what they said is in the terminal that this runs in. "
             "`lens-magic doctor` says what is missing, a fresh kernel starts fresh ranks, `--ranks 1` needs none"
         )
+
+    def end_ranks(self) -> None:
+        """End those that have started: they would wait for this process for ever, at full speed."""
+        for pid in _ranks_of_the_daemon() - self._before:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _ranks_of_the_daemon() -> set[int]:

@@ -20,7 +20,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 from ..errors import LensError, RankError
-from .environment import runtime_folder
+from .environment import SOCKET, runtime_folder
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def accept_all(communicator: Any) -> Workers:
     key = secrets.token_bytes(32)
     family = "AF_UNIX" if len(set(hosts)) == 1 else "AF_INET"
     address: Any = (
-        str(runtime_folder() / f"control-{secrets.token_hex(4)}") if family == "AF_UNIX" else (socket.gethostname(), 0)
+        str(runtime_folder() / f"{SOCKET}{secrets.token_hex(4)}") if family == "AF_UNIX" else (socket.gethostname(), 0)
     )
     with Listener(address, family, backlog=communicator.size, authkey=key) as listener:
         communicator.bcast((listener.address, family, key), root=0)

@@ -18,7 +18,11 @@ from pathlib import Path
 
 RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
 _PREFIX = "lens-magic-"
-_LEAST_FREE = 8 << 20  # bytes: more than the sockets, segments and boards of some ranks take
+_MEMORY = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder made there is private
+_LEAST_FREE = 24 << 20  # bytes: Open MPI complains if there are not 16.8 MiB left when the last rank starts
+_LONGEST = 107  # bytes of a socket's path
+SOCKET = "control-"
+"""How the name of a socket in the folder begins; 8 letters follow."""
 
 # Each is needed, as trials showed; docs/ranks.md says what goes wrong without it.
 _MPI_ENVIRONMENT = {
@@ -87,15 +91,28 @@ def runtime_folder() -> Path:
     own = _process_of(known) == (_pid_namespace(), os.getpid()) or "LENS_WORKER" in os.environ
     if own and _is_private(known):
         return known
-    parent = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder itself is private
-    if not os.access(parent, os.W_OK) or _free(parent) < _LEAST_FREE:
-        parent = Path(tempfile.gettempdir())
+    name = f"{_PREFIX}{os.getuid()}-{_pid_namespace()}-{os.getpid()}-"
+    parent = _place_for(name)
     remove_stale(parent)
     # Everyone may write there: a name that can be foreseen could be another user's by now, and MPI's script run from it.
-    folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getuid()}-{_pid_namespace()}-{os.getpid()}-", dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=name, dir=parent))
     os.environ[RUNTIME_VARIABLE] = str(folder)
     atexit.register(_remove_own, os.getpid())
     return folder
+
+
+def _place_for(name: str) -> Path:
+    """Return where to make the runtime folder, whose name begins with this: in memory if there is room, else temporary.
+
+    A temporary folder whose path is too long for a socket in it (a batch scheduler's, say) is passed over.
+    """
+    temporary = Path(tempfile.gettempdir())
+    for parent in (_MEMORY, temporary, Path("/tmp"), Path("/var/tmp")):  # noqa: S108 - as above
+        longest = parent / f"{name}{8 * 'x'}" / f"{SOCKET}{8 * 'x'}"
+        fits = len(os.fsencode(longest)) <= _LONGEST
+        if fits and os.access(parent, os.W_OK) and (parent != _MEMORY or _free(parent) >= _LEAST_FREE):
+            return parent
+    return temporary
 
 
 def _process_of(folder: Path) -> tuple[int, int] | None:
