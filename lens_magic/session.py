@@ -327,6 +327,7 @@ class Session:
                 (nothing is ended then); or it cannot be loaded.
         """
         from .model.checkpoint import find_again
+        from .ranks.start import require_working_folder
 
         self._settle()
         before: Model | None = self.model
@@ -339,6 +340,8 @@ class Session:
         if before is not None and before.checkpoint is None:
             raise LensError(f"{before.name} was attached from memory; nothing to restart, lens.attach(…) uses it anew")
         known = None if before is None or before.checkpoint is None else find_again(before.checkpoint, size)
+        if size > 1:
+            require_working_folder()  # before anything is dropped
         self._to_reload = None if before is None else (before, size)
         self._drop_group()
         self._start_error = None

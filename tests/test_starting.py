@@ -110,6 +110,35 @@ def test_a_start_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert third == "[(0, 2), (1, 2)]"
 
 
+WITHOUT_A_FOLDER = """
+import os
+from lens_magic.errors import LensError
+from lens_magic.session import Session
+from lens_magic.ranks.group import Group
+os.mkdir("gone")
+os.chdir("gone")
+session = Session(2)
+group = session.group
+os.rmdir("../gone")
+for start in (session.restart, lambda: Group(3)):
+    try:
+        start()
+    except LensError as error:
+        print(error)
+assert session.group is group and not group.closed
+os.chdir("/")
+session.restart()
+print(session.group.size)
+session.close()
+"""
+
+
+@pytest.mark.ranks(2)
+def test_a_working_folder_that_has_been_removed_is_told_before_ranks_are_dropped(tmp_path: Path) -> None:
+    gone = "the working folder no longer exists, and ranks start in it; %cd (or cd) to one that does"
+    assert program(WITHOUT_A_FOLDER, tmp_path).splitlines() == [gone, gone, "2"]
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """As from a terminal: what a shell runs in the background ignores interrupts."""

@@ -171,7 +171,8 @@ def daemon_apart(folder: Path) -> Iterator[None]:
     """Give MPI's daemon, if started within the ``with`` block, a session of its own, by a ``prte`` that is first on ``PATH``.
 
     Otherwise signals to this process's group (Ctrl-C in a terminal, interrupts of kernels in signal mode) would also reach
-    the daemon, which would then end every rank.
+    the daemon, which would then end every rank. It works in a folder that stays: from one that has been removed it would
+    start none.
     """
     before = os.environ.get("PATH", "")
     real = shutil.which("prte", path=before)
@@ -180,8 +181,8 @@ def daemon_apart(folder: Path) -> Iterator[None]:
             yield  # MPI will say what is missing
             return
         script = place / "prte"
-        apart = "import os, sys; os.setsid(); os.execv(sys.argv[1], sys.argv[1:])"
-        command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(real)} "$@"'
+        apart = "import os, sys; os.setsid(); os.chdir('/'); os.execv(sys.argv[1], sys.argv[1:])"
+        command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(str(Path(real).absolute()))} "$@"'
         script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
         script.chmod(0o700)
         os.environ["PATH"] = f"{place}{os.pathsep}{before}"

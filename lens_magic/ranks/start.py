@@ -84,8 +84,9 @@ def spawn(size: int) -> Any:
     """Start ranks 1 … size − 1 and return the communicator in which this process is rank 0.
 
     Raises:
-        LensError: MPI is missing, or refused to spawn.
+        LensError: MPI is missing, or refused to spawn; the working folder does not exist.
     """
+    require_working_folder()
     if several_hosts() and not Path(os.environ[HOSTFILE]).is_file():
         raise LensError(f"there is no host file {os.environ[HOSTFILE]} ({HOSTFILE} names it)")
     mpi = load_mpi()
@@ -113,6 +114,14 @@ def spawn(size: int) -> Any:
     if not several_hosts():
         keep_to_this_host(users)
     return merged
+
+
+def require_working_folder() -> None:
+    """Raise LensError if the folder in which this process works has been removed: MPI starts no ranks from there."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise LensError("the working folder no longer exists, and ranks start in it; %cd (or cd) to one that does") from None
 
 
 def several_hosts() -> bool:
