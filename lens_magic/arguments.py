@@ -21,32 +21,56 @@ class Help(LensError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises :class:`LensError` and accepts values that begin with a minus sign (``--layers -1,-2``)."""
+    """An ArgumentParser that raises :class:`LensError` and accepts values that begin with a minus sign (``--layers -1,-2``).
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    Args:
+        prompt: a prompt is among what it reads: a word with blanks is no option, and errors say where one with a - goes.
+    """
+
+    def __init__(self, *arguments: Any, prompt: bool = False, **settings: Any) -> None:
         settings.setdefault("allow_abbrev", False)
         settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         settings["add_help"] = False
         super().__init__(*arguments, **settings)
         self.add_argument("-h", "--help", action=_RaiseHelp, nargs=0, help="show this")
+        self._prompt = prompt
+        self._given: list[str] = []
 
     def error(self, message: str) -> NoReturn:
         """Raise a :class:`LensError` that says what was wrong and what the command takes."""
+        for word in self._odd():
+            if message.endswith(f"ignored explicit argument {word[2:]!r}"):  # of -h in -hello
+                message = f"unrecognized arguments: {word}"
+        hint = self._hint(message) if self._prompt else ""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown == message:
-            raise LensError(f"{message} ({self.prog} --help says more)")
+            raise LensError(f"{message}{hint} ({self.prog} --help says more)")
         if not unknown.startswith("-"):
             raise LensError(
                 f"{unknown!r} belongs to no option of {self.prog}; a list takes no spaces (0,4), and a value with spaces quotes"
             )
         taken = [max(action.option_strings, key=len) for action in self._actions if action.option_strings]
-        raise LensError(f"unknown option {unknown}; {self.prog} takes {', '.join(taken)}")
+        raise LensError(f"unknown option {unknown}; {self.prog} takes {', '.join(taken)}{hint}")
+
+    def _hint(self, message: str) -> str:
+        """Say where a prompt goes that was taken for an option, or for the value of one, if that can be what is wrong."""
+        missing = "required: PROMPT" in message
+        if any(missing or word in message or repr(word[2:]) in message for word in self._odd()):
+            return "; a prompt that begins with - goes last, after --"
+        if missing and "--track" in self._given:
+            return "; --track takes the word after it, so the prompt goes before it"
+        return ""
+
+    def _odd(self) -> list[str]:
+        """Return the words given that begin as an option does and are none, nor one joined to its value by ``=``."""
+        known = self._option_string_actions
+        return [word for word in self._given if word.startswith("-") and word.partition("=")[0] not in known]
 
     def read(self, arguments: str | Sequence[str], intermixed: bool = False) -> argparse.Namespace:
         """Parse a line or a list of words.
 
         Args:
-            intermixed: allow options between positional arguments.
+            intermixed: allow options between positional arguments, which are all lists.
 
         Raises:
             LensError: the line is not understood. Help: the user asked for help.
@@ -56,12 +80,26 @@ class Parser(argparse.ArgumentParser):
                 arguments = shlex.split(arguments)
             except ValueError as error:
                 raise LensError(f"the line {arguments!r} cannot be read: {str(error).lower()}") from None
-        parse = self.parse_intermixed_args if intermixed else self.parse_args
-        return parse(self._joined(arguments))
+        if not intermixed:
+            return self.parse_args(self._joined(arguments))
+        # What follows -- is set aside: argparse reads words between options twice, the second time without the --.
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        aside = {f"\0{number}": word for number, word in enumerate(arguments[end + 1 :])}
+        parsed = self.parse_intermixed_args(self._joined([*arguments[:end], *aside]))
+        for action in self._get_positional_actions():
+            setattr(parsed, action.dest, [aside.get(word, word) for word in getattr(parsed, action.dest)])
+        return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse after joining; argparse calls a subcommand's parser here, which joins its own options."""
-        return super().parse_known_args(self._joined(args or []), namespace)
+        self._given = self._joined(args or [])
+        return super().parse_known_args(self._given, namespace)
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Take a word with a blank for a positional argument, as argparse does unless it begins as an option does."""
+        if self._prompt and re.search(r"\s", arg_string) and arg_string.partition("=")[0] not in self._option_string_actions:
+            return None
+        return super()._parse_optional(arg_string)
 
     def _joined(self, words: Sequence[str]) -> list[str]:
         """Join an option with a value that argparse would mistake for an option."""
@@ -70,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             last = joined[-1] if joined else ""
             if _NEGATIVE.match(word) and last in options and options[last].nargs != 0:
-                joined[-1] = f"{last}={word}" if last.startswith("--") else f"{last}{word}"
+                joined[-1] = f"{last}={word}"
             else:
                 joined.append(word)
         return joined

@@ -84,7 +84,9 @@ def _parser() -> Parser:
     demo.add_argument("--out", default="out", metavar="FOLDER", help="where demo.ipynb and demo.html go (out)")
     demo.set_defaults(action=_demo)
 
-    run = commands.add_parser("run", prog="lens-magic run", help="one run without a notebook, for batch schedulers")
+    run = commands.add_parser(
+        "run", prog="lens-magic run", help="one run without a notebook, for batch schedulers", prompt=True
+    )
     run.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     run.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     add_load_options(run)
@@ -111,7 +113,10 @@ def _parser() -> Parser:
     plan.set_defaults(action=_plan)
 
     same = commands.add_parser(
-        "equivalence", prog="lens-magic equivalence", help="does the number of ranks change tokens, states, probabilities?"
+        "equivalence",
+        prog="lens-magic equivalence",
+        help="does the number of ranks change tokens, states, probabilities?",
+        prompt=True,
     )
     same.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     same.add_argument("prompt", metavar="PROMPT", help="the text to continue")

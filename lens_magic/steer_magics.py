@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,11 +46,12 @@ class SteerMagics(Magics):
         """
         expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame, to the variables of the calling code
         if cell is not None:
-            return self._compare(_compare_parser().read(_words(expand(line)), intermixed=True), cell.removesuffix("\n"))
+            parsed = _compare_parser(prompt=False).read(_words(expand(line)), intermixed=True)
+            return self._compare(parsed, cell.removesuffix("\n"))
         words = _words(line)
         commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
         if words[:1] in (["-h"], ["--help"]):
-            raise Help(f"{commands}\n\n{_compare_parser().format_help().rstrip()}")
+            raise Help(f"{commands}\n\n{_compare_parser(prompt=True).format_help().rstrip()}")
         if not words:
             raise LensError(commands)
         if words[0] in COMMANDS:
@@ -58,11 +60,16 @@ class SteerMagics(Magics):
         if not (words[0].startswith("-") or _names_a_vector(expanded[0], self.shell.user_ns)):  # options may come first
             known = f"{', '.join(COMMANDS)} are"
             raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
-        parsed = _compare_parser().read(expanded, intermixed=True)
+        parsed = _compare_parser(prompt=True).read(expanded, intermixed=True)
         prompt = dict(zip(expanded, words, strict=True))[parsed.vectors.pop()]  # as typed
-        if not parsed.vectors:
+        if not parsed.vectors or self._is_a_vector_without_quotes(prompt, line, words):
             raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
         return self._compare(parsed, prompt)
+
+    def _is_a_vector_without_quotes(self, word: str, line: str, words: list[str]) -> bool:
+        """Whether the word for the prompt is a known NAME[:ALPHA], and in quotes nowhere on the line."""
+        bare = re.findall(rf"(?<!\S){re.escape(word)}(?!\S)", line)
+        return len(bare) == words.count(word) and as_name(word.partition(":")[0]) in _known_vectors(self.shell.user_ns)
 
     def _compare(self, parsed: argparse.Namespace, prompt: str) -> Any:
         parsed.out = check_variable(parsed.out)
@@ -85,12 +92,18 @@ class SteerMagics(Magics):
 
 
 def _names_a_vector(word: str, variables: dict[str, Any]) -> bool:
-    known = {**sessions.current().vectors, **vectors.variables_with_vectors(variables)}
-    return ":" in word or as_name(word) in known or word.endswith(vectors.VECTOR_FILES)  # with α it can only mean a vector
+    return (
+        ":" in word or as_name(word) in _known_vectors(variables) or word.endswith(vectors.VECTOR_FILES)
+    )  # with α it can only mean a vector
 
 
-def _compare_parser() -> Parser:
-    parser = Parser(prog="%%steer", description="The same prompt, unsteered and steered, side by side.")
+def _known_vectors(variables: dict[str, Any]) -> set[str]:
+    return {*sessions.current().vectors, *vectors.variables_with_vectors(variables)}
+
+
+def _compare_parser(prompt: bool) -> Parser:
+    """Return the parser of ``%%steer``, or of ``%steer`` with the prompt on the line."""
+    parser = Parser(prog="%%steer", description="The same prompt, unsteered and steered, side by side.", prompt=prompt)
     add = parser.add_argument
     add("vectors", nargs="+", metavar="NAME[:ALPHA]", help="vectors or vector files, times α (1)")
     add("-l", "--layers", metavar="SPEC", help="layers of the vector to use (all)")

@@ -69,6 +69,11 @@ def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         (["run", "demo", "x", "--out", "x.pickle"], "should end in one of"),
         (["run", "/nowhere", "x", "--ranks", "1"], "is not a folder"),
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
+        (["run", "demo", "-hello"], "unknown option -hello; lens-magic run takes --help"),
+        (["run", "demo", "-hello"], "; a prompt that begins with - goes last, after --\n"),
+        (["run", "demo", "-now"], "invalid int value: 'ow'; a prompt that begins with - goes last, after --"),
+        (["run", "demo", "--now"], "required: PROMPT; a prompt that begins with - goes last, after --"),
+        (["run", "demo", "-l", "-1", "--track", "x"], "--track takes the word after it, so the prompt goes before it"),
         (["plan", "demo", "--device", "cuda"], "goes with --free"),
         (["plan", "demo", "--free", ""], "--free '' is not a size; 80GB or 512MiB would do"),
         (["plan", "demo", "--tokens", "0"], "0 is too few; 1 or more would do; with --whole-prompt 0 plans the prompt alone"),
@@ -105,6 +110,22 @@ def test_commands_take_values_that_begin_with_a_minus_sign() -> None:
     parsed = _parser().read(["run", "demo", "hi", "--layers", "-1,-2", "-t", "-.5"])
     assert (parsed.layers, parsed.temperature, parsed.prompt) == ("-1,-2", -0.5, "hi")
     assert _parser().read(["plan", "demo", "-l", "-3:"]).layers == "-3:"
+    assert _parser().read(["run", "demo", "hi", "-l", "-1, -2"]).layers == "-1, -2"
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "tokens"),
+    [
+        (["-how are you", "-n", "1"], "-how are you", 1),
+        (["-n 5 apples"], "-n 5 apples", 32),
+        (["--track=and\ntrace", "-h\nx"], "-h\nx", 32),
+        (["-n", "3", "--", "-hello"], "-hello", 3),
+        (["--", "--help"], "--help", 32),
+    ],
+)
+def test_a_prompt_may_begin_as_an_option_does(words: list[str], prompt: str, tokens: int) -> None:
+    parsed = _parser().read(["run", "demo", *words])
+    assert (parsed.prompt, parsed.max_new_tokens) == (prompt, tokens)
 
 
 def test_a_file_that_cannot_be_written_costs_neither_the_run_nor_the_others(

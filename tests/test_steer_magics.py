@@ -110,6 +110,12 @@ def test_both_texts_beside_each_other(notebook: Notebook) -> None:
     ):
         again = notebook.run("%steer " + line.format("--ignore-eos --positions generated --steps 2:9 --decay 4"))
         assert again.steered == made.steered
+    for line in ('"-hello you"', "-n 2 -- -hello", "-n 2 -- --help"):
+        made = notebook.run(f"%steer warm {line}")
+        assert made.prompt == line.rpartition("-- ")[2].strip('"')
+    for line in ("warm warm", "warm:1 warm:1", "-n 2 warm:1 warm:2", 'warm:1 "A" warm -n 2'):
+        assert "the prompt is missing" in notebook.refuses(f"%steer {line}")
+    assert notebook.run('%steer warm "warm" -n 1').prompt == "warm"
     notebook.run("%%steer warm:-3 --operator set -n 2 -o both\nA lens")
     assert notebook.shell.user_ns["both"].steering == ("warm set α=-3.0 at resid_post of layer 1,2",)
 
@@ -279,6 +285,8 @@ def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.Monk
         ("%steer fly:2", "the prompt is missing"),
         ("%steer fly:2 prompt", "there is no vector 'fly'"),
         ("%steer -n 4 fly prompt", "there is no vector 'fly'"),
+        ("%steer fly:1 -hello", "unknown option -hello; %%steer takes --help"),
+        ("%steer fly:1 -now", "; a prompt that begins with - goes last, after --"),
         ("%steer -n 4", "arguments are required: NAME[:ALPHA]"),
         ("%steer --colour red", "unknown option --colour"),
         ("%steer fly:x prompt", "'x' is no number"),
