@@ -225,12 +225,12 @@ def _track(given: list[Any]) -> Any:
     return True
 
 
-def add_load_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``%lens load``, which ``lens-magic run`` has too."""
+def add_load_options(parser: argparse.ArgumentParser, ranks: str) -> None:
+    """Add the options of ``%lens load``, which ``lens-magic run`` has too; ``ranks`` is the default number, in words."""
     add = parser.add_argument
     add("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     add("--revision", metavar="R", help="branch, tag or commit of a model on the hub")
-    add("--ranks", metavar="R", help="number of ranks to split the model over")
+    add("--ranks", metavar="R", help=f"number of ranks to split the model over ({ranks})")
     add("--trust-remote-code", action="store_true", help="run code that comes with the tokenizer (models: transformers' own)")
 
 

@@ -13,7 +13,11 @@ from pathlib import Path
 from . import __version__
 from .arguments import Command, Help, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
+from .options import DEFAULT_RANKS
+from .outputs import ENDINGS
 from .paths import path_of
+
+_DEFAULT_RANKS = f"LENS_RANKS, else LENS_DEFAULT_RANKS, else {DEFAULT_RANKS}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,14 +93,21 @@ def _parser() -> Parser:
     )
     run.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     run.add_argument("prompt", metavar="PROMPT", help="the text to continue")
-    add_load_options(run)
+    add_load_options(run, ranks=_DEFAULT_RANKS)
     add_run_options(run)
-    run.add_argument("-o", "--out", metavar="FILE", action="append", default=[], help=".json, .html, .nc or .zarr; repeatable")
+    run.add_argument("--static", action="store_true", help="as in %%%%lens; the table here is plain text anyway")
+    run.add_argument(
+        *("-o", "--out", "--save"),
+        metavar="FILE",
+        action="append",
+        default=[],
+        help=f"write the run there: {', '.join(ENDINGS)}; repeatable",
+    )
     run.set_defaults(action=_run)
 
     plan = commands.add_parser("plan", prog="lens-magic plan", help="memory a model and a run need on each rank; does it fit?")
     plan.add_argument("model", metavar="MODEL", help='a folder, a config.json, a hub id (its configuration alone), or "demo"')
-    plan.add_argument("--ranks", default="1", metavar="R", help="number of ranks (1)")
+    plan.add_argument("--ranks", metavar="R", help=f"number of ranks ({_DEFAULT_RANKS})")
     plan.add_argument("--tokens", type=int, default=32, metavar="T", help="new tokens (32)")
     plan.add_argument("--prompt-tokens", type=int, default=1, metavar="N", help="tokens of the prompt (1)")
     plan.add_argument("--whole-prompt", action="store_true", help="capture the prompt's positions too")
@@ -157,14 +168,16 @@ def _demo(parsed: argparse.Namespace) -> int:
 
 def _run(parsed: argparse.Namespace) -> int:
     from . import runs, vectors
-    from .headless import check_outputs, open_session, write
+    from .headless import open_session, write_all
+    from .outputs import check_output
     from .view.progress import watched
     from .view.terminal import table_text
 
     session = open_session(parsed.ranks)  # first: of ranks that were launched rank 0 alone returns, and writes
     try:
         outputs = [path_of(path) for path in parsed.out]
-        check_outputs(outputs)
+        for path in outputs:
+            check_output("--out", path)
         with watched(parsed.max_new_tokens, loading=f"loading {parsed.model}") as told:
             session.load(parsed.model, **load_options(parsed), on_event=told)
             steer = vectors.terms_of(session, parsed.steer)
@@ -174,7 +187,7 @@ def _run(parsed: argparse.Namespace) -> int:
         try:
             print(table_text(run))  # before the files: a full disk must not hide the run
         finally:  # write them even if stdout was closed early (`| head`)
-            write(run, outputs)
+            write_all(run, outputs)
     finally:
         session.close()
     return 130 if stopped else 0
@@ -184,9 +197,9 @@ def _plan(parsed: argparse.Namespace) -> int:
     import json
 
     from . import plan
-    from .options import check_ranks
+    from .options import check_ranks, default_ranks
 
-    ranks = check_ranks(parsed.ranks)
+    ranks = check_ranks(parsed.ranks) if parsed.ranks is not None else default_ranks()
     for name in ("tokens", "prompt_tokens", "batch", "top_k"):
         least = 0 if name == "tokens" and parsed.whole_prompt else 1
         if getattr(parsed, name) < least:
@@ -250,20 +263,27 @@ def _bench(arguments: list[str]) -> int:
 
 
 def _install(parsed: argparse.Namespace) -> int:
-    from .kernelspec import install
+    from .kernelspec import found_first, install
     from .options import check_ranks
 
     prefix = sys.prefix if parsed.sys_prefix else parsed.prefix
-    print(install(parsed.name, check_ranks(parsed.ranks), parsed.hostfile, user=prefix is None, prefix=prefix))
+    ranks = check_ranks(parsed.ranks)
+    folder = install(parsed.name, ranks, parsed.hostfile, user=prefix is None, prefix=prefix)
+    print(folder)
+    if first := found_first(parsed.name, folder):
+        would_do = f"--name {parsed.name}{ranks}" + (", or --sys-prefix," if first.is_relative_to(sys.prefix) else "")
+        print(f"lens-magic: Jupyter does not show it: it finds {first} first; {would_do} would do", file=sys.stderr)
     return 0
 
 
 def _list(parsed: argparse.Namespace) -> int:
-    from .kernelspec import installed
+    from .kernelspec import hidden, installed
 
     found = installed()
     for name, folder in found.items():
         print(f"{name}  {folder}")
+    for folder in hidden(found):
+        print(f"{folder} is not shown: {folder.name} is the one above")
     if not found:
         print("none installed; `lens-magic kernel install` installs one")
     return 0

@@ -7,30 +7,15 @@ from typing import TYPE_CHECKING
 
 from . import session as sessions
 from .errors import LensError
-from .lens.files import RUN_ENDINGS
 from .options import check_ranks, default_ranks
-from .outputs import check_output
+from .outputs import write
 from .ranks.start import launched_ranks
 
 if TYPE_CHECKING:
     from .lens.run import LensRun
 
-_ENDINGS = (".json", ".html", *RUN_ENDINGS)
 
-
-def check_outputs(paths: list[Path]) -> None:
-    """Check that runs can be written to these paths, before there is one.
-
-    Raises:
-        LensError: an ending is unknown, or :func:`check_output` refuses a path.
-    """
-    for path in paths:
-        if path.suffix not in _ENDINGS:
-            raise LensError(f"--out {str(path)!r} should end in one of {', '.join(_ENDINGS)}")
-        check_output("--out", path)
-
-
-def write(run: LensRun, paths: list[Path]) -> None:
+def write_all(run: LensRun, paths: list[Path]) -> None:
     """Write a run to each path, in the format of its ending. If one fails, the others are still written.
 
     Raises:
@@ -39,7 +24,7 @@ def write(run: LensRun, paths: list[Path]) -> None:
     failed = []
     for path in paths:
         try:
-            {".json": run.to_json, ".html": run.to_html}.get(path.suffix, run.save)(path)
+            write(run, path)
         except LensError as error:
             failed.append(str(error))
     if failed:

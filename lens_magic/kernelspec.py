@@ -85,6 +85,30 @@ def install(
             raise LensError(f"the kernel {name!r} could not be installed: {error}") from error
 
 
+def found_first(name: str, folder: Path) -> Path | None:
+    """Return where Jupyter finds another kernel of this name before the one in ``folder``; None if it does not.
+
+    None too for a folder in which this environment's Jupyter does not look.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    manager = KernelSpecManager()
+    if folder.parent.resolve() not in [Path(place).resolve() for place in manager.kernel_dirs]:
+        return None
+    found = Path(manager.get_kernel_spec(name).resource_dir)
+    return None if found.resolve() == folder.resolve() else found
+
+
+def hidden(installed: dict[str, Path]) -> list[Path]:
+    """Return the folders of kernels that Jupyter does not show, because it finds those installed by the same name first."""
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    places = [Path(place) for place in KernelSpecManager().kernel_dirs]
+    others = [place / name for name in installed for place in places if (place / name / "kernel.json").is_file()]
+    known = {folder.resolve() for folder in installed.values()}
+    return [folder for folder in others if folder.resolve() not in known]
+
+
 def installed() -> dict[str, Path]:
     """Return the name and folder of every installed kernel that runs :mod:`lens_magic.kernel`."""
     from jupyter_client.kernelspec import KernelSpecManager

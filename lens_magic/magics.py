@@ -15,8 +15,7 @@ from . import session as sessions
 from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
 from .lens import kept
-from .lens.files import RUN_ENDINGS
-from .outputs import check_output
+from .outputs import ENDINGS, check_output, write
 from .paths import path_of
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
@@ -39,7 +38,7 @@ class LensMagics(Magics):
         parsed = _cell_parser().read(line)
         parsed.out = check_variable(parsed.out)
         if parsed.save is not None:
-            _check_target(parsed.save)
+            check_output("--save", path_of(parsed.save))
         session = sessions.current()
         model = session.require_model()
         if parsed.lens is not None and parsed.lens.isidentifier():  # a variable takes precedence over a file of that name
@@ -58,7 +57,7 @@ class LensMagics(Magics):
             answer.show(run, parsed.static)
             try:
                 if parsed.save is not None:  # last: a full disk costs only the file, not the run or that it was stopped
-                    run.save(parsed.save)
+                    write(run, path_of(parsed.save))
             except LensError as error:
                 if not stopped:
                     raise
@@ -141,13 +140,6 @@ def one_line_interrupt(message: str) -> KeyboardInterrupt:
     error = KeyboardInterrupt(message)
     error._render_traceback_ = lambda: [f"KeyboardInterrupt: {message}"]  # type: ignore[attr-defined]
     return error
-
-
-def _check_target(path: str) -> None:
-    target = path_of(path)
-    if target.suffix not in RUN_ENDINGS:
-        raise LensError(f"--save {path!r} should end in .nc (NetCDF) or .zarr (Zarr)")
-    check_output("--save", target)
 
 
 # -- %lens ----------------------------------------------------------------------------------------------------------------
@@ -234,7 +226,7 @@ def _line_parser() -> Parser:
 
     load = command("load", _load, "load a model on the ranks; the one before stays until it is there")
     load.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
-    add_load_options(load)
+    add_load_options(load, ranks="those there are")
     command("status", _status, "show ranks, devices, memory and the model")
     command("restart", _restart, "start fresh ranks and load the model again; variables are kept")
     runs = command("runs", _runs, "list the results kept on disk, newest first")
@@ -246,6 +238,6 @@ def _cell_parser() -> Parser:
     parser = Parser(prog="%%lens", description="Generate from the prompt below the line, and look at every layer.")
     add_run_options(parser)
     parser.add_argument("--static", action="store_true", help="a plain HTML table instead of the widget")
-    parser.add_argument("--save", metavar="FILE", help="save the run: .nc or .zarr")
+    parser.add_argument("--save", metavar="FILE", help=f"write the run there: {', '.join(ENDINGS)}")
     parser.add_argument("-o", "--out", metavar="NAME", help="put the run into this variable too")
     return parser

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import options
 from .errors import LensError
+from .words import counted
 
 if TYPE_CHECKING:
     from .session import Model
@@ -126,7 +127,7 @@ def check_room(prompt: int, new: int, context: int) -> None:
     # The last generated token is never read by the model.
     if prompt + new - 1 > context:
         raise LensError(
-            f"{prompt} prompt tokens and {new} new ones exceed the model's context of {context}; "
+            f"{counted(prompt, 'prompt token')} and {new} new ones exceed the model's context of {context}; "
             f"at most {context - prompt + 1} new ones fit"
         )
 

@@ -219,6 +219,31 @@ def test_the_doctor_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     ] == ["torch"] * 4
 
 
+def test_a_kernel_that_jupyter_does_not_show_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the user's own beside one of the same name in the environment."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "environment"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "environment/share/jupyter"))
+    assert main(["kernel", "install", "--sys-prefix"]) == 0
+    assert main(["kernel", "install", "--prefix", str(tmp_path / "elsewhere")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["kernel", "install", "--ranks", "8"]) == 0
+    shown, own = tmp_path / "environment/share/jupyter/kernels/lens", tmp_path / "user/kernels/lens"
+    told = capsys.readouterr()
+    assert told.out == f"{own}\n"
+    assert told.err == (
+        f"lens-magic: Jupyter does not show it: it finds {shown} first; --name lens8, or --sys-prefix, would do\n"
+    )
+    assert main(["kernel", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert f"lens  {shown}" in listed
+    assert f"{own} is not shown: lens is the one above" in listed
+    assert main(["kernel", "install", "--ranks", "8", "--name", "lens8"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_listing_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "share" / "jupyter"))
     assert main(["kernel", "install", "--prefix", str(tmp_path), "--name", "mine"]) == 0
@@ -229,9 +254,9 @@ def test_listing_kernels(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
 
 @pytest.mark.ranks("own")
 def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    outs = [tmp_path / name for name in ("run.json", "run.html", "run.nc")]
+    outs = [tmp_path / name for name in ("run.json", "run.html", "run.nc", "run.h5")]
     command = [sys.executable, "-m", "lens_magic.cli", "run", str(checkpoints("llama-gqa")), models.PROMPT, "-n", "4"]
-    command += ["--ranks", "2", "--ignore-eos", *(word for path in outs for word in ("--out", str(path)))]
+    command += ["--ranks", "2", "--ignore-eos", *(word for path in outs for word in ("--save", str(path))), "--static"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "most probable next token by layer" in done.stdout
@@ -239,6 +264,7 @@ def test_a_run_without_a_notebook(checkpoints: Checkpoints, tmp_path: Path) -> N
     assert run.provenance["ranks"] == 2
     assert json.loads(outs[0].read_text())["step_0"]["predicted_token"] == run.text
     assert outs[1].read_text().lower().startswith("<!doctype html>")
+    assert lens.open_run(outs[3]).text == run.text
 
 
 @pytest.mark.ranks("own")

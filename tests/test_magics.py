@@ -124,6 +124,9 @@ def test_a_run_can_be_saved_and_is_kept(loaded: Notebook, tmp_path: Path) -> Non
     assert len(kept.files) == 1
     loaded.run("%lens runs --clear")
     assert "removed 1" in loaded.output.stdout
+    for ending, words in (("json", '"step_0"'), ("html", "<!doctype html>")):
+        loaded.run(f"%%lens -n 2 --save {tmp_path / 'r'}.{ending}\nTo be")
+        assert words in (tmp_path / f"r.{ending}").read_text(encoding="utf-8").lower()
 
 
 def test_what_cannot_be_kept_is_a_warning(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +328,7 @@ def test_another_interrupt_does_not_cost_the_run(
         ("%%lens -o class\nx", "not a variable name"),
         ("%%lens -o get_ipython\nx", "'get_ipython' is IPython's own; another name would do"),
         ("%%lens -o _\nx", "'_' is IPython's own; another name would do"),
-        ("%%lens --save x.pickle\nx", "should end in .nc"),
+        ("%%lens --save x.pickle\nx", "should end in one of .json, .html, .nc, .netcdf, .h5, .zarr"),
         ("%%lens --save nowhere/x.nc\nx", "no folder nowhere"),
         ("%%lens --chat\nx", "no chat template"),
         ("%%lens --steer v:1\nx", "there is no vector 'v'"),

@@ -288,7 +288,7 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
     assert [rank["cache"] for rank in stated["ranks"]][1] == 0  # one key/value head: the second rank has none
     for wrong, words in (
         (["--tokens", "-1"], "--tokens -1 is too few"),
-        (["--tokens", "100000"], "context of 512"),
+        (["--tokens", "100000"], "1 prompt token and 100000 new ones exceed the model's context of 512"),
         (["--free", "much"], "--free 'much' is not a size"),
         (["--dtype", "int8"], "dtype 'int8' is not one of"),
         (["--ranks", "5"], "it has 4 attention heads; 1 to 4 ranks work"),
@@ -300,6 +300,31 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
     for name, words in (("/nowhere", "is not a folder"), ("what is this?", "neither a folder, nor a hub id")):
         assert cli.main(["plan", name]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variables", "given", "ranks"),
+    [
+        ({}, [], 4),
+        ({"LENS_DEFAULT_RANKS": "2"}, [], 2),
+        ({"LENS_DEFAULT_RANKS": "2", "LENS_RANKS": "3"}, [], 3),
+        ({"LENS_DEFAULT_RANKS": "2", "LENS_RANKS": "3"}, ["--ranks", "1"], 1),
+    ],
+)
+def test_a_plan_is_for_the_ranks_there_would_be(
+    variables: dict[str, str],
+    given: list[str],
+    ranks: int,
+    checkpoints: Checkpoints,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("LENS_RANKS", "LENS_DEFAULT_RANKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["plan", str(checkpoints("llama-gqa")), "--free", "1GB", "--json", *given]) == 0
+    assert len(json.loads(capsys.readouterr().out)["ranks"]) == ranks
 
 
 def test_only_what_a_call_frees_is_counted_as_free(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import LensError
-from ..writing import reason_of
+from ..errors import LensError, reason_of
 from . import channel, entry, start
 
 T = TypeVar("T")
