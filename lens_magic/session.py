@@ -190,6 +190,7 @@ class Session:
         """
         from .model.checkpoint import find
 
+        trust_remote_code = options.flag("trust_remote_code", trust_remote_code)  # "False" would be true
         wanted = options.check_ranks(ranks) if ranks is not None else self._usual_ranks()
         return self._load(find(name, wanted, dtype, revision, trust_remote_code), wanted, on_event)
 

@@ -508,6 +508,20 @@ def test_tokens_that_the_model_lacks(folder: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     lens.load(str(folder), ranks=1)
     words = r"has a token '<new>' with id \d+, beyond the model's vocabulary of \d+"
+@pytest.mark.parametrize("given", ["False", "no", 2, None])
+def test_a_tokenizers_code_is_run_for_true_alone(folder: Path, given: Any) -> None:
+    """Any text counts as true in Python, whatever it says."""
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    told |= {"auto_map": {"AutoTokenizer": [None, "their.Tokenizer"]}, "tokenizer_class": "Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(told))
+    proof = folder / "ran"
+    code = f"from transformers import PreTrainedTokenizerFast as Tokenizer\nopen({str(proof)!r}, 'w').close()\n"
+    (folder / "their.py").write_text(code)
+    with pytest.raises(lens.LensError, match=f"^trust_remote_code {given!r} is neither True nor False$"):
+        lens.load(str(folder), ranks=1, trust_remote_code=given)
+    assert not proof.exists()
+
+
     for ask in (
         lambda: lens.run("a <new> word"),
         lambda: lens.run("a word", force="a <new> word"),
