@@ -183,6 +183,15 @@ def test_quantised_weights(folder: Path, level: str, how: dict[str, object]) -> 
         plan.make(str(folder), 1, 8)
 
 
+@pytest.mark.parametrize("kinds", ["matrices", "all"])
+def test_quantised_weights_of_which_nothing_is_said(folder: Path, kinds: str) -> None:
+    """They would be read as the numbers they are coded in."""
+    weights = load_file(folder / "model.safetensors")
+    coded = {name: one.to(torch.int8) if one.ndim > 1 or kinds == "all" else one for name, one in weights.items()}
+    save_file(coded, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, r"is quantised \(.*weight is I8\); one of float32, bfloat16 or float16 weights would do")
+
+
 @pytest.mark.parametrize("alone", [False, True])
 def test_an_adapter_that_is_not_merged(folder: Path, alone: bool) -> None:
     """transformers would apply it where PEFT is installed, and leave it out where not."""
@@ -499,15 +508,6 @@ def test_a_familys_code_is_transformers_whatever_comes_with_it(folder: Path) -> 
     assert type(current().group.rank.store["model"].model).__module__.startswith("transformers.")
 
 
-def test_tokens_that_the_model_lacks(folder: Path, tmp_path: Path) -> None:
-    """Of a tokenizer that was extended, and the model was not."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["<new>"])
-    tokenizer.save_pretrained(folder)
-    lens.load(str(folder), ranks=1)
-    words = r"has a token '<new>' with id \d+, beyond the model's vocabulary of \d+"
 @pytest.mark.parametrize("given", ["False", "no", 2, None])
 def test_a_tokenizers_code_is_run_for_true_alone(folder: Path, given: Any) -> None:
     """Any text counts as true in Python, whatever it says."""
@@ -522,6 +522,15 @@ def test_a_tokenizers_code_is_run_for_true_alone(folder: Path, given: Any) -> No
     assert not proof.exists()
 
 
+def test_tokens_that_the_model_lacks(folder: Path, tmp_path: Path) -> None:
+    """Of a tokenizer that was extended, and the model was not."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+    lens.load(str(folder), ranks=1)
+    words = r"has a token '<new>' with id \d+, beyond the model's vocabulary of \d+"
     for ask in (
         lambda: lens.run("a <new> word"),
         lambda: lens.run("a word", force="a <new> word"),

@@ -20,6 +20,7 @@ from .folders import model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+_WHOLE = ("BOOL", "I", "U")  # beginnings of the dtypes that are not floating point
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
@@ -95,6 +96,7 @@ def _checked(name: str, folder: Path, ranks: int, dtype: str, revision: str | No
     require_plain_weights(name, stated)
     files = weight_files(folder)
     headers = {file: read_header(file) for file in files}
+    _require_floating_point(name, headers.values())
     stored = dtypes_of(headers.values())
     require_splittable(name, whole_config, ranks)
     if anatomy.experts is not None and ranks > 1:
@@ -295,10 +297,19 @@ def dtypes_of(headers: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
     names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     sizes: Counter[str] = Counter()
     for tensor in (tensor for header in headers for tensor in header.values()):
-        if not tensor["dtype"].startswith(("BOOL", "I", "U")):
+        if not tensor["dtype"].startswith(_WHOLE):
             begin, end = tensor["data_offsets"]
             sizes[names.get(tensor["dtype"], tensor["dtype"])] += end - begin
     return tuple(dtype for dtype, size in sizes.most_common() if size > sizes.total() / 100)
+
+
+def _require_floating_point(name: str, headers: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse quantised weights of which the configuration says nothing: they would be read as the numbers they are coded in."""
+    for tensor, told in (pair for header in headers for pair in header.items()):
+        if tensor.endswith("weight") and told["dtype"].startswith(_WHOLE):
+            raise LensError(
+                f"{name} is quantised ({tensor} is {told['dtype']}); one of float32, bfloat16 or float16 weights would do"
+            )
 
 
 def _tensor_bytes(header: Mapping[str, Any]) -> int:
