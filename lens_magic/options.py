@@ -5,14 +5,15 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from .errors import LensError
+from .words import quoted
 
 DEFAULT_RANKS = 4
 _LEAST_TEMPERATURE = 1e-6
+_DIGITS = r"\d{1,18}"  # of thousands, Python makes no number
 
 
 def default_ranks() -> int:
@@ -88,16 +89,32 @@ def parse_layers(spec: str | int | Iterable[int] | None, layers: int) -> tuple[i
     return tuple(sorted(set(chosen)))
 
 
+def listed(given: Any, ordered: bool = True) -> list[Any] | None:
+    """Return what a list, an array, a generator or the like holds; None for all else, whose items are not what was meant.
+
+    Those are the letters of a text, the numbers of bytes, the keys of a mapping and the columns of a table; a 0-d array is
+    one number.
+
+    Args:
+        ordered: a set is no list either.
+    """
+    one = isinstance(given, str | bytes | bytearray | memoryview | Mapping) or (ordered and isinstance(given, Set))
+    if one or hasattr(given, "iterrows") or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0:
+        return None
+    return list(given)
+
+
 def integers(what: str, given: Any) -> list[int]:
     """Return one or several integers (of Python, NumPy or torch) as a list of int.
 
     Raises:
-        LensError: they are not integers.
+        LensError: they are not integers; True and False, as a mask has them, are none.
     """
+    several = listed(given, ordered=False)
     try:
-        return [operator.index(value) for value in (given if isinstance(given, Iterable) else [given])]
+        return [_index(value) for value in ([given] if several is None else several)]
     except TypeError:
-        raise LensError(f"{what} {given!r} are not integers") from None
+        raise LensError(f"{what} {quoted(given)} are not integers") from None
 
 
 def integer(what: str, given: Any) -> int:
@@ -107,9 +124,16 @@ def integer(what: str, given: Any) -> int:
         LensError: it is not an integer.
     """
     try:
-        return int(operator.index(given))
+        return _index(given)
     except TypeError:
-        raise LensError(f"{what} {given!r} is not an integer") from None
+        raise LensError(f"{what} {quoted(given)} is not an integer") from None
+
+
+def _index(given: Any) -> int:
+    found = int(operator.index(given))
+    if "bool" in str(getattr(given, "dtype", type(given).__name__)) or found.bit_length() > 1024:
+        raise TypeError  # neither a mask, nor what messages could not hold
+    return found
 
 
 def token_ids(what: str, given: Any, read: Callable[[str], int]) -> list[int]:
@@ -123,14 +147,11 @@ def token_ids(what: str, given: Any, read: Callable[[str], int]) -> list[int]:
     Raises:
         LensError: one of them is neither a text nor an integer, or ``read`` refuses it.
     """
-    items: Iterable[Any] = given.split(",") if isinstance(given, str) else [given]
-    if not isinstance(given, str | bytes | bytearray | int) and isinstance(given, Iterable):
-        with suppress(TypeError):  # an array without dimensions is one number
-            items = list(given)
+    several = given.split(",") if isinstance(given, str) else listed(given, ordered=False)
     ids = []
-    for item in items:
-        if isinstance(item, str) and (stated := item.strip()).startswith("id:") and stated[3:].isdecimal():
-            item = int(stated[3:])
+    for item in [given] if several is None else several:
+        if isinstance(item, str) and re.fullmatch(rf"id:{_DIGITS}", item.strip()):
+            item = int(item.strip()[3:])
         if isinstance(item, bool) or not (isinstance(item, str) or hasattr(item, "__index__")):
             raise LensError(f"{what}= takes texts or ids of tokens, not {type(item).__name__}")
         ids.append(read(item) if isinstance(item, str) else integer(f"{what}=", item))
@@ -154,7 +175,7 @@ def number(what: str, given: Any) -> float:
     try:
         return float(given + 0.0)  # float() alone would also parse text
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise LensError(f"{what} {given!r} is not a number") from None
+        raise LensError(f"{what} {quoted(given)} is not a number") from None
 
 
 def flag(what: str, given: Any) -> bool:
@@ -164,20 +185,31 @@ def flag(what: str, given: Any) -> bool:
         LensError: it is neither.
     """
     if not (isinstance(given, int) or type(given).__name__.startswith("bool")) or given not in (0, 1):
-        raise LensError(f"{what} {given!r} is neither True nor False")
+        raise LensError(f"{what} {quoted(given)} is neither True nor False")
     return bool(given)
 
 
+def choice(what: str, given: Any, known: Sequence[str]) -> str:
+    """Return one of the ``known`` words.
+
+    Raises:
+        LensError: it is none of them.
+    """
+    if not isinstance(given, str) or given not in known:
+        raise LensError(f"{what} {quoted(given)} is not one of {', '.join(known)}")
+    return given
+
+
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
-    if re.fullmatch(r"-?\d+", piece):
+    if re.fullmatch(rf"-?{_DIGITS}", piece):
         return [_layer(int(piece), layers)]
-    if match := re.fullmatch(r"(\d+)-(\d*)", piece):
+    if match := re.fullmatch(rf"({_DIGITS})-({_DIGITS}|)", piece):
         first = _layer(int(match[1]), layers)
         last = _layer(int(match[2]), layers) if match[2] else layers - 1
         if last < first:
             raise LensError(f"layers {piece!r} are reversed; {last}-{first} would do")
         return range(first, last + 1)
-    if match := re.fullmatch(r"(-?\d+|):(-?\d+|)(?::(\d*))?", piece):
+    if match := re.fullmatch(rf"(-?{_DIGITS}|):(-?{_DIGITS}|)(?::({_DIGITS}|))?", piece):
         start, stop, step = (int(text) if text else None for text in match.groups())
         if step == 0:
             raise LensError(f"layers {piece!r} have a step of 0")
@@ -188,7 +220,7 @@ def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:
         if not found:
             raise LensError(f"layers {piece!r} are none of the model's {layers}")
         return found
-    raise LensError(f"layers {spec!r} are not understood; 0-4, 5-, -1, 0,8,-1 or ::4 would do")
+    raise LensError(f"layers {quoted(spec)} are not understood; 0-4, 5-, -1, 0,8,-1 or ::4 would do")
 
 
 def _layer(layer: int, layers: int) -> int:
@@ -207,12 +239,8 @@ def parse_sites(spec: str | Iterable[str] | None) -> tuple[str, ...]:
 
     if spec is None:
         return DEFAULT_SITES
-    if not isinstance(spec, Iterable):
-        raise LensError(f"site {spec!r} is not one of {', '.join(SITES)}")
-    given = [site.strip() for site in spec.split(",")] if isinstance(spec, str) else list(spec)
-    for site in given:
-        if site not in SITES:
-            raise LensError(f"site {site!r} is not one of {', '.join(SITES)}")
+    several = [site.strip() for site in spec.split(",")] if isinstance(spec, str) else listed(spec, ordered=False)
+    given = [choice("site", site, tuple(SITES)) for site in ([spec] if several is None else several)]
     if not given:
         raise LensError(f"no site was named; {', '.join(SITES)} are there")
     return tuple(dict.fromkeys(given))
@@ -235,10 +263,7 @@ def check_dtype(name: str | None) -> str | None:
     Raises:
         LensError: it is not such a type.
     """
-    known = ("float32", "bfloat16", "float16")
-    if name is not None and name not in known:
-        raise LensError(f"dtype {name!r} is not one of {', '.join(known)}")
-    return name
+    return None if name is None else choice("dtype", name, ("float32", "bfloat16", "float16"))
 
 
 def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[float, float, int]:

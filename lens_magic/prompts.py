@@ -19,9 +19,10 @@ def several(prompt: Any) -> list[str]:
     Raises:
         LensError: it is neither.
     """
-    if not isinstance(prompt, Iterable):
-        raise LensError(f"the prompt should be a text, or several, not {type(prompt).__name__}")
-    return [prompt] if isinstance(prompt, str) else list(prompt)
+    given = [prompt] if isinstance(prompt, str) else options.listed(prompt, ordered=False)
+    if given is None:
+        raise LensError(f"the prompt should be a text, or a list of several, not {type(prompt).__name__}")
+    return given
 
 
 def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
@@ -73,9 +74,10 @@ def all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, .
     Raises:
         LensError: there are not as many as prompts, or one is neither text nor ids of the vocabulary.
     """
-    if isinstance(force, str) or not isinstance(force, Iterable):  # a str is iterable too, but is one continuation
+    given = options.listed(force)
+    if given is None:
         raise LensError(f"force is one continuation for {prompts} prompts; a list of one for each would do")
-    forced = tuple(_forced_ids(model, one) for one in force)
+    forced = tuple(_forced_ids(model, one) for one in given)
     if len(forced) != prompts:
         raise LensError(f"force has {len(forced)} continuations for {prompts} prompts; one for each would do")
     return forced
@@ -89,7 +91,8 @@ def _forced_ids(model: Model, force: str | int | Iterable[int]) -> tuple[int, ..
         ids = encode_rest(model.tokenizer, force)
         check_ids(model, ids)
     else:
-        ids = options.integers("the token ids to force", force)
+        several = options.listed(force)
+        ids = options.integers("the token ids to force", [force] if several is None else several)
     if not ids or not all(0 <= index < model.vocabulary for index in ids):
         raise LensError(f"force should be text, or token ids from 0 to {model.vocabulary - 1}")
     return tuple(ids)

@@ -51,6 +51,7 @@ def run(
     max_new_tokens, top_k = options.integer("max-new-tokens", max_new_tokens), options.integer("top-k", top_k)
     ignore_eos, prompt_tokens = options.flag("ignore_eos", ignore_eos), options.flag("prompt_tokens", prompt_tokens)
     chat, offload = options.flag("chat", chat), options.flag("offload", offload)
+    stream_lens = options.flag("stream_lens", stream_lens)
     sites = options.parse_sites(capture)
     chosen = options.parse_layers(layers, model.layers)
     given = asked.as_lens(lens)
@@ -79,7 +80,7 @@ def run(
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
         look=look,
-        stream=options.flag("stream_lens", stream_lens),
+        stream=stream_lens,
     )
     more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
     labels = getattr(given, "labels", ())

@@ -15,6 +15,7 @@ from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, current
 from .view.progress import watched
+from .words import quoted
 
 if TYPE_CHECKING:
     from .lens.translators import TunedLens
@@ -142,9 +143,9 @@ def _pieces(model: Model, texts: Iterable[str], held_out: float, seed: int) -> t
     """Return pieces of tokens to learn from, and to measure on; a text is used whole for one or the other."""
     from .model.tokens import encode
 
-    given = list(texts) if isinstance(texts, Iterable) else [texts]
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in given):
-        raise LensError("texts should be several texts: a list of str")
+    given = options.listed(texts, ordered=False)
+    if given is None or not all(isinstance(text, str) for text in given):
+        raise LensError(f"texts should be several texts: a list of str, not {quoted(texts)}")
     longest = min(PIECE, model.context)
     encoded = [ids for ids in (encode(model.tokenizer, text) for text in given if text) if ids]
     if not encoded:

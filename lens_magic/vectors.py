@@ -77,9 +77,8 @@ def check_choices(position: str, method: str) -> None:
     """
     from .steer.train import METHODS, POSITIONS
 
-    for what, given, known in (("position", position, POSITIONS), ("method", method, tuple(METHODS))):
-        if given not in known:
-            raise LensError(f"{what} {given!r} is not one of {', '.join(known)}")
+    options.choice("position", position, POSITIONS)
+    options.choice("method", method, tuple(METHODS))
 
 
 class NoDirection(LensError):
@@ -214,7 +213,8 @@ def steering_terms(
         return ()
     from .steer.term import MadeFor, Terms
 
-    given = Terms.of(list(steer) if isinstance(steer, Iterable) else steer)
+    several = options.listed(steer, ordered=False)
+    given = Terms.of(steer if several is None else several)
     if not given:
         return ()
     from .steer.intervene import check

@@ -12,6 +12,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def quoted(given: Any, most: int = 80) -> str:
+    """Return a value's repr on one line of at most ``most`` characters; the name of its type if it has none."""
+    try:
+        told = " ".join(line.strip() for line in repr(given).splitlines())
+    except Exception:  # of an integer of thousands of digits, say
+        told = f"<{type(given).__name__}>"
+    return told if len(told) <= most else f"{told[: most - 1]}…"
+
+
 def dimensions(**sizes: int) -> str:
     """Return ``3 sites × 8 layers`` for ``site=3, layer=8``."""
     return " × ".join(counted(size, name) for name, size in sizes.items())

@@ -138,6 +138,8 @@ def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
     once.load(checkpoints("llama-gqa"))
     assert lens.run(models.PROMPT, 1, track="id:7, id:9").variables["tracked_id"].tolist() == [[7, 9]]
     assert lens.run(models.PROMPT, 1, track=np.array([7, 5])).options["track"] == [7, 5]
+    for one in (np.array(7), torch.tensor(7)):
+        assert lens.run(models.PROMPT, 1, track=one).options["track"] == [7]
     for track, words in (
         (" xylophone", "is 10 tokens .*, ….*only single tokens can be tracked"),
         ("point", r"with a space before it, ' point', it is one"),
@@ -148,6 +150,8 @@ def test_what_cannot_be_followed_is_refused(checkpoints: Checkpoints) -> None:
         ([True], "not bool"),
         (1.5, "not float"),
         (b"a", "not bytes"),
+        ({7: 1}, "not dict"),
+        (f"id:{'9' * 5000}", "only single tokens can be tracked"),
         ("id:²", "only single tokens can be tracked"),
         (list(range(65)), "at most 64"),
         (object(), "not object"),
@@ -804,6 +808,8 @@ def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:
         (TEXTS, {"steps": 2.5}, "steps 2.5 is not an integer"),
         (TEXTS, {"steps": "3"}, "steps '3' is not an integer"),
         (TEXTS, {"held_out": "a"}, "held_out 'a' is not a number"),
+        ({"a": 1}, {}, "a list of str, not {'a': 1}"),
+        (np.array("a"), {}, "a list of str"),
         (TEXTS, {"learning_rate": "1"}, "learning_rate '1' is not a number"),
         (TEXTS, {"seed": None}, "seed None is not an integer"),
         (TEXTS, {"steps": 0}, "steps 0 is too few"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -16,10 +17,12 @@ from lens_magic.options import (
     default_ranks,
     flag,
     generator_seed,
+    listed,
     number,
     parse_layers,
     parse_sites,
 )
+from lens_magic.words import quoted
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,8 @@ def test_wrong_layers(spec: object, words: str) -> None:
 def test_layers_may_be_numpys() -> None:
     assert parse_layers(np.int64(2), 8) == (2,)
     assert parse_layers(np.array([1, -1]), 8) == (1, 7)
-    for wrong in (["a"], [1.5], 2.0, "-:2"):
+    assert parse_layers(np.array(2), 8) == parse_layers(torch.tensor(2), 8) == (2,)
+    for wrong in (["a"], [1.5], 2.0, "-:2", b"05", {3: 1}, True, [True, False], np.array([True, False]), 10**5000, "9" * 5000):
         with pytest.raises(LensError, match=r"are not integers|are not understood"):
             parse_layers(wrong, 8)
 
@@ -86,10 +90,30 @@ def test_sites() -> None:
             parse_sites(wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("given", ["ab", b"ab", bytearray(b"ab"), {1: 2}, {1, 2}, 5, None, np.array(3), torch.tensor(3)])
+def test_what_is_no_list_is_not_gone_through(given: object) -> None:
+    assert listed(given) is None
+
+
+def test_lists_are_gone_through() -> None:
+    frame = pd.DataFrame({"a": [1, 2]})
+    assert listed(frame) is None, "its columns"
+    for given in ([1, 2], (1, 2), range(1, 3), np.array([1, 2]), torch.tensor([1, 2]), iter([1, 2]), frame["a"]):
+        assert listed(given) == [1, 2]
+    assert listed({2}, ordered=False) == [2]
+
+
+def test_what_was_given_is_told_on_one_line() -> None:
+    for given in (torch.ones(30, 30), 10**400, 10**5000, pd.DataFrame({"a": [1]}), "a\nb" * 100):
+        assert quoted(given).isprintable()
+        assert len(quoted(given)) <= 80
+    assert quoted(torch.ones(2, 2)) == "tensor([[1., 1.], [1., 1.]])"
+
+
 def test_numbers_become_pythons_own() -> None:
     for given in (2, 2.0, np.float32(2), np.int8(2), torch.tensor(2), Fraction(2)):
         assert repr(number("rate", given)) == "2.0"
-    for wrong in ("2", b"2", None, [2], np.ones(2), torch.ones(2), 2j, 10**400):
+    for wrong in ("2", b"2", None, [2], np.ones(2), torch.ones(2), 2j, 10**400, 10**5000):
         with pytest.raises(LensError, match="is not a number"):
             number("rate", wrong)
 

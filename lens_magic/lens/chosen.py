@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import LensError
 from ..model.tokens import encode_rest
-from ..options import token_ids
+from ..options import choice, token_ids
 from ..paths import path_of
 from .basis import Basis, load_basis
 from .projector import NORMS, Look
@@ -56,8 +56,7 @@ def look(lens: TunedLens | Basis | None, norm: str, track: Track, model: Any, si
     Raises:
         LensError: the lens does not fit the model, the norm does not fit lens or sites, or a text is not one token.
     """
-    if norm not in NORMS:
-        raise LensError(f"norm {norm!r} is not one of {', '.join(NORMS)}")
+    choice("norm", norm, NORMS)
     if norm == "none" and not isinstance(lens, Basis):
         raise LensError("norm 'none' is for a Basis: the model's head reads normalised states only; own or frozen would do")
     if norm == "frozen" and isinstance(lens, TunedLens):

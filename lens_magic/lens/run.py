@@ -252,7 +252,7 @@ class LensRun:
         """Return the layers in a text, in which −1 is the last of the run's, as among numbers."""
         named = set[int]()
         for piece in layers.split(","):
-            named.update([int(piece)] if re.fullmatch(r"\s*-\d+\s*", piece) else parse_layers(piece, self.layers[-1] + 1))
+            named.update([int(piece)] if re.fullmatch(r"\s*-\d{1,18}\s*", piece) else parse_layers(piece, self.layers[-1] + 1))
         return named
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import LensError
+from ..options import flag
 from ..paths import path_of
 from ..tables import frame_as_html
 from ..words import counted
@@ -55,7 +56,7 @@ class SiteAblation:
         """Plot mean slopes by layer with 95 % intervals: a line per site, a panel per position; ``dark`` for a dark page."""
         from ..view.steerability import plot_sites
 
-        return plot_sites(self, dark)
+        return plot_sites(self, flag("dark", dark))
 
     def save(self, path: str | Path) -> Path:
         """Write everything as NetCDF (``.nc``), losslessly, one group per site and position. :func:`open_ablation` reads it.

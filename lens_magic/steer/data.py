@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from .. import demo
 from ..errors import LensError, reason_of
+from ..options import listed
 from ..paths import path_of
 from ..words import counted, quoted
 
@@ -164,10 +165,11 @@ def records(source: Any) -> list[Any]:
             f"{quoted(str(source))} is no file, and no set of Perez et al. ({names}, …) "
             f"or of the demo ({', '.join(demo.data_sets())})"
         )
-    if isinstance(source, Mapping) or hasattr(source, "iterrows") or not isinstance(source, Iterable):
+    found = listed(source, ordered=False)
+    if found is None:
         hint = "; frame.to_dict('records') would do" if hasattr(source, "iterrows") else ""
         raise LensError(f"items should be a list of dicts or a JSON Lines file, not {type(source).__name__}{hint}")
-    return list(source)
+    return found
 
 
 def perez(name: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import torch
 from ..errors import LensError
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Visitor, Window
+from ..options import choice
 from .layer_types import check_layer_type
 from .oneposition import OnePosition
 from .operators import UNCLIPPED, Operation, Values, apply, by_term
@@ -112,8 +113,7 @@ def check(terms: Sequence[SteeringTerm], model: MadeFor) -> None:
     from ..model.anatomy import SITES
 
     for term in terms:
-        if term.site not in SITES:
-            raise LensError(f"site {term.site!r} is not one of {', '.join(SITES)}")
+        choice("site", term.site, SITES)
         if not term.directions:
             raise LensError(f"{term.name!r} has no direction at any of the layers asked for")
         if term.made_for is not None and not term.made_for.fits(model):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..options import flag
 from ..paths import path_of
 from ..tables import frame_as_html
 from ..words import counted
@@ -184,7 +185,7 @@ class SteerabilityReport:
         """
         from ..view.steerability import plot
 
-        return plot(self, layer, dark)
+        return plot(self, layer, flag("dark", dark))
 
     def save(self, path: str | Path) -> Path:
         """Write everything as NetCDF (``.nc``), losslessly. :func:`open_report` reads it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import LensError
-from ..options import integers, number
+from ..options import integers, listed, number
+from ..words import quoted
 
 NAMED_POSITIONS = ("all", "prompt", "generated", "last")
 
@@ -27,11 +28,13 @@ def check_positions(positions: Any) -> None:
     """
     if isinstance(positions, str):
         if positions not in NAMED_POSITIONS:
-            raise LensError(f"positions {positions!r} are not understood; {', '.join(NAMED_POSITIONS)} or A:B would do")
+            raise LensError(f"positions {quoted(positions)} are not understood; {', '.join(NAMED_POSITIONS)} or A:B would do")
     elif isinstance(positions, tuple):
         _check_span("positions", positions)
     elif not (isinstance(positions, frozenset) and all(isinstance(p, int) for p in positions)):
-        raise LensError(f"positions {positions!r} are not understood; {', '.join(NAMED_POSITIONS)}, (A, B) or a set would do")
+        raise LensError(
+            f"positions {quoted(positions)} are not understood; {', '.join(NAMED_POSITIONS)}, (A, B) or a set would do"
+        )
     elif not positions:
         raise LensError("positions are an empty set, which would steer nothing")
 
@@ -40,9 +43,8 @@ def parse_positions(given: Any) -> Any:
     """Return a user's positions as a term takes them: text such as ``-3:5``, a span, or any other iterable of positions p."""
     if isinstance(given, tuple) or (isinstance(given, str) and ":" in given):
         return parse_span("positions", given)
-    if isinstance(given, Iterable) and not isinstance(given, str):
-        return frozenset(integers("positions", given))
-    return given
+    several = listed(given, ordered=False)
+    return given if several is None else frozenset(integers("positions", several))
 
 
 def parse_steps(given: Any) -> Any:
@@ -64,14 +66,14 @@ def parse_span(what: str, given: str | Sequence[Any]) -> Span:
         LensError: it is not a span.
     """
     if not isinstance(given, str):
-        span = tuple(bound if bound is None else integers(what, bound)[0] for bound in given)
+        span = tuple(bound if bound is None or listed(bound) is not None else integers(what, bound)[0] for bound in given)
         _check_span(what, span)
         return span  # type: ignore[return-value]
     parts = given.split(":")
     try:
         begin, end = (int(part) if part.strip() else None for part in parts)
     except ValueError:
-        raise LensError(f"{what} {given!r} are not understood; A:B would do, such as 0:8") from None
+        raise LensError(f"{what} {quoted(given)} are not understood; A:B would do, such as 0:8") from None
     _check_span(what, (begin, end))
     return begin, end
 
@@ -109,7 +111,9 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
             raise LensError(f"schedule {schedule!r} is not one of {', '.join(named)}; a function of the step would do too")
         schedule = named[schedule]
     try:
-        given = [schedule(step) for step in range(steps)] if callable(schedule) else schedule
+        given = [schedule(step) for step in range(steps)] if callable(schedule) else listed(schedule)
+        if given is None:
+            raise LensError(f"{quoted(schedule)} is no list of factors")
         values = tuple(number("factor", factor) for factor in given)
     except (TypeError, ArithmeticError, LensError) as error:
         raise LensError(f"the schedule gives something that is not a number ({error})") from None
@@ -141,7 +145,7 @@ def check_steps(steps: Any) -> None:
 
 def _check_span(what: str, span: Any) -> None:
     if not isinstance(span, tuple) or len(span) != 2 or not all(bound is None or isinstance(bound, int) for bound in span):
-        raise LensError(f"{what} {span!r} are not a span; (A, B) would do")
+        raise LensError(f"{what} {quoted(span)} are not a span; (A, B) would do")
     begin, end = span
     if begin is not None and end is not None and end <= begin:
         raise LensError(f"{what} {begin}:{end} are empty; the second number should be larger")
