@@ -49,7 +49,7 @@ def compare(
     ignore_eos, chat = options.flag("ignore_eos", ignore_eos), options.flag("chat", chat)
     ids = tuple(prompts.prompt_ids(model, prompt, chat))
     prompts.check_length(len(ids), max_new_tokens, model.context)
-    terms = vectors.steering_terms(model, steer, len(ids), [max_new_tokens])
+    terms = vectors.steering_terms(model, steer, [len(ids)], [max_new_tokens])
     if not terms:
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
     ask = Ask(max_new_tokens, len(ids), batch=2)
@@ -116,7 +116,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
     ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
     # Schedules run over the tokens that were asked for, even if the run ended early; a forced text has its own length.
     asked = len(output) if run.options.get("forced") else max(len(output), run.options.get("max_new_tokens", 0))
-    terms = vectors.steering_terms(model, steer, len(ids), [len(output)], asked=asked)
+    terms = vectors.steering_terms(model, steer, [len(ids)], [len(output)], asked=asked)
     if not terms:
         raise LensError("lens.diff needs something that makes a difference: steer=(vector * 1.5,)")
     request = Request(

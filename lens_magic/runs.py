@@ -75,7 +75,7 @@ def run(
         prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
         steering=vectors.steering_terms(
-            model, steer, max(map(len, ids)), [max_new_tokens] * len(ids) if forced is None else [*map(len, forced)]
+            model, steer, [*map(len, ids)], [max_new_tokens] * len(ids) if forced is None else [*map(len, forced)]
         ),
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
@@ -181,11 +181,11 @@ def generate(
     ids = all_prompt_ids(model, several(prompt), options.flag("chat", chat))
     for one in ids:
         check_length(len(one), max_new_tokens, model.context)
-    longest = max(map(len, ids))
-    terms = vectors.steering_terms(model, steer, longest, [max_new_tokens] * len(ids))
+    lengths = [*map(len, ids)]
+    terms = vectors.steering_terms(model, steer, lengths, [max_new_tokens] * len(ids))
     group = session.group
     with group.exclusive() as outcome:  # as in run
-        refuse_what_cannot_fit(session, Ask(max_new_tokens, longest, batch=len(ids)))
+        refuse_what_cannot_fit(session, Ask(max_new_tokens, max(lengths), batch=len(ids)))
         stop_ids = () if ignore_eos else model.stop_ids
         made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
         timings = timings_of(made)

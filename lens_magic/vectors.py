@@ -197,12 +197,12 @@ def terms_of(
 
 
 def steering_terms(
-    model: Model, steer: Any, prompt: int, new: Sequence[int], asked: int | None = None
+    model: Model, steer: Any, prompts: Sequence[int], new: Sequence[int], asked: int | None = None
 ) -> tuple[SteeringTerm, ...]:
     """Return the terms of what a user gives as ``steer=``: a term, a vector (α = 1), or any number of them and of sums.
 
     Args:
-        prompt: tokens of the longest prompt.
+        prompts: tokens of each prompt.
         new: for each prompt the most tokens that can follow it.
         asked: how many tokens schedules run over, if that is more than ``new`` because a run ended early.
 
@@ -222,11 +222,11 @@ def steering_terms(
     check(given, MadeFor(model.family, model.layers, model.width))
     most, found = strongest(model), []
     for term in given:
-        alphas = term.alphas(len(new))
+        alphas, its = term.alphas(len(new)), term.check_sequences(len(new))
         parts = term.over_each(new if asked is None else [asked])
-        parts[-1].check_effect(range(1 - prompt, max(*new, 1)), most)
+        parts[-1].check_effect(range(1 - max(prompts[at] for at in its), max(1, *(new[at] for at in its))), most)
         # With one prompt, its α is for every copy of it: comparisons run several copies in one batch.
-        found += [replace(part, alpha=alphas[0]) for part in parts] if len(new) == 1 else parts
+        found += [replace(part, alpha=alphas[0], sequences=None) for part in parts] if len(new) == 1 else parts
     return tuple(found)
 
 

@@ -217,6 +217,29 @@ def test_another_alpha_for_each_sequence_of_a_batch(ranks: int, checkpoints: Che
     assert mixed[2].output_ids == lens.generate(models.PROMPT, TOKENS, ignore_eos=True, steer=only).output_ids
 
 
+def test_a_term_for_some_prompts_acts_on_these_or_is_refused(checkpoints: Checkpoints) -> None:
+    """It is neither dropped, nor applied to others."""
+    once.load(folder := checkpoints("llama-gqa"))
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 3.0)
+    run = lens.run(models.PROMPT, 2, layers=-1, ignore_eos=True)
+    one, several = models.PROMPT, [models.PROMPT, "A lens"]
+    for given in (one, several):
+        for ask in (lens.run, lens.generate):
+            with pytest.raises(LensError, match=r"'test' is for sequence 5 of a batch; here it is of (one prompt|2 prompts)"):
+                ask(given, 2, steer=term.for_sequences(0, 5))
+    for compare in (lambda steer: lens.compare(one, steer, 2), lambda steer: lens.diff(run, steer)):
+        with pytest.raises(LensError, match="'test' is for sequence 1 of a batch; here it is of one prompt, 0"):
+            compare(term.for_sequences(1))
+    early = replace(term, positions=(-20, -10))  # of which the second prompt has none
+    told = [made.options["steering"] for made in lens.run(several, 2, layers=-1, steer=early.for_sequences(0))]
+    assert told == [[str(early)], []]
+    with pytest.raises(LensError, match=r"would steer nothing: .* p = -\d to 1, and generated tokens 0 to 1"):
+        lens.run(several, 2, layers=-1, steer=early.for_sequences(1))
+    whole, first = (lens.diff(run, steer) for steer in (term, term.for_sequences(0)))
+    assert np.array_equal(whole.kl, first.kl)
+    assert lens.compare(one, term.for_sequences(0), 2).steering == (str(term),) == tuple(first.steered.options["steering"])
+
+
 def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
     once.load(folder)

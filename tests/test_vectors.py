@@ -105,6 +105,18 @@ def test_terms() -> None:
     assert repr(counted) == "<vector add α=1.0 at post_ln of layer 1,3; positions -2:; steps :4>"
 
 
+@pytest.mark.parametrize("sequences", [(), (-1,), (0, 0), ("a",), ([0],), (True,), (0.0,), (None,)])
+def test_a_term_is_for_sequences_there_can_be(sequences: tuple[Any, ...]) -> None:
+    with pytest.raises(lens.LensError, match=r"^sequences .* are (not integers$|no numbers from 0 on, each once)"):
+        (made() * 1).for_sequences(*sequences)
+
+
+def test_a_term_says_what_sequences_it_is_for() -> None:
+    some = (made() * 1).for_sequences(np.int64(2), 0)  # type: ignore[arg-type]
+    assert str(some) == "vector add α=1.0 at post_ln of layer 1,3; sequences 2,0"
+    assert hash(some) != hash(made() * 1)
+
+
 def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
     vector, again = made(), made()
     assert vector == again

@@ -12,6 +12,7 @@ import torch
 
 from .. import options
 from ..errors import LensError
+from ..words import quoted
 from .directions import Directions
 from .spans import Schedule, Span, check_positions, check_steps, describe_positions, in_short, tabulate, within
 
@@ -116,6 +117,14 @@ class SteeringTerm:
         check_positions(self.positions)
         if self.steps is not None:
             check_steps(self.steps)
+        if self.sequences is not None:
+            object.__setattr__(self, "sequences", self._checked_sequences())
+
+    def _checked_sequences(self) -> tuple[int, ...]:
+        chosen = tuple(options.integers("sequences", self.sequences))
+        if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+            raise LensError(f"sequences {quoted(chosen)} of {self.name!r} are no numbers from 0 on, each once; 0, 2 would do")
+        return chosen
 
     @property
     def _factors(self) -> tuple[float, ...]:
@@ -153,11 +162,23 @@ class SteeringTerm:
         """Whether it acts at any of these positions."""
         return any(self.covers(position) for position in positions)
 
+    def check_sequences(self, batch: int) -> Sequence[int]:
+        """Return the sequences of a batch that it applies to.
+
+        Raises:
+            LensError: it names one that is not in the batch.
+        """
+        for number in self.sequences or ():
+            if number >= batch:
+                there = f"{batch} prompts, 0 to {batch - 1}" if batch > 1 else "one prompt, 0"
+                raise LensError(f"{self.name!r} is for sequence {number} of a batch; here it is of {there}")
+        return self.sequences or range(batch)
+
     def check_effect(self, positions: range, most: float) -> None:
         """Refuse a term that would change nothing in a run, or more than the model can compute with.
 
         Args:
-            positions: the positions of the run.
+            positions: the positions of the sequences it applies to.
             most: the largest α.
 
         Raises:
@@ -214,7 +235,11 @@ class SteeringTerm:
         return replace(self, alpha=self.alphas(batch)[number], sequences=None)
 
     def for_sequences(self, *sequences: int) -> SteeringTerm:
-        """Return the term for some sequences of a batch only."""
+        """Return the term for some sequences of a batch only, by their numbers from 0 on.
+
+        Raises:
+            LensError: there is none, one twice, or something that is no such number.
+        """
         return replace(self, sequences=sequences)
 
     def __mul__(self, factor: float) -> SteeringTerm:
@@ -253,6 +278,8 @@ class SteeringTerm:
 
     def _choices(self) -> Iterator[str]:
         """Describe what differs from the defaults, with all digits: runs keep it as their record."""
+        if self.sequences is not None:
+            yield f"sequences {','.join(map(str, self.sequences))}"
         if self.positions != "all":
             yield f"positions {describe_positions(self.positions)}"
         if self.steps is not None:
