@@ -265,7 +265,7 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("would steer nothing", positions=frozenset())
     refused("clip -1", clip=-1.0)
     refused("decay 0", decay=0.0)
-    refused("decay 16 of .* is not a positive number", decay="16")
+    refused("decay '16' of .* is not a positive number", decay="16")
     refused("ablate removes the whole projection", operator="ablate", decay=2.0)
     refused("ablate removes the whole projection: .* scale", operator="ablate", scale={1: 0.5})
     refused("ablate removes the whole projection: several alpha", operator="ablate", alpha=(1.0, 0.0))
@@ -281,7 +281,8 @@ def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     refused("gives something that is not a number", schedule=lambda step: 10.0 ** (400 * step))
     refused("gives something that is not a number", schedule=["1", "0.5"])
     refused(r"α of 'test' \(1e\+39 with", alpha=1e39, directions={0: v, 1: v}, scale={0: 1e-30})
-    for given, kind in ((["calm"], "str"), (1.5, "float"), (torch.ones(3), "Tensor")):
+    wrong = ((["calm"], "str"), (1.5, "float"), (torch.ones(3), "Tensor"), ({"v": 1}, "dict"), (np.array(1.0), "ndarray"))
+    for given, kind in (*wrong, (lens, "module"), (SteeringVector, "type")):
         with pytest.raises(LensError, match=f"takes vectors and terms .* not {kind}"):
             lens.generate(models.PROMPT, 4, steer=given)
     assert lens.generate(models.PROMPT, 4, ignore_eos=True).output_ids == before

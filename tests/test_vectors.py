@@ -24,6 +24,7 @@ from lens_magic.steer.term import SteeringTerm, Terms
 from lens_magic.steer.vector import Origin, SteeringVector
 
 Checkpoints = Callable[[str], Path]
+ROW = torch.arange(1.0, 9.0)
 
 
 # --- the value -------------------------------------------------------------------------------------------------------
@@ -96,6 +97,21 @@ def test_terms() -> None:
         vector.steer(operator="ablate") * 2
     with pytest.raises(TypeError):
         (vector * 1) * "2"
+    for factors in ([3, 4], np.array([3, 4]), torch.tensor([3.0, 4.0])):
+        for several in (vector.steer([1, 2]) * factors, factors * vector.steer([1, 2])):
+            assert several.alpha == (3, 8)
+        assert ((vector * 2) * factors).alpha == (6, 8)
+    for factor, words in (
+        ([1, 2, 3], "2 values of alpha, not 3"),
+        (10**400, "factor 1000.* is not a number"),
+        (np.ones((2, 2)), "factor .* is not a number"),
+        (float("nan"), "factor nan of 'vector' is not a finite number"),
+    ):
+        with pytest.raises(lens.LensError, match=words):
+            vector.steer([1, 2]) * factor
+    for other in (lens, SteeringVector):  # which have something of that name
+        with pytest.raises(lens.LensError, match=f"takes vectors and terms .* not {type(other).__name__}"):
+            vector + other  # type: ignore[operator]
     counted = vector.steer(1, positions=(np.int64(-2), None), steps=[None, np.int64(4)])  # as argmax and shape give them
     assert (counted.positions, counted.steps) == ((-2, None), (None, 4))
     numbers = (np.float32(0.5), np.float16(0.5), Fraction(1, 2), torch.tensor(0.5))
@@ -115,6 +131,50 @@ def test_a_term_says_what_sequences_it_is_for() -> None:
     some = (made() * 1).for_sequences(np.int64(2), 0)  # type: ignore[arg-type]
     assert str(some) == "vector add α=1.0 at post_ln of layer 1,3; sequences 2,0"
     assert hash(some) != hash(made() * 1)
+
+
+@pytest.mark.parametrize("numbers", [lambda v: v, lambda v: v.numpy(), lambda v: v.tolist(), lambda v: v.double()[None]])
+def test_a_vector_is_made_of_any_numbers(numbers: Callable[[torch.Tensor], Any]) -> None:
+    raw = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    assert SteeringVector.of({np.int64(1): numbers(raw)}, "post_ln") == SteeringVector.of({1: raw}, "post_ln")  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("size", [3e38, 1e-44, 1.0])
+@pytest.mark.parametrize("width", [3, 256])
+def test_directions_are_of_unit_length_and_stay_as_they_are(size: float, width: int) -> None:
+    """However long they were, though their squares are beyond float32; and made again of what they are."""
+    for seed in range(40):
+        random = torch.rand(width, generator=torch.Generator().manual_seed(seed)) - 0.5
+        vector = SteeringVector.of({0: random * size}, "post_ln")
+        assert float(vector.directions[0].double().norm()) == pytest.approx(1, abs=1e-6)
+        assert SteeringVector.of(vector.directions, "post_ln").directions == vector.directions
+
+
+@pytest.mark.parametrize(
+    ("raw", "site", "words"),
+    [
+        (None, "post_ln", r"come by layer, \{5: direction\}, not as NoneType"),
+        ([ROW], "post_ln", "not as list"),
+        ({"0": ROW}, "post_ln", "layer '0' is not an integer"),
+        ({0.0: ROW}, "post_ln", "layer 0.0 is not an integer"),
+        ({None: ROW}, "post_ln", "layer None is not an integer"),
+        ({True: ROW}, "post_ln", "layer True is not an integer"),
+        ({-1: ROW}, "post_ln", "layer -1 counts from the end"),
+        ({0: ROW.reshape(2, 4)}, "post_ln", "'layer 0' is not one direction"),
+        ({0: ROW * 1j}, "post_ln", "'layer 0' is not one direction"),
+        ({0: None}, "post_ln", "'layer 0' is not one direction"),
+        ({0: torch.tensor(1.0)}, "post_ln", "'layer 0' is not one direction"),
+        ({0: ROW * 0}, "post_ln", "layer 0 has no length"),
+        ({0: ROW * np.inf}, "post_ln", "layer 0 is not finite"),
+        ({0: ROW, 1: ROW[:3]}, "post_ln", "differ in width"),
+        ({0: ROW}, "nowhere", "site 'nowhere' is not one of resid_pre"),
+        ({0: ROW}, ["post_ln"], r"site \['post_ln'\] is not one of"),
+    ],
+)
+def test_what_is_no_direction_makes_no_vector(raw: Any, site: Any, words: str) -> None:
+    with pytest.raises(lens.LensError, match=words) as caught:
+        SteeringVector.of(raw, site)
+    assert "\n" not in str(caught.value)
 
 
 def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
@@ -157,6 +217,30 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
         ({"scale": [1, 2]}, r"scale \[1, 2\] of 'vector' are not factors by layer; \{1: 0.5\} would do"),
         ({"scale": {1: "half"}}, "are not factors by layer"),
         ({"scale": {2: 1.0}}, "no direction at layer 2"),
+        ({"scale": {"1,3": 0.5}}, "'1,3' is several layers"),
+        ({"scale": {(1, 3): 0.5}}, r"\(1, 3\) is several layers"),
+        ({"scale": {1: 0.5, "1": 3.0}}, "layer 1 is there twice"),
+        ({"scale": {1: 10**400}}, "are not factors by layer"),
+        ({"scale": np.ones(2)}, "are not factors by layer"),
+        ({"alpha": b"12"}, "alpha b'12' of 'vector' is not a number"),
+        ({"alpha": {1.0, 2.0}}, "alpha {.*} of 'vector' is not a number"),
+        ({"alpha": {1: 2}}, "alpha {1: 2} of 'vector' is not a number"),
+        ({"alpha": torch.ones(2, 2)}, r"alpha tensor\(\[\[1., 1.\], \[1., 1.\]\]\) of"),
+        ({"alpha": made()}, "alpha vector: post_ln, width 8, .* of 'vector' is not a number"),
+        ({"layers": b"13"}, "layers b'13' are not integers"),
+        ({"layers": "9" * 5000}, "layers '999.*… are not understood"),
+        ({"positions": b"05"}, "positions b'05' are not understood"),
+        ({"positions": [True, False]}, r"positions \[True, False\] are not integers"),
+        ({"positions": ([0], 2)}, r"positions \(\[0\], 2\) are not a span"),
+        ({"positions": np.array(0)}, r"positions array\(0\) are not understood"),
+        ({"positions": "9" * 5000 + ":"}, "positions '999.*… are not understood; A:B would do"),
+        ({"schedule": b"12"}, "not a number .b'12' is no list of factors"),
+        ({"schedule": {0: 1.0}}, "no list of factors"),
+        ({"schedule": {1.0, 0.5}}, "no list of factors"),
+        ({"keep_norm": "False"}, "keep_norm of 'vector' 'False' is neither True nor False"),
+        ({"keep_norm": np.array([True, False])}, "is neither True nor False"),
+        ({"operator": np.array(["add", "set"])}, "operator array.* is not one of add, ablate, set"),
+        ({"operator": "ablate", "alpha": [1, 2]}, "several alpha, .*; layers, positions and steps would do"),
     ],
 )
 def test_bad_terms_are_one_clear_line(choices: dict[str, Any], words: str) -> None:

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
 
 import torch
+
+from ..errors import LensError
+
+
+def as_direction(name: str, values: Any) -> torch.Tensor:
+    """Return one direction, of any length, as a tensor ``[d]`` on the CPU, float64.
+
+    Args:
+        name: what it is called in a message.
+        values: anything torch or NumPy can read.
+
+    Raises:
+        LensError: it is not one row of real numbers.
+    """
+    with suppress(TypeError, ValueError, RuntimeError):
+        row = torch.as_tensor(values).detach().cpu()
+        if not row.is_complex() and row.numel() == max(row.shape, default=0) > 0:
+            return row.double().reshape(-1)
+    raise LensError(f"{name[:60]!r} is not one direction (a row of d numbers)")
 
 
 class Directions(Mapping[int, torch.Tensor]):

@@ -10,7 +10,6 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..model.anatomy import SITES
 from ..paths import path_of
 from ..words import printable
 from ..writing import written_whole
+from .directions import as_direction
 from .layer_types import LAYER_TYPES
 from .vector import Origin, Quality, SteeringVector, Training
 
@@ -109,11 +109,14 @@ def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVect
         record = json.loads(text)
         if record["format"] != FORMAT:
             raise LensError(f"it has format {record['format']!r}; this version reads {FORMAT}")
-        unit = SteeringVector.of(directions, site=str(record["site"]))
+        senseless = ValueError("its site or its norms make no sense")
+        if record["site"] not in SITES:
+            raise senseless
+        unit = SteeringVector.of(directions, record["site"])
         norms = {layer: float(record["norms"][str(layer)]) for layer in unit.layers}
         told = record["training"]
-        if unit.site not in SITES or not all(math.isfinite(norm) and norm > 0 for norm in norms.values()):
-            raise ValueError("its site or its norms make no sense")
+        if not all(math.isfinite(norm) and norm > 0 for norm in norms.values()):
+            raise senseless
         return SteeringVector(
             unit.directions,
             norms,
@@ -304,11 +307,8 @@ def _by_layer(tensors: Mapping[Any, Any]) -> dict[int, torch.Tensor]:
         if _FROM_THE_END.fullmatch(str(name)):
             raise LensError(f"the name {str(name)[:60]!r} counts from the last layer; layers numbered from 0 would do")
         layer = int(match[1])
-        with suppress(TypeError, ValueError, RuntimeError):
-            values = torch.as_tensor(values)
-        if not isinstance(values, torch.Tensor) or values.numel() != max(values.shape, default=0) or not values.numel():
-            raise LensError(f"{str(name)[:60]!r} is not one direction (a row of d numbers)")
+        row = as_direction(str(name), values)
         if layer in found:
             raise LensError(f"it has layer {layer} twice")
-        found[layer] = values
+        found[layer] = row
     return found

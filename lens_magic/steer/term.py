@@ -102,21 +102,21 @@ class SteeringTerm:
             for value in values:
                 if not math.isfinite(value):
                     raise LensError(f"{what} {value} of {self.name!r} is not a finite number")
-        if self.operator not in OPERATORS:
-            raise LensError(f"operator {self.operator!r} is not one of {', '.join(OPERATORS)}")
+        options.choice("operator", self.operator, OPERATORS)
         strengths = (self.scale, isinstance(self.alpha, tuple), self.decay is not None, self.schedule is not None)
         if self.operator == "ablate" and any(strengths):
             raise LensError(
                 "ablate removes the whole projection: several alpha, scale, decay and schedule are for add and set; "
-                "layers, for_sequences and steps would do"
+                "layers, positions and steps would do"
             )
         limits: dict[str, Any] = {"decay": self.decay, "clip": self.clip}
         for what, given in limits.items():
             if given is not None:
-                object.__setattr__(self, what, _positive(f"{what} {given} of {self.name!r}", given))
+                object.__setattr__(self, what, _positive(f"{what} {quoted(given)} of {self.name!r}", given))
         check_positions(self.positions)
         if self.steps is not None:
             check_steps(self.steps)
+        object.__setattr__(self, "keep_norm", options.flag(f"keep_norm of {self.name!r}", self.keep_norm))
         if self.sequences is not None:
             object.__setattr__(self, "sequences", self._checked_sequences())
 
@@ -242,17 +242,25 @@ class SteeringTerm:
         """
         return replace(self, sequences=sequences)
 
-    def __mul__(self, factor: float) -> SteeringTerm:
-        """Return the term with α multiplied by ``factor``."""
-        if not hasattr(factor, "__float__"):  # NumPy's and torch's numbers have it, strings do not
+    def __mul__(self, factor: float | Sequence[float]) -> SteeringTerm:
+        """Return the term with α multiplied by ``factor``, or by one for each sequence of a batch.
+
+        Raises:
+            LensError: these are not finite numbers, or not as many as the term has α; or it is an ablation.
+        """
+        if options.listed(factor) is None and not hasattr(factor, "__float__"):  # NumPy's numbers have it, strings do not
             return NotImplemented
         if self.operator == "ablate":
             raise LensError(
-                f"{self.name!r} takes the whole projection away: it has no strength that {float(factor):g} would change"
+                f"{self.name!r} takes the whole projection away: it has no strength that {quoted(factor)} would change"
             )
-        alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
-        scaled = tuple(alpha * float(factor) for alpha in alphas)
-        return replace(self, alpha=scaled if isinstance(self.alpha, tuple) else scaled[0])
+        own, factors = self.alpha, alphas_of("factor", factor, self.name)
+        if isinstance(own, tuple) and isinstance(factors, tuple) and len(own) != len(factors):
+            raise LensError(f"{self.name!r} has {len(own)} values of alpha, not {len(factors)}; as many factors would do")
+        if not isinstance(factors, tuple):
+            return replace(self, alpha=tuple(a * factors for a in own) if isinstance(own, tuple) else own * factors)
+        each = own if isinstance(own, tuple) else (own,) * len(factors)
+        return replace(self, alpha=tuple(a * f for a, f in zip(each, factors, strict=True)))
 
     __rmul__ = __mul__
 
@@ -303,6 +311,28 @@ def _digits(number: float) -> str:
     return repr(float(number)).removesuffix(".0")
 
 
+def alphas_of(what: str, given: Any, name: str) -> float | tuple[float, ...]:
+    """Return α, or factors on it, as a number, or as a tuple with one for each sequence of a batch.
+
+    Args:
+        name: the term's or vector's.
+
+    Raises:
+        LensError: it is not a finite number, or an empty sequence.
+    """
+    several = options.listed(given)
+    try:
+        values = tuple(options.number(what, value) for value in ([given] if several is None else several))
+    except LensError:
+        raise LensError(f"{what} {quoted(given)} of {name!r} is not a number") from None
+    if not values:
+        raise LensError(f"{what} of {name!r} is an empty sequence; one for each sequence of a batch would do")
+    for value in values:
+        if not math.isfinite(value):
+            raise LensError(f"{what} {value} of {name!r} is not a finite number")
+    return values[0] if several is None else values
+
+
 def _positive(what: str, given: Any) -> float:
     """Return a positive number (of Python, NumPy or torch) as a float."""
     with contextlib.suppress(LensError):
@@ -325,7 +355,9 @@ class Terms(tuple[SteeringTerm, ...]):
         """
         if isinstance(given, list | tuple):
             return cls(term for one in given for term in cls.of(one))
-        if hasattr(given, "steer"):
+        from .vector import SteeringVector
+
+        if isinstance(given, SteeringVector):
             given = given.steer(1.0)
         if not isinstance(given, SteeringTerm):
             raise LensError(f"steering takes vectors and terms (vector * 1.5), not {type(given).__name__}")
@@ -337,7 +369,7 @@ class Terms(tuple[SteeringTerm, ...]):
     def __radd__(self, other: Summand | Literal[0]) -> Terms:
         return self if isinstance(other, int) and other == 0 else Terms.of(other) + self  # sum() begins with 0
 
-    def __mul__(self, factor: float) -> Terms:  # type: ignore[override]
+    def __mul__(self, factor: float | Sequence[float]) -> Terms:  # type: ignore[override]
         return Terms(term * factor for term in self)
 
     __rmul__ = __mul__  # type: ignore[assignment]

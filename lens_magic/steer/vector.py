@@ -12,12 +12,13 @@ import torch
 
 from .. import options
 from ..errors import LensError
+from ..model.anatomy import SITES
 from ..tables import as_html
-from ..words import counted
+from ..words import counted, quoted
 from .data import left_out
-from .directions import Directions
+from .directions import Directions, as_direction
 from .spans import Schedule, parse_positions, parse_schedule, parse_steps
-from .term import MadeFor, SteeringTerm, Terms
+from .term import MadeFor, SteeringTerm, Terms, alphas_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,25 +118,38 @@ class SteeringVector:
         return _rebuilt, ({name: dict(value) if isinstance(value, Mapping) else value for name, value in held.items()},)
 
     @classmethod
-    def of(cls, raw: Mapping[int, torch.Tensor], **attributes: Any) -> SteeringVector:
+    def of(cls, raw: Mapping[int, Any], site: str, **attributes: Any) -> SteeringVector:
         """Make a vector from directions of any length.
 
         Args:
-            raw: ``{layer: tensor[d]}``.
+            raw: ``{layer: d numbers}``, a tensor, an array or a list for each layer.
+            site: where in the block they belong.
 
         Raises:
-            LensError: there are none, they differ in width, or one is not finite or has no length.
+            LensError: there are none, they differ in width, or one is not a row of finite numbers or has no length; a layer
+                is no number from 0 on, or there is no such site.
         """
+        if not isinstance(raw, Mapping):
+            raise LensError(f"directions come by layer, {{5: direction}}, not as {type(raw).__name__}")
         if not raw:
             raise LensError("there is no direction in it")
-        flat = {layer: direction.detach().float().cpu().reshape(-1) for layer, direction in raw.items()}
-        norms = {layer: float(direction.double().norm()) for layer, direction in flat.items()}
+        options.choice("site", site, SITES)
+        flat: dict[int, torch.Tensor] = {}
+        for key, values in raw.items():
+            layer = options.integer("layer", key)
+            if layer < 0 or layer in flat:
+                why = "is there twice" if layer in flat else "counts from the end; layers numbered from 0 would do"
+                raise LensError(f"layer {layer} {why}")
+            flat[layer] = as_direction(f"layer {layer}", values)
+        norms = {layer: float(direction.norm()) for layer, direction in flat.items()}
         if len({direction.numel() for direction in flat.values()}) > 1:
             raise LensError("its directions differ in width")
         for layer, norm in norms.items():
             if not math.isfinite(norm) or norm == 0:
                 raise LensError(f"its direction at layer {layer} " + ("has no length" if norm == 0 else "is not finite"))
-        return cls({layer: direction / norms[layer] for layer, direction in flat.items()}, norms, **attributes)
+        # What is of unit length already, as far as float32 can say, stays to the last bit: a file's directions are.
+        lengths = {layer: 1.0 if abs(norm - 1) < 2**-23 else norm for layer, norm in norms.items()}
+        return cls({layer: direction / lengths[layer] for layer, direction in flat.items()}, norms, site, **attributes)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -196,7 +210,7 @@ class SteeringVector:
         Raises:
             LensError: α is not finite, the vector has no direction at a layer, or a choice is not understood.
         """
-        alphas = _alphas(alpha, self.name)
+        alphas = alphas_of("alpha", alpha, self.name)
         chosen = self.layers if layers is None else self._chosen(layers)
         at = options.parse_sites([site])[0] if site is not None else self.site
         return SteeringTerm(
@@ -204,7 +218,7 @@ class SteeringVector:
             directions={layer: self.directions[layer] for layer in chosen},
             site=at,
             alpha=alphas,
-            scale=self._scale(scale or {}, chosen),
+            scale=self._scale({} if scale is None else scale, chosen),
             positions=parse_positions(positions),
             steps=parse_steps(steps),
             decay=decay,
@@ -245,16 +259,21 @@ class SteeringVector:
 
     def _scale(self, scale: Mapping[int, float], steered: Sequence[int]) -> dict[int, float]:
         """Return factors by layer, after checking that each layer is steered."""
+        would_do = f"of {self.name!r} are not factors by layer; {{{steered[0]}: 0.5}} would do"
         try:
-            given = {layer: options.number("factor", factor) for layer, factor in dict(scale).items()}
+            pairs = list(scale.items() if isinstance(scale, Mapping) else scale)
+            given = [(key, options.number("factor", factor)) for key, factor in pairs]
         except (TypeError, ValueError, LensError):
-            raise LensError(
-                f"scale {scale!r} of {self.name!r} are not factors by layer; {{{steered[0]}: 0.5}} would do"
-            ) from None
-        factors = {self._chosen(layer)[0]: factor for layer, factor in given.items()}
-        for layer in factors:
+            raise LensError(f"scale {quoted(scale)} {would_do}") from None
+        factors: dict[int, float] = {}
+        for key, factor in given:
+            layer, *more = self._chosen(key)
+            if more or layer in factors:
+                why = f"{quoted(key)} is several layers" if more else f"layer {layer} is there twice"
+                raise LensError(f"scale {quoted(scale)} {would_do}: {why}")
             if layer not in steered:
                 raise LensError(f"scale names layer {layer}, which is not among those steered: {','.join(map(str, steered))}")
+            factors[layer] = factor
         return factors
 
     def check_fits(self, family: str, layers: int, width: int) -> None:
@@ -325,22 +344,3 @@ def _rebuilt(held: dict[str, Any]) -> SteeringVector:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _alphas(alpha: Any, name: str) -> float | tuple[float, ...]:
-    """Return α as a number, or as a tuple with one for each sequence of a batch.
-
-    Raises:
-        LensError: it is not a finite number, or an empty sequence.
-    """
-    several = not isinstance(alpha, str) and hasattr(alpha, "__len__") and getattr(alpha, "ndim", 1) > 0
-    try:
-        values = tuple(options.number("alpha", value) for value in (alpha if several else [alpha]))
-    except LensError:
-        raise LensError(f"alpha {alpha!r} of {name!r} is not a number") from None
-    if not values:
-        raise LensError(f"alpha of {name!r} is an empty sequence; one for each sequence of a batch would do")
-    for value in values:
-        if not math.isfinite(value):
-            raise LensError(f"alpha {value} of {name!r} is not a finite number")
-    return values if several else values[0]
