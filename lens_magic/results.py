@@ -11,6 +11,7 @@ import numpy as np
 
 from .provenance import provenance
 from .session import Session
+from .words import finite_again
 
 if TYPE_CHECKING:
     from .lens.pipeline import Request
@@ -47,7 +48,8 @@ def make_run(
     made, variables, ids = own["generation"], own["variables"][number], request.prompts[number]
     output_ids = made.outputs[number]
     captures = [answer["memory"]["captures"] for answer in answers]
-    _warn_of_cells_without_numbers(variables["entropy"], request)
+    steering = [str(term) for term in _steering_of(request, number)]
+    _warn_of_cells_without_numbers(variables["entropy"], request, finite_again(model.dtype, bool(steering)))
     candidates = _candidates(variables)
     occurring = {*ids, *output_ids, *(() if labels else candidates)}
     before = len(ids) - 1 if request.prompt_tokens else 0
@@ -88,7 +90,7 @@ def make_run(
             "forced": request.forced is not None,
             "capture_dtype": request.capture_dtype,
             "offload": request.offload,
-            "steering": [str(term) for term in _steering_of(request, number)],
+            "steering": steering,
             **more,
         },
         provenance=provenance(session),
@@ -106,13 +108,15 @@ def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
     return [term for term in terms if term is not None and term.has_effect(positions)]
 
 
-def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request) -> None:
+def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request, remedy: str) -> None:
     if lost := int(np.isnan(entropy).sum()):
         narrow = request.capture_dtype == "float16"  # whose largest number is 65,504
         why = (
-            "float16 is too narrow for the states (capture dtype bfloat16" if narrow else "states are not finite (dtype float32"
+            "float16 is too narrow for the states (capture dtype bfloat16 would do)"
+            if narrow
+            else f"states are not finite ({remedy})"
         )
-        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why} would do)", stacklevel=2)
+        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why}", stacklevel=2)
 
 
 def _candidates(variables: dict[str, np.ndarray]) -> list[int]:

@@ -12,13 +12,26 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def quoted(given: Any, most: int = 80) -> str:
-    """Return a value's repr on one line of at most ``most`` characters; the name of its type if it has none."""
+def quoted(given: Any, most: int = 60) -> str:
+    """Return a value as Python writes it, on one line, cut after ``most`` characters; the name of its type if it has no repr."""
+    if isinstance(given, str):
+        return repr(given if len(given) <= most else f"{given[:most]}…")
     try:
         told = " ".join(line.strip() for line in repr(given).splitlines())
     except Exception:  # of an integer of thousands of digits, say
         told = f"<{type(given).__name__}>"
-    return told if len(told) <= most else f"{told[: most - 1]}…"
+    return told if len(told) <= most else f"{told[:most]}…"
+
+
+def finite_again(dtype: str, steered: bool) -> str:
+    """Return what may make numbers finite that were not.
+
+    Args:
+        dtype: the model's.
+        steered: whether something is added to its states.
+    """
+    ways = ["a smaller α"] * steered + ["another dtype (--dtype float32)"] * (dtype != "float32")
+    return f"{' or '.join(ways)} may help" if ways else "its weights may be damaged"
 
 
 def dimensions(**sizes: int) -> str:
@@ -30,11 +43,6 @@ def percent(probability: float, digits: int = 0) -> str:
     """Return ``37`` or, with a digit, ``37.2``; never rounded up to certainty, but ``>99`` or ``>99.9``."""
     shown = f"{100 * probability:.{digits}f}"
     return shown if float(shown) < 100 else f">{100 - 10.0**-digits:.{digits}f}"
-
-
-def quoted(text: str, most: int = 60) -> str:
-    """Return a text in quotation marks, on one line, cut after ``most`` characters."""
-    return repr(text if len(text) <= most else f"{text[:most]}…")
 
 
 def as_name(word: str) -> str:

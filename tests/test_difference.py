@@ -141,7 +141,33 @@ def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:
     assert np.isnan(other.to_xarray()["target_rank_change"].values[lost]).all()
     assert other.parts_at[1] == -1
     assert "nan" not in repr(other)
-    assert "KL at most 0 nats" in repr(replace(other, kl=np.full_like(diff.kl, np.nan)))
+    told = "4 of 6 cells hold no numbers; 1 of 2 positions part by more than 0.1 nats, first at layer 1; 1 cannot be told"
+    assert told in repr(other)
+    none = repr(replace(other, kl=np.full_like(diff.kl, np.nan)))
+    assert "6 of 6 cells hold no numbers; 0 of 2 positions part by more than 0.1 nats; 2 cannot be told" in none
+    assert "KL at most" not in none
+
+
+def test_steering_beyond_what_can_be_computed_is_told(checkpoints: Checkpoints) -> None:
+    once.load(folder := checkpoints("llama-odd-vocab"))
+    run = lens.run(models.PROMPT, 3, ignore_eos=True)
+    strong = SteeringTerm("test", {LAYER: 1e15 * direction(width_of(folder))}, "post_ln", 1e18)  # its square is infinite
+    with pytest.warns(UserWarning, match=r"^\d+ of \d+ cells hold no numbers: states are not finite \(a smaller α may help\)$"):
+        diff = lens.diff(run, steer=strong)
+    lost = np.isnan(diff.kl)
+    assert lost.any()
+    assert f"{lost.sum()} of {lost.size} cells hold no numbers" in repr(diff)
+    assert "0 of 3 positions part by more than 0.1 nats; 3 cannot be told" in repr(diff)
+    with pytest.raises(LensError, match=r"the model's logits are not finite; a smaller α may help$"):
+        lens.run(models.PROMPT, 3, steer=strong)
+
+
+@pytest.mark.parametrize("threshold", ["a", None, float("nan"), np.ones(2)])
+def test_a_threshold_is_a_number(threshold: Any, checkpoints: Checkpoints) -> None:
+    once.load(folder := checkpoints("llama-odd-vocab"))
+    diff = lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True), steer=term(folder))
+    with pytest.raises(LensError, match=r"^threshold .* is not a number"):
+        diff.parting(threshold)
 
 
 def test_a_difference_is_a_value(checkpoints: Checkpoints, tmp_path: Path, fill_disk: Callable[[], None]) -> None:

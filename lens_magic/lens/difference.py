@@ -10,6 +10,7 @@ Each of the three sums is a sum over the ranks, once all ranks' terms are relati
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..netcdf import require_netcdf, write_netcdf
+from ..options import number
 from ..paths import path_of
 from ..reading import read_as
 from ..steer.spans import in_short
@@ -75,11 +77,14 @@ class LensDiff:
     def parting(self, threshold: float = PARTED) -> np.ndarray:
         """For each position, the first layer whose KL at ``resid_post`` exceeds ``threshold`` nats; −1 where none does.
 
-        A KL of NaN does not exceed it.
+        A KL of NaN, of a cell without numbers, does not exceed it: where there is one, −1 says that it cannot be told. The
+        difference's ``repr`` counts these positions.
 
         Raises:
-            LensError: ``resid_post`` was not captured.
+            LensError: ``resid_post`` was not captured, or the threshold is not a number.
         """
+        if math.isnan(threshold := number("threshold", threshold)):
+            raise LensError(f"threshold {threshold} is not a number of nats; {PARTED} is the usual one")
         if "resid_post" not in self.base.sites:
             raise LensError(f"where two runs part is read from resid_post; this one captured {', '.join(self.base.sites)}")
         beyond = self.kl[self.base.sites.index("resid_post")] > threshold  # [layer, position]
@@ -163,18 +168,25 @@ class LensDiff:
             for name in ("base", "steered"):
                 with xr.open_dataset(source, engine="h5netcdf", group=name) as opened:
                     runs.append(LensRun(**files.unpacked(opened.load())))
+            if not all(kl.shape == run.variables["entropy"].shape for run in runs):
+                raise ValueError("its kl has another shape than its runs")
         return cls(runs[0], runs[1], kl)
 
     def __repr__(self) -> str:
         steering = "; ".join(map(in_short, self.steered.options.get("steering", ())))
+        lost = np.isnan(self.kl)
+        told = [f"KL at most {float(np.nanmax(self.kl, initial=0.0)):.3g} nats"] if not lost.size or not lost.all() else []
+        if lost.any():
+            told.append(f"{lost.sum()} of {lost.size} cells hold no numbers")
         parted = ""
         if "resid_post" in self.base.sites and self.kl.size:
             at = self.parts_at
             some = at[at >= 0]
             where = f", first at layer {some.min()}" if some.size else ""
             parted = f"; {some.size} of {at.size} positions part by more than {PARTED} nats{where}"
-        largest = float(np.nanmax(self.kl, initial=0.0))
-        return f"<LensDiff of {self.base.model}, {steering}: {self.base.extent}, KL at most {largest:.3g} nats{parted}>"
+            if untold := int((lost[self.base.sites.index("resid_post")].any(0) & (at < 0)).sum()):
+                parted += f"; {untold} cannot be told"
+        return f"<LensDiff of {self.base.model}, {steering}: {self.base.extent}, {', '.join(told)}{parted}>"
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)

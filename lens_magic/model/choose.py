@@ -10,6 +10,7 @@ import torch
 from ..errors import LensError
 from ..options import generator_seed
 from ..ranks.rank import Aborted, Rank
+from ..words import finite_again
 from .load import Loaded
 
 
@@ -42,14 +43,18 @@ class Chooser:
     Args:
         batch: number of sequences.
         told: how many numbers rank 0 sends the others with every token, besides its stop flag.
+        steered: whether something changes the model's states.
     """
 
-    def __init__(self, rank: Rank, loaded: Loaded, sampling: Sampling, batch: int, told: int = 0) -> None:
+    def __init__(
+        self, rank: Rank, loaded: Loaded, sampling: Sampling, batch: int, told: int = 0, steered: bool = False
+    ) -> None:
         self.rank = rank
         self.head = loaded.head
         self.sampling = sampling
         self.batch = batch
         self.vocabulary = loaded.vocabulary
+        self._remedy = finite_again(str(loaded.dtype).removeprefix("torch."), steered)
         self._sizes = [end - begin for begin, end in zip(loaded.bounds, loaded.bounds[1:], strict=False)]
         # Each sequence draws as it would alone; on the host, so that the numbers do not depend on the device.
         self._random = [torch.Generator().manual_seed(generator_seed(sampling.seed)) for _ in range(batch)]
@@ -87,7 +92,7 @@ class Chooser:
             raise Aborted
         tokens = [int(value) for value in values[: self.batch]]
         if not all(token < self.vocabulary for token in tokens):
-            raise LensError("the model's logits are not finite; another dtype (--dtype float32) may help")
+            raise LensError(f"the model's logits are not finite; {self._remedy}")
         return Choice(tokens, values[self.batch] > 0, values[self.batch + 1 :])
 
     def _greedy(self, logits: torch.Tensor) -> torch.Tensor:

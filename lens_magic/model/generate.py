@@ -105,7 +105,8 @@ def generate(
             made.outputs = [list(ending) for ending in endings]
             made.prefill_s = time.perf_counter() - started
             return made
-        chooser = Chooser(rank, loaded, sampling, batch.size, told=len(tell()) if tell else 0)
+        changed = any(visitor.changes for visitor in visitors)
+        chooser = Chooser(rank, loaded, sampling, batch.size, told=len(tell()) if tell else 0, steered=changed)
         loop = _Loop(rank, sequence, chooser, tell, after_step, frozenset(stop_ids), max_new_tokens)
         loop.run(normalised, started)
     return made

@@ -53,7 +53,13 @@ those tensors, and ``finish`` reads it from them.
 
 
 class Visitor:
-    """Something that looks at, or changes, activations."""
+    """Something that looks at activations, or changes them.
+
+    Attributes:
+        changes: whether it does the latter.
+    """
+
+    changes = False
 
     def visits(self) -> Mapping[Key, Visit]:
         """Return the visits to attach on this rank, by (site, layer)."""

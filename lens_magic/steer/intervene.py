@@ -32,6 +32,8 @@ class Steering(Visitor):
         movable: allow α and clip of each term to be changed during generation, with :meth:`move`.
     """
 
+    changes = True
+
     def __init__(self, loaded: Loaded, terms: Sequence[SteeringTerm], batch: int = 1, movable: bool = False) -> None:
         self.terms = list(terms)
         self.batch = batch

@@ -15,6 +15,7 @@ from ..model.load import Loaded, loaded_on
 from ..model.resume import Kept, Resumption, last_tokens_alone
 from ..model.sites import Visitor
 from ..ranks.rank import Rank
+from ..words import finite_again
 from .intervene import Steering
 from .term import SteeringTerm
 
@@ -170,7 +171,7 @@ class _LabelLogits:
     """Logit(matching label) − logit(other label) of final states, from the ranks' rows of the head."""
 
     def __init__(self, rank: Rank, loaded: Loaded, labels: Sequence[tuple[int, int]]) -> None:
-        self.rank, head = rank, loaded.head
+        self.rank, head, self._dtype = rank, loaded.head, str(loaded.dtype).removeprefix("torch.")
         self.tokens = sorted({token for pair in labels for token in pair})
         self.columns = torch.tensor([[self.tokens.index(token) for token in pair] for pair in labels])  # [prompt, 2]
         mine = [place for place, token in enumerate(self.tokens) if head.offset <= token < head.offset + head.rows]
@@ -187,5 +188,6 @@ class _LabelLogits:
         logits = self.rank.all_reduce(logits).double().cpu()  # each logit is one rank's: adding zeros rounds nothing
         pairs = logits.gather(1, self.columns[list(prompts)])  # [batch, 2]
         if not pairs.isfinite().all():  # the same on every rank
-            raise LensError("the logits of the labels are not finite; a smaller α or another dtype (--dtype float32) may help")
+            remedy = finite_again(self._dtype, steered=True)
+            raise LensError(f"the logits of the labels are not finite; {remedy}")
         return pairs[:, 0] - pairs[:, 1]
