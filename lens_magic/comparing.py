@@ -108,14 +108,15 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
     """See :func:`lens_magic.diff`."""
     from .lens.difference import LensDiff, run_difference
     from .lens.pipeline import Request
-    from .lens.projector import PLAIN
+    from .lens.projector import NORMS, PLAIN
     from .model.choose import GREEDY
 
     model = session.require_model()
     _check_comparable(run, model)
     ids, output = tuple(run.prompt_ids), tuple(run.output_ids)
     # Schedules run over the tokens that were asked for, even if the run ended early; a forced text has its own length.
-    asked = len(output) if run.options.get("forced") else max(len(output), run.options.get("max_new_tokens", 0))
+    limit = options.integer("max-new-tokens", run.options.get("max_new_tokens", 0))
+    asked = len(output) if run.options.get("forced") else max(len(output), limit)
     terms = vectors.steering_terms(model, steer, [len(ids)], [len(output)], asked=asked)
     if not terms:
         raise LensError("lens.diff needs something that makes a difference: steer=(vector * 1.5,)")
@@ -123,8 +124,8 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         prompts=(ids, ids),
         max_new_tokens=len(output),
         top_k=int(run.variables["token_id"].shape[-1]),
-        layers=tuple(run.layers),
-        sites=tuple(run.sites),
+        layers=options.parse_layers(run.layers, model.layers),
+        sites=options.parse_sites(run.sites),
         sampling=GREEDY,
         stop_ids=(),
         forced=(output, output) if output else None,
@@ -133,7 +134,7 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         steering=tuple(term.for_sequences(1) for term in terms),
         capture_dtype=options.check_dtype(run.options.get("capture_dtype")),
         offload=bool(run.options.get("offload")),
-        look=replace(PLAIN, norm=run.options.get("norm", "own")),
+        look=replace(PLAIN, norm=options.choice("norm", run.options.get("norm", "own"), NORMS)),
     )
     group = session.group
     with group.exclusive() as outcome:
@@ -158,6 +159,8 @@ def _check_comparable(run: LensRun, model: Model) -> None:
             f"this run was made with {run.model} (fingerprint {str(made_with)[:12] or 'none'}), but {model.name} "
             f"({model.fingerprint[:12] or 'none'}) is loaded; `%lens load {run.model}` loads the run's"
         )
+    if not all(0 <= index < model.vocabulary for index in (*run.prompt_ids, *run.output_ids)):
+        raise LensError(f"this run has tokens beyond the {model.vocabulary} of {model.name}'s vocabulary: its file is damaged")
     if run.options.get("steering"):
         raise LensError(
             f"this run was steered itself ({'; '.join(map(in_short, run.options['steering']))}); give the unsteered run"

@@ -13,7 +13,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def quoted(given: Any, most: int = 60) -> str:
-    """Return a value as Python writes it, on one line, cut after ``most`` characters; the name of its type if it has no repr."""
+    """Return a value as Python writes it, on one line, cut after ``most`` characters; its type's name if it has no repr."""
     if isinstance(given, str):
         return repr(given if len(given) <= most else f"{given[:most]}…")
     try:

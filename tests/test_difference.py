@@ -219,6 +219,11 @@ def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
         lens.diff(lens.run(models.PROMPT, 2, ignore_eos=True, steer=term(folder)), steer=term(folder))
     with pytest.raises(LensError, match="seen through a tuned one"):
         lens.diff(replace(run, options={**run.options, "lens": {"kind": "tuned"}}), steer=term(folder))
+    for damaged in ({"output_ids": [10**6, 1]}, {"prompt_ids": [-1, *run.prompt_ids[1:]]}):
+        with pytest.raises(LensError, match=r"has tokens beyond the .* vocabulary: its file is damaged"):
+            lens.diff(replace(run, **damaged), steer=term(folder))  # type: ignore[arg-type]
+    with pytest.raises(LensError, match="layer 99 is out of range"):
+        lens.diff(replace(run, layers=[*run.layers[:-1], 99]), steer=term(folder))
     once.load(checkpoints("llama-6heads"))
     with pytest.raises(LensError, match=r"this run was made with .*llama-odd-vocab .* is loaded; `%lens load"):
         lens.diff(run, steer=term(checkpoints("llama-6heads")))

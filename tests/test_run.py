@@ -18,13 +18,15 @@ import h5py
 import models
 import numpy as np
 import once
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
 
 import lens_magic as lens
 from lens_magic import headless
-from lens_magic.lens.files import RUN_ENDINGS
+from lens_magic.lens.files import RUN_ENDINGS, packed
+from lens_magic.lens.variables import VARIABLES
 from lens_magic.view.terminal import table_text
 
 Checkpoints = Callable[[str], Path]
@@ -151,6 +153,45 @@ def test_a_damaged_record_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
         lens.open_run(path)
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ({"options": None}, "its options should be a dict, not NoneType"),
+        ({"provenance": None}, "its provenance should be a dict, not NoneType"),
+        ({"token_texts": []}, "its token_texts should be a dict, not list"),
+        ({"prompt": 5}, "its prompt should be a str, not int"),
+        ({"interrupted": "no"}, "its interrupted should be a bool, not str"),
+        ({"labels": 5}, "is not a saved run"),
+        ({"options": {"steering": [5]}}, "its options steering or lens are not"),
+        ({"options": {"lens": None}}, "its options steering or lens are not"),
+    ],
+)
+def test_what_a_record_says_is_checked(run: lens.LensRun, record: dict[str, Any], words: str, tmp_path: Path) -> None:
+    path = run.save(tmp_path / "run.nc")
+    with h5py.File(path, "r+") as file:
+        file.attrs["run"] = json.dumps({**json.loads(file.attrs["run"]), **record})
+    with pytest.raises(lens.LensError, match=words) as caught:
+        lens.open_run(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *((lambda data, name=name: data.drop_vars(name), f"'{name}'") for name in (*VARIABLES, "prompt_ids", "output_ids")),
+        (lambda data: data.assign(entropy=data["entropy"].isel(site=0)), r"its entropy is float32 \[layer, position\], not \["),
+        (lambda data: data.assign(prob=data["prob"].astype("int32")), r"its prob is int32"),
+        (lambda data: data.assign(prompt_ids=data["prompt_ids"].astype("float64")), "its prompt_ids is float64"),
+        (lambda data: data.assign_coords(position=data["position"] + 5), "its positions are not all among its .* tokens"),
+    ],
+)
+def test_a_run_without_one_of_its_variables_is_refused(run: lens.LensRun, change: Any, words: str, tmp_path: Path) -> None:
+    change(packed(run)).to_netcdf(tmp_path / "run.nc", engine="h5netcdf")
+    with pytest.raises(lens.LensError, match=rf"is not a saved run: .*{words}") as caught:
+        lens.open_run(tmp_path / "run.nc")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_codec_that_unpickles_is_refused(run: lens.LensRun, tmp_path: Path) -> None:
     pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
     path = run.save(tmp_path / "run.zarr")
@@ -268,11 +309,28 @@ def test_numpys_numbers_may_be_asked_for_and_saved(run: lens.LensRun, tmp_path: 
         ({"force": [1.5]}, r"the token ids to force \[1.5\] are not integers"),
         ({"capture": 5}, "site 5 is not one of resid_pre, attn_out"),
         ({"force": 320}, "force should be text, or token ids from 0 to 319"),
+        ({"force": b" Paris"}, r"the token ids to force \[b' Paris'\] are not integers"),
+        ({"force": True}, r"the token ids to force \[True\] are not integers"),
+        ({"force": {1, 2}}, r"the token ids to force \[\{1, 2\}\] are not integers"),
+        ({"force": {"input_ids": [1]}}, "the token ids to force .* are not integers"),
+        ({"capture": {"resid_post": 1}}, "site {'resid_post': 1} is not one of"),
+        ({"capture_dtype": np.array(["float32", "float16"])}, "dtype array.* is not one of float32, bfloat16, float16"),
+        ({"norm": np.array(["own", "own"])}, "norm array.* is not one of own, frozen, none"),
+        ({"stream_lens": np.array([True, False])}, "stream_lens array.* is neither True nor False"),
+        ({"temperature": 10**400}, "temperature 1000.* is not a number"),
     ],
 )
 def test_what_is_no_number_is_refused(run: lens.LensRun, wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(lens.LensError, match=words):
         lens.run(models.PROMPT, **wrong)
+
+
+@pytest.mark.parametrize("prompt", [{"prompt": "hi"}, pd.DataFrame({"prompt": ["hi"]}), b"hi", np.array("hi"), 5, None])
+def test_what_holds_no_prompts_is_refused(run: lens.LensRun, prompt: Any) -> None:
+    """And its keys or columns are not taken for them."""
+    for ask in (lens.run, lens.generate):
+        with pytest.raises(lens.LensError, match=rf"should be a text, or a list of several, not {type(prompt).__name__}$"):
+            ask(prompt, 2)
 
 
 @pytest.mark.parametrize("ask", [lens.generate, lambda prompt, new: lens.compare(prompt, (), new)])

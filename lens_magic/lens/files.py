@@ -27,7 +27,12 @@ FORMAT = 1
 RUN_ENDINGS = (*NETCDF_ENDINGS, ".zarr")
 """Endings of files that a run is saved to."""
 _PAPER_NAMES = {"attn_out": "attention_mechanism", "mlp_out": "mlp_output", "resid_post": "block_output"}
-_IN_ATTRIBUTES = ("prompt", "text", "timings", "memory", "options", "provenance", "interrupted")
+_CELLS = ("site", "layer", "position")
+_IN_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("prompt", "text"), str),
+    **dict.fromkeys(("timings", "memory", "options", "provenance"), dict),
+    "interrupted": bool,
+}
 _PLAIN_CODECS = {"blosc", "lz4", "zlib", "zstd", "vlen-utf8"}
 _UNITS = {"entropy": "nats", "kl_final": "nats"}
 
@@ -37,11 +42,10 @@ def to_dataset(run: LensRun) -> xr.Dataset:
     import_whole("xarray")  # for a first run that is being kept while the user presses stop again
     import xarray as xr
 
-    cells = ("site", "layer", "position")
     variables: dict[str, Any] = {}
     for name in VARIABLES:
         values = run.variables[name]
-        variables[name] = ((*cells, "k")[: values.ndim], values, {"units": _UNITS[name]} if name in _UNITS else {})
+        variables[name] = ((*_CELLS, "k")[: values.ndim], values, {"units": _UNITS[name]} if name in _UNITS else {})
     k = run.variables["token_id"].shape[-1]
     coordinates: dict[str, Any] = {
         "site": np.array(run.sites, dtype=np.str_),
@@ -53,7 +57,7 @@ def to_dataset(run: LensRun) -> xr.Dataset:
         coordinates["settled_layer"] = (("position",), run.settled)
     if "tracked_id" in run.variables:
         ids = run.variables["tracked_id"]
-        variables |= {name: ((*cells, "tracked"), run.variables[name]) for name in TRACKED}
+        variables |= {name: ((*_CELLS, "tracked"), run.variables[name]) for name in TRACKED}
         coordinates["tracked_id"] = (("position", "tracked"), ids)
         chosen = run.options.get("track")
         if isinstance(chosen, list):  # the same at every position, so they label the dimension
@@ -118,8 +122,19 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
-    """Return the fields of a run from what :func:`packed` made of it."""
+    """Return the fields of a run from what :func:`packed` made of it.
+
+    Raises:
+        KeyError, TypeError, ValueError: something is missing, or is not what it should be.
+    """
     record = json.loads(dataset.attrs["run"])
+    for name, kind in {**_IN_ATTRIBUTES, "token_texts": dict}.items():
+        if not isinstance(record[name], kind):
+            raise ValueError(f"its {name} should be a {kind.__name__}, not {type(record[name]).__name__}")
+    steering, seen = (record["options"].get(name, default) for name, default in (("steering", []), ("lens", {})))
+    if not (isinstance(steering, list) and all(isinstance(term, str) for term in steering) and isinstance(seen, dict)):
+        raise ValueError("its options steering or lens are not what a run's are")
+    _require_variables(dataset)
     return {
         **{name: record[name] for name in _IN_ATTRIBUTES},
         "options": printable(record["options"]),
@@ -133,6 +148,26 @@ def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
         "token_texts": {int(index): text for index, text in record["token_texts"].items()},
         "labels": {int(index): text for index, text in record.get("labels", {}).items()},
     }
+
+
+def _require_variables(dataset: xr.Dataset) -> None:
+    """Raise KeyError where one is missing, and ValueError where it is along other dimensions, or of another kind."""
+    wanted: dict[str, tuple[tuple[str, ...], str]] = {
+        **{name: ((*_CELLS, "k") if each else _CELLS, np.dtype(kind).kind) for name, (each, kind) in VARIABLES.items()},
+        "site": (("site",), "OUT"),  # a text, as NumPy and xarray hold it
+        **{name: ((name,), "i") for name in ("layer", "position")},
+        **{f"{one}_ids": ((f"{one}_token",), "i") for one in ("prompt", "output")},
+    }
+    if "tracked_id" in dataset:
+        wanted |= {name: ((*_CELLS, "tracked"), np.dtype(kind).kind) for name, kind in TRACKED.items()}
+        wanted["tracked_id"] = (("position", "tracked"), "i")
+    for name, (dimensions, kinds) in wanted.items():
+        found = dataset[name]
+        if found.dims != dimensions or found.dtype.kind not in kinds:
+            raise ValueError(f"its {name} is {found.dtype} [{', '.join(map(str, found.dims))}], not [{', '.join(dimensions)}]")
+    tokens, begin = dataset.sizes["prompt_token"] + dataset.sizes["output_token"], dataset.sizes["prompt_token"]
+    if not all(0 <= begin + place < tokens for place in dataset["position"].values):
+        raise ValueError(f"its positions are not all among its {tokens} tokens")
 
 
 def _require_plain_codecs(path: Path) -> None:
