@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
+from ..options import listed
 from ..paths import path_of
 from ..writing import written_whole
 from .digest import digest_of
@@ -39,7 +40,10 @@ class Basis:
 
     def __init__(self, matrix: Any, labels: Sequence[str] | None = None, name: str = "basis") -> None:
         try:
-            rows = torch.as_tensor(matrix).detach().to("cpu", torch.float32).clone()
+            given = torch.as_tensor(matrix).detach()
+            if given.is_complex():  # of which the imaginary part would be lost
+                raise LensError("a basis should be a matrix of real numbers, not of complex ones")
+            rows = given.to("cpu", torch.float32).clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise LensError(f"a basis should be a matrix of numbers, not {type(matrix).__name__}") from error
         if rows.ndim != 2 or 0 in rows.shape:
@@ -48,11 +52,16 @@ class Basis:
             raise LensError("the basis holds numbers that are not finite")
         if labels is None:
             labels = [f"direction {row}" for row in range(len(rows))]
-        listed = isinstance(labels, Iterable) and not isinstance(labels, str)
-        texts = [str(text) for text in labels] if listed else []
+        several = listed(labels)
+        texts = [str(text) for text in several or ()]
         if len(texts) != len(rows):
-            given = f"{len(texts)} labels" if listed else f"{str(labels)[:40]!r} as labels"
-            raise LensError(f"the basis has {len(rows)} directions and {given}; a list of {len(rows)} texts would do")
+            told = f"{len(texts)} labels" if several is not None else f"{str(labels)[:40]!r} as labels"
+            raise LensError(f"the basis has {len(rows)} directions and {told}; a list of {len(rows)} texts would do")
+        for text in (*texts, str(name)):
+            try:
+                text.encode()
+            except UnicodeEncodeError:  # which no file could hold
+                raise LensError(f"{text[:40]!r} holds half a character and can name no direction or basis") from None
         object.__setattr__(self, "matrix", rows)
         object.__setattr__(self, "labels", tuple(texts))
         object.__setattr__(self, "name", str(name))
