@@ -321,7 +321,7 @@ def load_vector(path: Any) -> SteeringVector:
 def evaluate(
     vector: SteeringVector,
     data: Any,
-    alphas: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+    alphas: str | Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     layers: str | int | Iterable[int] | None = None,
     site: str | None = None,
     reuse_layer: int | None = None,
@@ -337,7 +337,7 @@ def evaluate(
     Args:
         data: questions as Perez et al. publish them: an iterable of dicts, a JSON Lines file, or the name of one of their sets.
             Questions the vector was trained on are left out; the report says how many.
-        alphas: absolute, in the units of the hidden states.
+        alphas: absolute, in the units of the hidden states; or text such as "-1.5:1.5:0.5" or "-1,0,1".
         layers: layers of the vector to measure, one at a time; by default all of them.
         site: where to add the direction; by default the site the vector was read at.
         reuse_layer: apply the direction of this one layer at each of ``layers`` (by default all of the model's).
@@ -362,7 +362,7 @@ def ablate_sites(
     sites: Sequence[str] = ("post_ln", "resid_pre", "attn_out", "resid_post"),
     positions: str | Sequence[str] = ("label", "last"),
     method: str = "mean_diff",
-    alphas: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+    alphas: str | Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
     seed: int = 0,
 ) -> SiteAblation:
     """Learn and evaluate a direction at several sites and reading positions, to find where steering works best.

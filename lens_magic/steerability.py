@@ -26,7 +26,7 @@ from .steer.spans import check_positions, describe_positions, parse_positions
 from .steer.term import SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
-from .words import counted
+from .words import counted, quoted
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """The α of the paper (arXiv 2604.06483)."""
@@ -39,7 +39,7 @@ def evaluate(
     session: Session,
     vector: SteeringVector,
     data: Any,
-    alphas: Sequence[float] = ALPHAS,
+    alphas: str | Sequence[float] = ALPHAS,
     layers: str | int | Iterable[int] | None = None,
     site: str | None = None,
     reuse_layer: int | None = None,
@@ -125,7 +125,7 @@ def ablate_sites(
     sites: Sequence[str] = ABLATED_SITES,
     positions: str | Sequence[str] = ("label", "last"),
     method: str = "mean_diff",
-    alphas: Sequence[float] = ALPHAS,
+    alphas: str | Sequence[float] = ALPHAS,
     seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> SiteAblation:
@@ -185,22 +185,27 @@ def _relay(on_event: OnEvent | None, number: int, count: int) -> OnEvent | None:
     return relay
 
 
-def check_alphas(alphas: Iterable[float]) -> tuple[float, ...]:
-    """Return each α once, ascending.
+def check_alphas(alphas: str | Iterable[float]) -> tuple[float, ...]:
+    """Return each α once, ascending; of text as :func:`parse_alphas` does.
 
     Raises:
-        LensError: there are fewer than two, or one is not a finite number.
+        LensError: there are fewer than two, they differ by less than float32 can add, or one is not a finite number.
     """
+    if isinstance(alphas, str):
+        return parse_alphas(alphas)
+    given = options.listed(alphas, ordered=False)
     try:
-        given = [options.number("alpha", alpha) for alpha in alphas]
-    except (TypeError, LensError):
-        raise LensError(f"alphas {alphas!r} are not numbers; (-1, 0, 1) would do") from None
+        given = given and [options.number("alpha", alpha) for alpha in given]
+    except LensError:
+        given = None
+    if given is None:
+        raise LensError(f"alphas {quoted(alphas)} are not numbers; (-1, 0, 1) would do")
     for alpha in given:
         if not math.isfinite(alpha):
             raise LensError(f"alpha {alpha} is not a finite number")
     steps = tuple(sorted(set(given)))
-    if len(steps) < 2:
-        raise LensError(f"alphas {list(given)} are too few for a slope; two different ones would do")
+    if len(steps) < 2 or steps[-1] - steps[0] < np.finfo(np.float32).tiny:
+        raise LensError(f"alphas {quoted(given)} are too few for a slope; two different ones would do")
     return steps
 
 

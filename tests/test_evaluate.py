@@ -464,7 +464,7 @@ def test_progress_counts_to_its_end(llama: object) -> None:
         ({"reuse_layer": 4}, "layer 4 is out of range"),
         ({"reuse_layer": 1.9}, "reuse_layer 1.9 is not an integer"),
         ({"reuse_layer": "x"}, "reuse_layer 'x' is not an integer"),
-        ({"alphas": "-1:1:1"}, "alphas '-1:1:1' are not numbers"),
+        ({"alphas": "-1:1"}, "alphas '-1:1' are not understood; -1.5:1.5:0.5 or -1,0,1 would do"),
         ({"alphas": 1.5}, "alphas 1.5 are not numbers"),
         ({"alphas": ("-1", "1")}, "are not numbers"),
         ({"alphas": (0, 1e38)}, r"α of 'planted' \(1e\+38 .*\) is more than the model can compute with"),
@@ -524,6 +524,26 @@ def test_alphas_are_understood(text: str, expected: tuple[float, ...]) -> None:
 def test_alphas_that_are_not_understood(text: str) -> None:
     with pytest.raises(LensError, match="alpha"):
         steerability.parse_alphas(text)
+
+
+@pytest.mark.parametrize(
+    ("alphas", "words"),
+    [
+        (b"01", "alphas b'01' are not numbers"),
+        ({0: 1}, "alphas {0: 1} are not numbers"),
+        ((10**400, 0), "alphas .* are not numbers"),
+        (np.array(1.0), "alphas array.* are not numbers"),
+        ((1e-300, 0), "alphas .1e-300, 0.0. are too few for a slope"),
+        ("a", "alphas 'a' are not understood"),
+    ],
+)
+def test_wrong_alphas(alphas: Any, words: str) -> None:
+    with pytest.raises(LensError, match=words):
+        steerability.check_alphas(alphas)
+
+
+def test_alphas_may_be_text() -> None:
+    assert steerability.check_alphas("-1:1:0.5") == steerability.check_alphas({-1, 0.5, 1, -0.5, 0})
 
 
 # -- ablation -------------------------------------------------------------------------------------------------------------
