@@ -217,7 +217,7 @@ class Group:
     def _run_everywhere(self, command: channel.Call) -> list[Any]:
         with self._changed:
             self._statuses = {}
-        message = channel.written(command)
+        message = channel.written(command) if self._workers else b""  # a model that is attached need not be picklable
         self._under_way = command.number  # first: a rank may have failed before the last has heard of the call
         try:
             for _, link in self._workers.values():
