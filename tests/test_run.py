@@ -24,9 +24,9 @@ import torch
 import xarray as xr
 
 import lens_magic as lens
-from lens_magic import headless
 from lens_magic.lens.files import RUN_ENDINGS, packed
 from lens_magic.lens.variables import VARIABLES
+from lens_magic.outputs import check_output
 from lens_magic.view.terminal import table_text
 
 Checkpoints = Callable[[str], Path]
@@ -102,7 +102,7 @@ def test_saving_loses_nothing(run: lens.LensRun, tmp_path: Path, ending: str) ->
     if ending == ".zarr":
         pytest.importorskip("zarr", reason="Zarr files need the zarr extra")
     path = tmp_path / f"run{ending}"
-    headless.check_outputs([path])
+    check_output("--out", path)
     assert run.save(path) == path
     again = lens.open_run(path)
     for name, values in run.variables.items():

@@ -12,7 +12,7 @@ import pytest
 from lens_magic.errors import LensError
 from lens_magic.lens.basis import load_basis
 from lens_magic.model.checkpoint import find
-from lens_magic.model.footprint import config_only
+from lens_magic.model.folders import config_folder
 from lens_magic.paths import path_of
 from lens_magic.writing import written_whole
 
@@ -115,7 +115,7 @@ def test_a_text_longer_than_paths_are_is_quoted_in_part(text: str) -> None:
 
 
 def test_an_empty_path_is_not_the_working_folder() -> None:
-    for uses in (path_of, find_one_rank, config_only, load_basis):
+    for uses in (path_of, find_one_rank, config_folder, load_basis):
         with pytest.raises(LensError, match=r"^'' is no path of a file or folder: it is empty; the name of"):
             uses("")
 
