@@ -104,9 +104,10 @@ def test_lists_are_gone_through() -> None:
 
 
 def test_what_was_given_is_told_on_one_line() -> None:
-    for given in (torch.ones(30, 30), 10**400, 10**5000, pd.DataFrame({"a": [1]}), "a\nb" * 100):
+    for given in (torch.ones(30, 30), 10**400, 10**5000, pd.DataFrame({"a": [1]}), "ab" * 100):
         assert quoted(given).isprintable()
-        assert len(quoted(given)) <= 80
+        assert len(quoted(given)) <= 63  # the quotes of a text, and the mark that it goes on
+    assert quoted("a\nb") == r"'a\nb'"
     assert quoted(torch.ones(2, 2)) == "tensor([[1., 1.], [1., 1.]])"
 
 
@@ -147,7 +148,7 @@ def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 def parser() -> Parser:
     made = Parser(prog="%%lens")
     add_run_options(made)
-    add_load_options(made)
+    add_load_options(made, ranks="those there are")
     return made
 
 
