@@ -42,8 +42,9 @@ def keep(run: LensRun) -> Path | None:
         for old in _files()[MOST:]:
             old.unlink(missing_ok=True)
         return path
-    except (LensError, OSError, RuntimeError) as error:  # RuntimeError: how HDF5 reports a full disk
-        warnings.warn(f"this run was not kept on disk: {reason_of(error, whole=True)}", stacklevel=2)
+    except (LensError, OSError, RuntimeError) as error:
+        said = reason_of(error, whole=not isinstance(error, RuntimeError))  # by which HDF5 reports a full disk, at length
+        warnings.warn(f"this run was not kept on disk: {said}", stacklevel=2)
     return None
 
 
