@@ -15,6 +15,7 @@ from typing import Any
 
 from .. import options
 from ..errors import LensError, reason_of
+from ..importing import AHEAD, import_whole
 from .anatomy import anatomy_of, context_of, most_ranks
 from .folders import model_folder
 
@@ -154,6 +155,7 @@ def read_config(folder: Path) -> Any:
     Raises:
         LensError: there is none, it is invalid, or the family is not supported.
     """
+    import_whole(*AHEAD)  # the first load gets here before anything has imported them
     from transformers import CONFIG_MAPPING
 
     stated = stated_in(folder)
