@@ -167,7 +167,7 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
     with pytest.raises(LensError, match="the prompt is empty"):
         lens.run(["A", ""])
     for prompt, words in (
-        (5, "a text, or several, not int"),
+        (5, "a text, or a list of several, not int"),
         (["A", 5], "text, not int"),
         (["A", "\ud83d"], "half of a character"),
     ):

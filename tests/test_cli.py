@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import Mock
@@ -207,8 +208,9 @@ def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.Monke
         raise LensError("that will do")
 
     monkeypatch.setattr(nbclient.NotebookClient, "async_execute", execute)
-    with pytest.raises(LensError, match="that will do"):
-        demo_run.execute(tmp_path / "out")
+    # In a thread: where browser tests came before, an event loop runs in this one.
+    with ThreadPoolExecutor(1) as pool, pytest.raises(LensError, match="that will do"):
+        pool.submit(demo_run.execute, tmp_path / "out").result()
     assert any(f"%lens load '{tmp_path}/models/mine'" in source for source in seen)
 
 

@@ -292,7 +292,10 @@ def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str
         (["--free", "much"], "--free 'much' is not a size"),
         (["--dtype", "int8"], "dtype 'int8' is not one of"),
         (["--ranks", "5"], "it has 4 attention heads; 1 to 4 ranks work"),
-        (["--prompt-tokens", "600", "--tokens", "0"], "the prompt has 600 tokens, more than the model's context of 512"),
+        (
+            ["--prompt-tokens", "600", "--tokens", "0", "--whole-prompt"],
+            "the prompt has 600 tokens, more than the model's context of 512",
+        ),
         (["--top-k", "100000"], "top-k 100000 is out of range; 1 to "),
     ):
         assert cli.main(["plan", folder, *wrong]) == 2
