@@ -380,6 +380,8 @@ class TestTwoRuns:
         assert html.index("<b>unsteered</b>") < html.index("<b>mood &lt;b&gt;</b>")
         page = page_html(one, compare=one, names=names)
         assert "<b>unsteered</b>" in page.partition("<noscript>")[2]
+        assert page.count('class="passage"') == 1  # the same text once
+        assert page_html(one, compare=fake_run(3, 2, seed=1)).count('class="passage"') == 2
 
     @pytest.mark.parametrize(
         ("options", "words"),

@@ -247,7 +247,7 @@ def page_html(
         "base-uri 'none'; form-action 'none'"
     )
     title = f"{escape(run.model)} – logit lens"
-    passages = "\n".join(_passage(one.run) for one in shown)
+    passages = "\n".join(dict.fromkeys(_passage(one.run) for one in shown))  # the same text once
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
