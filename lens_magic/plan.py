@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
 from .needs import Ask, Need, Room, fit, loading_bytes, rooms_here, run_alternatives, run_needs, size, spread, weight_bytes
-from .options import check_top_k, parse_layers, parse_sites
+from .options import check_top_k, choice, parse_layers, parse_sites
 from .prompts import check_room
 from .words import counted, dimensions
 
@@ -91,15 +91,14 @@ def make(
     from .model.anatomy import most_ranks
     from .model.folders import config_folder
 
-    if dtype not in (None, *checkpoints.DTYPES):
-        raise LensError(f"dtype {dtype!r} is not one of {', '.join(checkpoints.DTYPES)}")
+    dtype = choice("dtype", "auto" if dtype is None else dtype, checkpoints.DTYPES)
     folder = config_folder(name)
     checkpoints.require_no_adapter(name, folder)
     stated, config = checkpoints.stated_in(folder), checkpoints.read_config(folder)
     checkpoints.require_plain_weights(name, stated)
     stored = footprint.stored_dtypes(folder)
-    own = dtype in (None, "auto")
-    chosen = checkpoints.own_dtype(name, stated, stored) if own else str(dtype)
+    own = dtype == "auto"
+    chosen = checkpoints.own_dtype(name, stated, stored) if own else dtype
     facts = footprint.Facts.of(config, chosen)
     checkpoints.require_splittable(name, config, ranks)
     check_room(prompt, tokens, facts.context)

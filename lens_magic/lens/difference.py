@@ -23,7 +23,6 @@ from ..options import number
 from ..paths import path_of
 from ..reading import read_as
 from ..steer.spans import in_short
-from ..writing import written_whole
 from . import files
 from .run import LensRun
 
@@ -128,12 +127,9 @@ class LensDiff:
         Raises:
             LensError: it cannot be written there.
         """
-        from ..view import page_html
+        from ..view.static import write_page
 
-        target = path_of(path)
-        with written_whole(target) as partial:
-            partial.write_text(page_html(self.base, **self._beside), encoding="utf-8")
-        return target
+        return write_page(path, self.base, **self._beside)
 
     def save(self, path: str | Path) -> Path:
         """Write everything, losslessly, as NetCDF; :meth:`load` reads it.

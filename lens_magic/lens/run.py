@@ -14,7 +14,6 @@ from ..errors import LensError
 from ..options import integers, parse_layers
 from ..paths import path_of
 from ..words import counted, dimensions
-from ..writing import written_whole
 from . import files
 from .variables import TRACKED, VARIABLES
 
@@ -176,12 +175,9 @@ class LensRun:
         Raises:
             LensError: it cannot be written there.
         """
-        from ..view import page_html
+        from ..view.static import write_page
 
-        target = path_of(path)
-        with written_whole(target) as partial:
-            partial.write_text(page_html(self), encoding="utf-8")
-        return target
+        return write_page(path, self)
 
     def plot(self, kind: str = "heatmap", dark: bool = False, **options: Any) -> Figure:
         """Return a matplotlib figure for a paper or slides: ``figure.savefig("run.pdf")``.

@@ -66,9 +66,7 @@ def find(
         LensError: no such model, no configuration, no tokenizer, no (or incomplete, or quantised) safetensors weights, an
             adapter beside them, an unsupported family, or a number of ranks it cannot be split into.
     """
-    dtype = "auto" if dtype is None else dtype
-    if dtype not in DTYPES:
-        raise LensError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    dtype = options.choice("dtype", "auto" if dtype is None else dtype, DTYPES)
     return _checked(name, model_folder(name, revision, trust_remote_code), ranks, dtype, revision, trust_remote_code)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..lens.run import FIRST_DIRECTION
-from ..options import flag, integer, integers, token_ids
+from ..options import choice, flag, integer, integers, token_ids
 from ..words import counted, quoted
 from .figure import Look, label, panels, styled
 
@@ -78,8 +78,7 @@ def heatmap(
     annotate: bool | None = None,
 ) -> Figure:
     """Draw tokens down and layers across; cells show their top token if there are at most 600, or as ``annotate`` says."""
-    if not isinstance(shade, str) or shade not in SHADES:
-        raise LensError(f"shade {shade!r} is not one of {', '.join(SHADES)}")
+    choice("shade", shade, tuple(SHADES))
     s = _site(run, site)
     rows = [_row(run, p) for p in (run.positions if positions is None else integers("positions", positions))]
     cells = len(rows) * len(run.layers)

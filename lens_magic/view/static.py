@@ -9,12 +9,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..paths import path_of
 from ..words import counted, percent
+from ..writing import written_whole
 from . import bundle
 from .data import Packed, Run, Shown, on_show, pack, unpack
 from .terminal import by_need, span, table_text, thinned
@@ -268,6 +271,17 @@ def page_html(
 </body>
 </html>
 """
+
+
+def write_page(path: str | Path, run: Run, **beside: Any) -> Path:
+    """Write :func:`page_html` to a file and return its path.
+
+    Raises:
+        LensError: it cannot be written there.
+    """
+    with written_whole(path) as partial:
+        partial.write_text(page_html(run, **beside), encoding="utf-8")
+    return path_of(path)
 
 
 def _encoded(packed: Packed) -> dict[str, Any]:
