@@ -319,6 +319,22 @@ def test_events_reach_the_caller_of_rank_0_alone(group: Group) -> None:
     assert events == [("round", 1), ("round", 2), ("round", 3)]
 
 
+def test_a_call_within_a_call_is_refused_and_nothing_waits(group: Group) -> None:
+    refused: list[str] = []
+
+    def ask(event: Any) -> None:
+        for begin in (lambda: group.call(probes.place), lambda: group.exclusive().__enter__()):
+            with pytest.raises(LensError) as error:
+                begin()
+            refused.append(str(error.value))
+        group.rank.request_stop()
+
+    group.call(probes.until_stopped, on_event=ask)
+    assert set(refused) == {"the ranks are in the middle of a call, and what is called meanwhile cannot begin another"}
+    assert len(refused) >= 2
+    assert len(group.call(probes.place)) == group.size
+
+
 def test_a_second_thread_is_refused_while_a_call_runs(group: Group) -> None:
     refused: list[BaseException] = []
 

@@ -87,7 +87,7 @@ class Group:
             What the function returned on each rank, rank 0 first.
 
         Raises:
-            LensError: a call is under way already (a widget's callback in another thread, say).
+            LensError: a call is under way already (in another thread, for a widget's callback; in this one, for ``on_event``).
             RankError: the function failed on another rank. An error on rank 0 is raised as it is, a LensError on any rank too.
             RanksLost: a rank has died.
             KeyboardInterrupt: the user has interrupted, and the function has not acknowledged it.
@@ -109,12 +109,15 @@ class Group:
         """Hold the ranks for several calls and the work between them; meanwhile an interrupt only sets the flag.
 
         Raises:
-            LensError: another thread holds them.
+            LensError: another thread holds them, or this one is within a call.
             Interrupted: at the end, if the user has interrupted and the block has kept a result.
             KeyboardInterrupt: at the end of the outermost block, likewise without a result.
         """
         if not self._busy.acquire(blocking=False):
             raise LensError("the ranks are busy with another call; wait for it, or interrupt it")
+        if self._under_way is not None:  # in this thread, by an ``on_event``; no other rank listens now
+            self._busy.release()
+            raise LensError("the ranks are in the middle of a call, and what is called meanwhile cannot begin another")
         outcome = Outcome()
         try:
             if not self._depth:
