@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 OURS, BARE, RESIDUAL = "lens-magic", "lens-magic, no lens", "lens-magic, resid_post"
 LENSES = (OURS, "published", "eager", "afterwards-hooked", "deferred")
 EVERYTHING = (OURS, BARE, RESIDUAL, "published", "eager", "generate", "afterwards", "afterwards-hooked", "deferred")
+LIBRARIES = ("nnsight", "transformer-lens")
 HALF = "qwen2.5-0.5b"
 ROUNDS = 5
 
@@ -99,14 +100,16 @@ def memory(full: bool) -> Suite:
     rows += [Row("demo", 4, 100, (OURS, "published"), memory=True, rounds=2)]
     rows += [Row(HALF, 1, 16, (OURS, "published"), memory=True, rounds=1)]
     if full:
-        rows = [Row("demo", ranks, tokens, LENSES, memory=True) for tokens in (100, 500) for ranks in (1, 4)]
-        rows += [Row(HALF, ranks, 32, (OURS, "published", "eager"), memory=True) for ranks in (1, 2)]
+        rows = [Row("demo", 1, tokens, (*EVERYTHING, *LIBRARIES), memory=True) for tokens in (100, 500)]
+        rows += [Row("demo", 4, tokens, EVERYTHING, memory=True) for tokens in (100, 500)]
+        rows += [Row(HALF, 1, 32, (OURS, BARE, "published", "eager", "generate", *LIBRARIES), memory=True)]
+        rows += [Row(HALF, 2, 32, (OURS, BARE, "published", "eager", "generate"), memory=True)]
     return Suite("memory", "How much memory do activations take at their peak?", tuple(rows))
 
 
 def peers(full: bool) -> Suite:
     """Libraries users would pick instead."""
-    methods = (OURS, "eager", "nnsight", "transformer-lens")
+    methods = (OURS, "eager", *LIBRARIES)
     rows = [Row("demo", 1, tokens, methods) for tokens in ((100, 300) if full else (100,))]
     if full:
         rows += [Row(HALF, 1, 16, methods)]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .plan import OURS
+from .plan import BARE, OURS, RESIDUAL
 from .store import Cell
 from .tables import groups, grown, ratios, wall
 
@@ -19,6 +19,11 @@ COLORS = {
     "generate": "#777777",
     "afterwards-hooked": "#5b6ee1",
     "deferred": "#9a4f96",
+    BARE: "#86c5c1",
+    RESIDUAL: "#45a29d",
+    "afterwards": "#a4aef0",
+    "nnsight": "#6b4f2a",
+    "transformer-lens": "#b79a6b",
 }
 LABELS = {
     OURS: "lens-magic",
@@ -27,8 +32,14 @@ LABELS = {
     "generate": "(c) transformers, no lens",
     "afterwards-hooked": "(d′) one more forward",
     "deferred": "(f) the paper's method",
+    BARE: "lens-magic, no lens",
+    RESIDUAL: "lens-magic, resid_post",
+    "afterwards": "(d) one more forward, resid_post",
+    "nnsight": "(e) nnsight",
+    "transformer-lens": "(e) TransformerLens",
 }
-
+AGAINST_TOKENS = (OURS, "published", "eager", "generate", "afterwards-hooked", "deferred")
+"""The methods drawn against T: more lines could not be told apart."""
 
 WORDS = {
     "bench-speed": "Seconds against T, each method, and how many times longer LogitLens4LLMs takes",
@@ -95,7 +106,7 @@ def _against_tokens(cells: list[Cell], path: Path) -> Path:
     counts = [ranks for ranks in everywhere if sum(one == ranks for one, _ in lengths) > 1] or everywhere
     figure, panels = plt.subplots(1, len(counts) + 1, figsize=(3.3 * (len(counts) + 1), 3.4), layout="constrained")
     for axes, ranks in zip(panels, counts, strict=False):
-        for method in LABELS:
+        for method in AGAINST_TOKENS:
             chosen = [c for c in cells if (c.model, c.ranks, c.method) == ("demo", ranks, method)]
             _line(axes, [(c.tokens, [wall(s) for s in c.samples]) for c in chosen], method)
         axes.set(
@@ -132,17 +143,18 @@ def _memory(cells: list[Cell], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     found = {key: group for key, group in groups(cells).items() if OURS in group and group[OURS].samples}
-    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.6 * len(found)), layout="constrained")
+    most = max((len(group) for group in found.values()), default=1)
+    step = 0.84 / most
+    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.12 * most * len(found)), layout="constrained")
     ticks = []
     for row, (key, group) in enumerate(sorted(found.items(), reverse=True)):
         for place, (method, cell) in enumerate(group.items()):
             if cell.samples:
                 size = statistics.median(grown(s) for s in cell.samples) / 1e6
-                at = row + 0.32 - 0.16 * place
                 axes.barh(
-                    at,
+                    row + 0.42 - step * (place + 0.5),
                     size,
-                    0.14,
+                    0.88 * step,
                     color=COLORS.get(method),
                     label=LABELS.get(method, method) if row == len(found) - 1 else None,
                 )

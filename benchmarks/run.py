@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from . import checkpoints, machine, memory
 from .peers import PEERS, PeerError, command
@@ -16,6 +16,8 @@ from .store import Cell, Results
 
 WARM_TOKENS = 2
 PATIENCE_S = 24 * 3600.0  # no budget
+
+T = TypeVar("T")
 
 
 class Runner:
@@ -125,16 +127,16 @@ class Runner:
             if needed > 0.6 * memory.available():
                 cell.left_out = f"its projections alone are {needed / 1e9:.0f} GB, more than this machine has"
                 continue
-            process = self._bench_process(method, memory.ENVIRONMENT)
+            if (process := self._try(cell, lambda m=method: self._alone(row, m))) is None:
+                continue
             try:
-                self._try(cell, lambda m=method, p=process: p.ask(self._load(row, m), self.left_s))
                 for tokens in (row.tokens, WARM_TOKENS):
-                    warm = self._try(cell, lambda m=method, t=tokens, p=process: p.ask(_memory(m, t), self.left_s))
+                    warm = self._try(cell, lambda t=tokens, m=method, p=process: p.ask(self._run(row, m, t), self.left_s))
                 resident: list[int] | None = None
                 for number in range(len(cell.samples), cell.wanted):
                     told = None
                     if warm is not None and self._may(cell):
-                        told = self._try(cell, lambda m=method, p=process: p.ask(_memory(m, row.tokens), self.left_s))
+                        told = self._try(cell, lambda m=method, p=process: p.ask(self._run(row, m, row.tokens), self.left_s))
                     if told is None:
                         break
                     resident = resident or told["resident"]
@@ -143,6 +145,20 @@ class Runner:
                     results.save()
             finally:
                 process.close()
+
+    def _alone(self, row: Row, method: str) -> Process:
+        """Return a fresh process that has loaded what a method needs and can measure its own memory."""
+        if method in PEERS:
+            process = self._peer_process(method, {**memory.ENVIRONMENT, **with_this_tree()})
+            process.ask(self._load_peer(row), self.left_s)
+        else:
+            process = self._bench_process(method, memory.ENVIRONMENT)
+            process.ask(self._load(row, method), self.left_s)
+        return process
+
+    def _run(self, row: Row, method: str, tokens: int) -> dict[str, Any]:
+        what = {"prompt_ids": self._prompt_ids(row)} if method in PEERS else {"method": method}
+        return {"do": "memory", "tokens": tokens, **what}
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -171,13 +187,19 @@ class Runner:
 
     def _peer(self, row: Row, name: str) -> Process:
         if name not in self._peers:
-            self.tell(f"  {name}: its environment is made if it is not there")
-            served = command(name, self.out.resolve(), self.left_s)
-            self._peers[name] = Process(served, self.out / "logs" / f"{name}.log")
+            self._peers[name] = self._peer_process(name)
         if self._peers_at.get(name) != (row.model, row.dtype):
-            self._peers[name].ask({"load": {"folder": self._folder(row), "dtype": row.dtype}}, self.left_s)
+            self._peers[name].ask(self._load_peer(row), self.left_s)
             self._peers_at[name] = (row.model, row.dtype)
         return self._peers[name]
+
+    def _peer_process(self, name: str, environment: dict[str, str] | None = None) -> Process:
+        self.tell(f"  {name}: its environment is made if it is not there")
+        served = command(name, self.out.resolve(), self.left_s)
+        return Process(served, self.out / "logs" / f"{name}.log", environment)
+
+    def _load_peer(self, row: Row) -> dict[str, Any]:
+        return {"load": {"folder": self._folder(row), "dtype": row.dtype}}
 
     # -- what can go wrong ---------------------------------------------------------------------------------------------
 
@@ -194,8 +216,8 @@ class Runner:
                 cell.left_out = "the time for the whole run was used up"
         return cell.left_out is None
 
-    def _try(self, cell: Cell, measure: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-        """Return the sample, or None with the reason in the cell; a process that failed is not used again."""
+    def _try(self, cell: Cell, measure: Callable[[], T]) -> T | None:
+        """Return what was measured, or None with the reason in the cell; a process that failed is not used again."""
         if cell.left_out is not None:
             return None
         try:
@@ -215,10 +237,6 @@ class Runner:
         elif self._main is not None:
             self._main[1].end()
             self._main = None
-
-
-def _memory(method: str, tokens: int) -> dict[str, Any]:
-    return {"do": "memory", "method": method, "tokens": tokens}
 
 
 def published_bytes(row: Row) -> int:

@@ -122,12 +122,17 @@ def every_method(cells: Sequence[Cell]) -> str:
             if not cell.samples:
                 continue
             place = [f"{model}, {dtype}", str(ranks), str(tokens), NAMES[method]]
-            ours = group.get(SAME_WORK.get(method, OURS), group.get(OURS))
             seconds = [wall(s) for s in cell.samples]
-            factor = "" if method in (OURS, BARE, RESIDUAL) else spread(ratios(cell, ours, wall))
             rate = f"{tokens / statistics.median(seconds):,.1f}"
-            rows.append([*place, _short(cell), spread(seconds), rate, factor, _agreement(cell)])
+            rows.append([*place, _short(cell), spread(seconds), rate, _times_ours(group, method, wall), _agreement(cell)])
     return _table(["model", "ranks", "T", "method", "N", "s", "tokens/s", "× ours", "same as ours"], rows)
+
+
+def _times_ours(group: Group, method: str, of: Callable[[dict[str, Any]], float]) -> str:
+    """How many times what ours takes a method takes: ours with the same work to do. Empty for ours."""
+    if method in (OURS, BARE, RESIDUAL):
+        return ""
+    return spread(ratios(group[method], group.get(SAME_WORK.get(method, OURS), group.get(OURS)), of))
 
 
 def _agreement(cell: Cell) -> str:
@@ -197,7 +202,7 @@ def memory(cells: Sequence[Cell]) -> str:
                     _short(cell),
                     spread([grown(s) / 1e6 for s in cell.samples]),
                     f"{max(captures) / 1e6:.2f}" if captures else "",
-                    "" if method == OURS else spread(ratios(cell, group.get(OURS), grown)),
+                    _times_ours(group, method, grown),
                 ]
             )
     return _table(["model", "ranks", "T", "method", "N", "peak, MB a rank", "of it captured states", "× ours"], rows)

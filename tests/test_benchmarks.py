@@ -33,7 +33,7 @@ from benchmarks import (
 )
 from benchmarks.bench_process import Bench
 from benchmarks.plan import OURS, Row, Suite
-from benchmarks.process import Process, TooLong
+from benchmarks.process import ROOT, Process, TooLong
 from benchmarks.run import Runner, agreement
 from benchmarks.store import Cell, Results
 from lens_magic.cli import main
@@ -184,6 +184,40 @@ def test_peak_memory_is_seen() -> None:
     before = memory.begin()
     torch.ones(16 << 20)  # 64 MiB, freed at once
     assert memory.peak() - before == pytest.approx(64 << 20, rel=0.1)
+
+
+LIBRARY = """
+from serving import serve_lens
+import numpy
+given = {}
+
+class Ids(list):
+    def __getitem__(self, place):
+        return numpy.array([list(self)])[place]
+
+def run(prompt_ids, tokens):
+    numpy.ones(8 << 20)  # 64 MiB, freed at once
+    return Ids([*prompt_ids, *range(tokens)]), []
+
+serve_lens(run, lambda folder, dtype: given.update(folder=folder))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells peaks")
+def test_the_peak_of_another_library_is_measured_in_its_own_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Checkpoints
+) -> None:
+    """Which sees no more of ours than what it measures with."""
+    from benchmarks import run
+
+    (tmp_path / "library.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks' / 'peers')!r})\n{LIBRARY}")
+    monkeypatch.setattr(run, "command", lambda name, out, left_s: [sys.executable, str(tmp_path / "library.py")])
+    monkeypatch.setattr(run.checkpoints, "folder", lambda name, out: checkpoints("llama-gqa"))
+    results = Runner(tmp_path / "out", tell=lambda line: None)
+    found = results.run(Suite("memory", "", (Row("small", 1, 3, ("nnsight",), rounds=2, memory=True),)))
+    (cell,) = found.cells.values()
+    assert cell.left_out is None
+    assert [sample["grown"][0] / (1 << 20) for sample in cell.samples] == pytest.approx([64, 64], rel=0.1)
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -30,10 +30,15 @@ def serve_lens(run: Callable[[list[int], int], tuple[Any, Any]], load: Callable[
         if "load" in request:
             load(**request["load"])
             return {}
-        ids, tokens = request["prompt_ids"], request["tokens"]
+        ids, tokens, memory = request["prompt_ids"], request["tokens"], None
+        if request.get("do") == "memory":
+            from benchmarks import memory  # this tree is on the path then
+        resident = memory.begin() if memory else 0
         begun = time.perf_counter()
         out, found = run(ids, tokens)
         told: dict[str, Any] = {"wall_s": time.perf_counter() - begun}
+        if memory:
+            told |= {"resident": [resident], "peak": [memory.peak()]}
         if request.get("answers"):
             told["output_ids"] = out[0, len(ids) :].tolist()
             told["lens"] = [step.indices.reshape(-1, 3, step.indices.shape[-1]).tolist() for step in found]
