@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import LensError
@@ -143,29 +143,32 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="put the prompt into the model's chat template")
 
 
-GENERATION_OPTIONS = ("max_new_tokens", "temperature", "top_p", "seed", "ignore_eos", "chat")
-"""Names of the options that :func:`add_generation_options` adds."""
-
-
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of every command that generates."""
     _add_length_option(parser)
     _add_sampling_options(parser)
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``%%lens`` and ``lens-magic run``."""
+def add_capture_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is kept of a run, which ``lens-magic plan`` has too."""
     add = parser.add_argument
-    _add_length_option(parser)
     add("-k", "--top-k", type=int, default=5, metavar="K", help="candidates kept per cell (5)")
     add("-l", "--layers", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
-    add("--steer", metavar="NAME[:ALPHA]", action="append", default=[], help="a vector or vector file, times α (1); repeatable")
     add(
         "-c",
         "--capture",
         metavar="SITES",
         help="sites: resid_pre, attn_out, post_ln, mlp_out, resid_post (attn_out,mlp_out,resid_post)",
     )
+    add("--offload", action="store_true", help="keep the captured states in the host's memory")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``%%lens`` and ``lens-magic run``."""
+    add = parser.add_argument
+    _add_length_option(parser)
+    add_capture_options(parser)
+    add("--steer", metavar="NAME[:ALPHA]", action="append", default=[], help="a vector or vector file, times α (1); repeatable")
     _add_sampling_options(parser)
     add("--prompt-tokens", action="store_true", help="show the prompt's positions too")
     add(
@@ -187,28 +190,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--stream-lens", action="store_true", help="project while generating: rows appear in the table as they come")
     add("--capture-dtype", metavar="DTYPE", help="keep the captured states in float32, bfloat16 or float16 (the model's own)")
-    add("--offload", action="store_true", help="keep the captured states in the host's memory")
 
 
-RUN_OPTIONS = (
-    "max_new_tokens",
-    "top_k",
-    "layers",
-    "capture",
-    "temperature",
-    "top_p",
-    "seed",
-    "ignore_eos",
-    "prompt_tokens",
-    "chat",
-    "lens",
-    "norm",
-    "track",
-    "stream_lens",
-    "capture_dtype",
-    "offload",
-)
-"""Names of these options as arguments of :func:`lens_magic.runs.run`, without ``steer``."""
+def _names(add: Callable[[argparse.ArgumentParser], None]) -> tuple[str, ...]:
+    """Return the names of the options that ``add`` adds, as arguments of the functions that they are given to."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add(parser)
+    return tuple(action.dest for action in parser._actions)
+
+
+GENERATION_OPTIONS = _names(add_generation_options)
+"""Names of the options of every command that generates."""
+
+RUN_OPTIONS = tuple(name for name in _names(add_run_options) if name != "steer")
+"""Names of the options of ``%%lens`` as arguments of :func:`lens_magic.runs.run`, without ``steer``."""
 
 
 def run_options(parsed: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .arguments import Command, Help, Parser, add_load_options, add_run_options, load_options, run_options
+from .arguments import Command, Help, Parser, add_capture_options, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
 from .options import DEFAULT_RANKS
 from .outputs import ENDINGS
@@ -111,12 +111,9 @@ def _parser() -> Parser:
     plan.add_argument("--tokens", type=int, default=32, metavar="T", help="new tokens (32)")
     plan.add_argument("--prompt-tokens", type=int, default=1, metavar="N", help="tokens of the prompt (1)")
     plan.add_argument("--whole-prompt", action="store_true", help="capture the prompt's positions too")
-    plan.add_argument("--layers", "-l", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
-    plan.add_argument("--capture", "-c", metavar="SITES", help="as for run (attn_out,mlp_out,resid_post)")
-    plan.add_argument("--top-k", "-k", type=int, default=5, metavar="K", help="candidates kept per cell (5)")
+    add_capture_options(plan)
     plan.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
     plan.add_argument("--batch", type=int, default=1, metavar="B", help="prompts side by side (1)")
-    plan.add_argument("--offload", action="store_true", help="keep the captured states in the host's memory")
     plan.add_argument("--tuned-lens", action="store_true", help="look through a tuned lens")
     plan.add_argument("--free", metavar="BYTES", help="free memory a rank, such as 80GB or 512MiB (what this machine has)")
     plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: device of the ranks (this machine's)")
