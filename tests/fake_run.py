@@ -55,6 +55,7 @@ class FakeRun:
     options: dict[str, Any] = field(default_factory=dict)
     prompt: str = ""
     text: str = ""
+    labels: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.prompt = self.prompt or "".join(self.token_texts[i] for i in self.prompt_ids)
@@ -79,10 +80,6 @@ class FakeRun:
     @property
     def candidate_texts(self) -> dict[int, str]:
         return self.token_texts
-
-    @property
-    def drawn(self) -> FakeRun:
-        return self
 
     def to_xarray(self) -> xr.Dataset:
         return self.dataset

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 import lens_magic as lens
 from lens_magic.session import current
+from lens_magic.view.data import drawn
 
 TOKENS = 6
 Checkpoints = Callable[[str], Path]
@@ -271,7 +272,7 @@ def test_a_basis_is_saved_drawn_and_refused(checkpoints: Checkpoints, tmp_path: 
     assert "strange" in page
     # Two runs are matched by these numbers; the tokens that occur in them differ.
     other = lens.run("Grind", 2, lens=basis, ignore_eos=True)
-    texts = [{index: one.drawn.token_texts[index] for index in set(ids(one.drawn))} for one in (run, other)]
+    texts = [{index: drawn(one).token_texts[index] for index in set(ids(drawn(one)))} for one in (run, other)]
     assert texts[0] == texts[1]
     assert set(texts[0].values()) == set(basis.labels)
     for named in ([2], "strange"):

@@ -128,11 +128,6 @@ class TestPack:
         assert (back["entropy"] > 15.9).all()
         assert (back["target_prob"] < 1e-13).all()
 
-    def test_runs_of_older_files_have_no_kl(self) -> None:
-        run = fake_run(3, 2)
-        run.dataset = run.dataset.drop_vars("kl_final")
-        assert "kl_final" not in pack(run).buffers
-
     def test_positions_read_one_token_and_predict_the_next(self) -> None:
         run = fake_run(3, 1, prompt_positions=2)
         header = pack(run).header

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     import torch
     import xarray as xr
     from matplotlib.figure import Figure
-
-FIRST_DIRECTION = 1 << 20
-"""The number that views give the first direction of a basis: beyond every vocabulary, and the same in every run."""
 
 Gather = Callable[[str, Sequence[int], Sequence[int]], "torch.Tensor | None"]
 
@@ -80,18 +77,6 @@ class LensRun:
     def candidate_texts(self) -> Mapping[int, str]:
         """Texts by ``token_id``: those of tokens, or the labels of a basis."""
         return self.labels or self.token_texts
-
-    @property
-    def drawn(self) -> LensRun:
-        """This run as views read it, with one numbering for tokens and directions."""
-        variables, options, texts = dict(self.variables), dict(self.options), dict(self.token_texts)
-        if self.labels:
-            texts |= {FIRST_DIRECTION + index: label for index, label in self.labels.items()}
-            for name in {"token_id", "tracked_id"} & variables.keys():
-                variables[name] = np.where(variables[name] >= 0, variables[name] + FIRST_DIRECTION, -1)
-            if isinstance(options.get("track"), list):
-                options["track"] = [FIRST_DIRECTION + index for index in options["track"]]
-        return replace(self, variables=variables, options=options, token_texts=texts, labels={})
 
     @property
     def settled(self) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data import Run
+    from ..lens.run import LensRun
     from .explorer import Explorer
     from .live import LiveView
     from .static import StaticTable, page_html, table_html
@@ -18,7 +18,7 @@ __all__ = ["Explorer", "LiveView", "page_html", "show", "table_html"]
 
 
 def show(
-    run: Run, static: bool = False, compare: Run | None = None, names: tuple[str, str] | None = None
+    run: LensRun, static: bool = False, compare: LensRun | None = None, names: tuple[str, str] | None = None
 ) -> Explorer | StaticTable:
     """Return a view of a run: the interactive explorer, or (`static=True`) a plain HTML table without scripts.
 

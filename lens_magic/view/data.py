@@ -22,8 +22,8 @@ tokens among them. Each of these takes about 16 bytes in the table; beyond 65,53
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,42 +35,14 @@ from .text import SPACE, visible
 if TYPE_CHECKING:
     import xarray as xr
 
+    from ..lens.run import LensRun
+
 SCHEMA = 4
 LARGE_BYTES = 8_000_000
 
 
-class Run(Protocol):
-    """The part of a `LensRun` that views use."""
-
-    @property
-    def model(self) -> str: ...  # noqa: D102
-    @property
-    def prompt(self) -> str: ...  # noqa: D102
-    @property
-    def prompt_ids(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def text(self) -> str: ...  # noqa: D102
-    @property
-    def output_ids(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def sites(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def layers(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def positions(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def variables(self) -> Mapping[str, NDArray[Any]]: ...  # noqa: D102
-    @property
-    def token_texts(self) -> Mapping[int, str]: ...  # noqa: D102
-    @property
-    def candidate_texts(self) -> Mapping[int, str]: ...  # noqa: D102
-    @property
-    def interrupted(self) -> bool: ...  # noqa: D102
-    @property
-    def options(self) -> Mapping[str, Any]: ...  # noqa: D102
-    @property
-    def drawn(self) -> Run: ...  # noqa: D102
-    def to_xarray(self) -> xr.Dataset: ...  # noqa: D102
+FIRST_DIRECTION = 1 << 20
+"""The number that views give the first direction of a basis: beyond every vocabulary, and the same in every run."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +56,11 @@ class Packed:
     of `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
-    `kl_final` (if the run has it), `kl_apart` (of the second of two runs, if known: its KL from the first)
+    `kl_final`, `kl_apart` (of the second of two runs, if known: its KL from the first)
     [site, layer, position]; `below` (if needed), as `prob`; `tracked_prob` and `tracked_rank` (if it has them)
     [site, layer, position, tracked]; `tracked` [position, tracked], the tokens tracked if each position has its own (rows
     of `tokens`; the length of `tokens` where there is none); `ids` [distinct token], vocabulary indices (of a basis, see
-    `LensRun.drawn`). All little-endian.
+    `drawn`). All little-endian.
     """
 
     header: dict[str, Any]
@@ -107,15 +79,28 @@ class Packed:
 class Shown(NamedTuple):
     """A run as it is shown."""
 
-    run: Run
+    run: LensRun
     name: str = ""
     """Its name beside another; "" for the name of its model."""
     apart: NDArray[Any] | None = None
     """KL(the other run ‖ this run) of every cell, nats, ``[site, layer, position]``, if it is known."""
 
 
+def drawn(run: LensRun) -> LensRun:
+    """Return a run as views read it, with one numbering for tokens and directions: see `FIRST_DIRECTION`."""
+    if not run.labels:
+        return run
+    variables, options, texts = dict(run.variables), dict(run.options), dict(run.token_texts)
+    texts |= {FIRST_DIRECTION + index: label for index, label in run.labels.items()}
+    for name in {"token_id", "tracked_id"} & variables.keys():
+        variables[name] = np.where(variables[name] >= 0, variables[name] + FIRST_DIRECTION, -1)
+    if isinstance(options.get("track"), list):
+        options["track"] = [FIRST_DIRECTION + index for index in options["track"]]
+    return replace(run, variables=variables, options=options, token_texts=texts, labels={})
+
+
 def on_show(
-    run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
+    run: LensRun, compare: LensRun | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
 ) -> list[Shown]:
     """Return one run, or two with their names, and how far apart the two are if that is known.
 
@@ -161,9 +146,9 @@ def header_of(
     }
 
 
-def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
+def pack(run: LensRun, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
     """Pack a run, `name` and `apart` as in `Shown`; see the module's docstring for the codings, `Packed` for the layout."""
-    run = run.drawn  # a run through a basis numbers its directions separately from tokens
+    run = drawn(run)  # a run through a basis numbers its directions separately from tokens
     data = run.to_xarray().transpose("site", "layer", "position", "k", ...)
     positions = [int(p) for p in data["position"].values]
     candidates = data["token_id"].values
@@ -185,12 +170,11 @@ def pack(run: Run, name: str = "", apart: NDArray[Any] | None = None) -> Packed:
         ),
         "target_rank": codes.octaves(data["target_rank"].values) if large else codes.ranks(data["target_rank"].values),
         "entropy": codes.linear(data["entropy"].values, *(("uint8", 1 / 16) if large else ("uint16", 1 / 4096)), missing=True),
+        "kl_final": codes.square(data["kl_final"].values, "uint8" if large else "uint16"),
     }
     below = first[..., None] - data["logit"].values
     if np.any((data["prob"].values < codes.LEAST_PROB) & np.isfinite(below)):
         coded["below"] = codes.square(below, "uint16")
-    if "kl_final" in data:
-        coded["kl_final"] = codes.square(data["kl_final"].values, "uint8" if large else "uint16")
     if apart is not None:
         coded["kl_apart"] = codes.square(apart, "uint8" if large else "uint16")
     if followed:
@@ -260,7 +244,7 @@ def token_table(texts: Mapping[int, str], ids: Sequence[int] | NDArray[Any]) -> 
     return shown, {str(i): t for i, (t, s) in enumerate(zip(own, shown, strict=True)) if s.replace(SPACE, " ") != t}
 
 
-def _basis(run: Run) -> str:
+def _basis(run: LensRun) -> str:
     """What identifies the basis a run was read in; empty for none."""
     lens = run.options.get("lens")
     return str(lens.get("digest")) if isinstance(lens, Mapping) and lens.get("kind") == "basis" else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anywidget
 import traitlets
@@ -16,9 +16,12 @@ from ..paths import path_of
 from ..words import dimensions
 from ..writing import written_whole
 from . import bundle
-from .data import Run, Shown, on_show, pack
+from .data import Shown, on_show, pack
 from .static import fallback_html, tables_html
 from .terminal import table_text
+
+if TYPE_CHECKING:
+    from ..lens.run import LensRun
 
 
 class RunView(anywidget.AnyWidget):
@@ -120,8 +123,8 @@ class Explorer(RunView):
 
     def __init__(
         self,
-        run: Run,
-        compare: Run | None = None,
+        run: LensRun,
+        compare: LensRun | None = None,
         names: tuple[str, str] | None = None,
         apart: NDArray[Any] | None = None,
         **kwargs: Any,

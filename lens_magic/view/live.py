@@ -6,14 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import codes
 from .comms import hear_while_busy
-from .data import Run, Shown, header_of, pack, token_table
+from .data import Shown, header_of, pack, token_table
 from .explorer import RunView
+
+if TYPE_CHECKING:
+    from ..lens.run import LensRun
 
 EVERY_S = 0.1  # between messages: nobody would notice more, and each costs the kernel and the browser time
 # A growing run's range and tokens are not known in advance, so these codings fit any.
@@ -111,7 +114,7 @@ class LiveView(RunView):
         if len(positions):
             self._say_rows(positions, variables, inputs, targets, token_texts)
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: LensRun) -> None:
         """Show the finished run: from now on the view is like an `Explorer`, with the static table for a reopened notebook.
 
         The whole run is sent, so messages that the browser missed do not matter.

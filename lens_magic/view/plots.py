@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
-from ..lens.run import FIRST_DIRECTION
 from ..options import choice, flag, integer, integers, token_ids
 from ..words import counted, quoted
+from .data import FIRST_DIRECTION, drawn
 from .figure import Look, label, panels, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .data import Run
+    from ..lens.run import LensRun
 
 _MOST_CELLS = 4000
 _FOLLOWS = "; lens.run(…, track=…) follows any"
@@ -51,7 +51,7 @@ SHADES = {
 }
 
 
-def plot(run: Run, kind: str = "heatmap", dark: bool = False, /, **options: Any) -> Figure:
+def plot(run: LensRun, kind: str = "heatmap", dark: bool = False, /, **options: Any) -> Figure:
     """See :meth:`lens_magic.lens.run.LensRun.plot`."""
     kinds: dict[str, Callable[..., Figure]] = {
         "heatmap": heatmap,
@@ -66,11 +66,11 @@ def plot(run: Run, kind: str = "heatmap", dark: bool = False, /, **options: Any)
         if name not in known:
             raise LensError(f"the figure {kind!r} has no option {name}; it has {', '.join(known) or 'none'}")
     with styled(flag("dark", dark)) as look:
-        return kinds[kind](run.drawn, look, **options)
+        return kinds[kind](drawn(run), look, **options)
 
 
 def heatmap(
-    run: Run,
+    run: LensRun,
     look: Look,
     site: str | None = None,
     shade: str = "prob",
@@ -97,7 +97,7 @@ def heatmap(
     return figure
 
 
-def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
+def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
     """Draw all sites of one position side by side: layers down, the k candidates across (Figure 2 of the paper)."""
     row = _row(run, run.positions[-1] if position is None else position)
     k = run.variables["token_id"].shape[-1]
@@ -115,7 +115,7 @@ def one_token(run: Run, look: Look, position: int | None = None) -> Figure:
     return figure
 
 
-def trajectories(run: Run, look: Look, position: int | None = None, tokens: Any = None, site: str | None = None) -> Figure:
+def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: Any = None, site: str | None = None) -> Figure:
     """Draw probability and rank of tokens across layers at one position: tracked tokens, else those first in any layer.
 
     Unless they are named, the first six are drawn, and the legend says of how many. A token that was not tracked is known only
@@ -157,7 +157,7 @@ def trajectories(run: Run, look: Look, position: int | None = None, tokens: Any 
     return figure
 
 
-def by_layer(run: Run, look: Look) -> Figure:
+def by_layer(run: LensRun, look: Look) -> Figure:
     """Draw entropy by layer: the mean over positions, with the interquartile range."""
     figure, (axes,) = panels([4.6], 3.0)
     for number, site in enumerate(run.sites):
@@ -173,7 +173,7 @@ def by_layer(run: Run, look: Look) -> Figure:
     return figure
 
 
-def _title(figure: Figure, run: Run, what: str) -> str:
+def _title(figure: Figure, run: LensRun, what: str) -> str:
     """The model, a folder by its last part alone and cut to what the figure's width has room for, and what is shown of it."""
     path = Path(run.model)
     folder = path.is_absolute() or run.model.startswith((".", "~")) or run.model.count("/") > 1
@@ -188,7 +188,7 @@ def _spread(values: np.ndarray) -> np.ndarray:
     return np.array([(np.quantile(r, 0.25), r.mean(), np.quantile(r, 0.75)) if r.size else none for r in rows]).T
 
 
-def _cells(run: Run, shade: Shade) -> np.ndarray:
+def _cells(run: LensRun, shade: Shade) -> np.ndarray:
     """The shading value of every cell, ``[site, layer, position]``."""
     values = run.variables[shade.variable]
     return shade.scaled(values[..., 0] if values.ndim == 4 else values)
@@ -198,7 +198,7 @@ def _limits(shade: str, values: np.ndarray) -> dict[str, float]:
     return {"vmin": 0, "vmax": 1} if "prob" in shade else {"vmin": 0, "vmax": float(np.nanmax(values, initial=1e-9))}
 
 
-def _write(axes: Any, image: Any, ids: np.ndarray, run: Run) -> None:
+def _write(axes: Any, image: Any, ids: np.ndarray, run: LensRun) -> None:
     """Write each cell's token in its centre, in black or white, whichever has more contrast: at least 4.5:1 (WCAG 2)."""
     shaded = image.cmap(image.norm(image.get_array()))
     # A cell without a number is transparent: the background shows through.
@@ -210,13 +210,13 @@ def _write(axes: Any, image: Any, ids: np.ndarray, run: Run) -> None:
         axes.text(column, row, label(_text(run, int(token)), 9), ha="center", va="center", fontsize=7, color=ink)
 
 
-def _tracked(run: Run, row: int) -> list[int]:
+def _tracked(run: LensRun, row: int) -> list[int]:
     """The tokens that were tracked at a position."""
     ids = run.variables.get("tracked_id")
     return [] if ids is None else [index for index in ids[row].tolist() if index >= 0]
 
 
-def _followed(run: Run, s: int, row: int, token: int) -> tuple[np.ndarray, np.ndarray]:
+def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, np.ndarray]:
     """A token's probability and rank at every layer; NaN where the run does not know them."""
     if token in (track := _tracked(run, row)):
         prob, rank = (run.variables[name][s][:, row, track.index(token)] for name in ("tracked_prob", "tracked_rank"))
@@ -231,27 +231,27 @@ def _followed(run: Run, s: int, row: int, token: int) -> tuple[np.ndarray, np.nd
     return prob, rank
 
 
-def _layers_across(axes: Any, run: Run) -> None:
+def _layers_across(axes: Any, run: LensRun) -> None:
     step = -(-len(run.layers) // 40)
     axes.set_xticks(range(0, len(run.layers), step), [str(layer) for layer in run.layers[::step]])
     axes.set_xlabel("layer")
 
 
-def _site(run: Run, site: str | None) -> int:
+def _site(run: LensRun, site: str | None) -> int:
     wanted = site if site is not None else "resid_post" if "resid_post" in run.sites else run.sites[0]
     if wanted not in run.sites:
         raise LensError(f"site {wanted!r} was not captured in this run; captured: {', '.join(run.sites)}")
     return run.sites.index(wanted)
 
 
-def _row(run: Run, position: int) -> int:
+def _row(run: LensRun, position: int) -> int:
     position = integer("position", position)
     if position not in run.positions:
         raise LensError(f"position {position} is not in this run; {run.positions[0]} to {run.positions[-1]} are")
     return run.positions.index(position)
 
 
-def _named(run: Run, tokens: Any) -> list[int]:
+def _named(run: LensRun, tokens: Any) -> list[int]:
     """The tokens (or directions, by their numbers here) that a user names by text or id."""
     first = FIRST_DIRECTION if max(run.token_texts, default=0) >= FIRST_DIRECTION else 0  # through a basis
     texts = {index - first: text for index, text in run.token_texts.items() if index >= first}
@@ -275,15 +275,15 @@ def _named(run: Run, tokens: Any) -> list[int]:
     return [first + index for index in chosen]
 
 
-def _target_id(run: Run, row: int) -> int:
+def _target_id(run: LensRun, row: int) -> int:
     place = run.positions[row]
     ids = [*run.prompt_ids, *run.output_ids]
     return int(ids[len(run.prompt_ids) + place])
 
 
-def _target(run: Run, row: int) -> str:
+def _target(run: LensRun, row: int) -> str:
     return _text(run, _target_id(run, row))
 
 
-def _text(run: Run, token: int) -> str:
+def _text(run: LensRun, token: int) -> str:
     return run.token_texts.get(token, f"#{token}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,12 @@ from ..paths import path_of
 from ..words import counted, percent
 from ..writing import written_whole
 from . import bundle
-from .data import Packed, Run, Shown, on_show, pack, unpack
+from .data import Packed, Shown, on_show, pack, unpack
 from .terminal import by_need, span, table_text, thinned
 from .text import SPACE, visible
+
+if TYPE_CHECKING:
+    from ..lens.run import LensRun
 
 MAX_BYTES = 150_000
 MAX_LAYERS = 24
@@ -63,7 +66,7 @@ _FALLBACK_STYLE = """<style>
 </style>"""
 
 
-def table_html(run: Run, max_bytes: int = MAX_BYTES) -> str:
+def table_html(run: LensRun, max_bytes: int = MAX_BYTES) -> str:
     """Return the top tokens as one HTML fragment of at most `max_bytes` bytes: inline style, no script, no links.
 
     Layers are thinned out evenly to at most 24, keeping the first and the last. If the table is still too large, all sites
@@ -91,7 +94,7 @@ def fallback_html(shown: Sequence[Shown], widget: str) -> str:
 class StaticTable:
     """`table_html` as an object that Jupyter displays."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: LensRun) -> None:
         self._html = table_html(run)
         self._text = table_text(run)
 
@@ -104,7 +107,7 @@ class StaticTable:
 
 @dataclass(frozen=True)
 class _Table:
-    run: Run
+    run: LensRun
     name: str
 
     @cached_property
@@ -231,7 +234,7 @@ def _token(text: str) -> str:
 
 
 def page_html(
-    run: Run, compare: Run | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
+    run: LensRun, compare: LensRun | None = None, names: tuple[str, str] | None = None, apart: NDArray[Any] | None = None
 ) -> str:
     """Return a self-contained HTML document with the explorer and all data: it opens from disk and loads nothing else.
 
@@ -273,7 +276,7 @@ def page_html(
 """
 
 
-def write_page(path: str | Path, run: Run, **beside: Any) -> Path:
+def write_page(path: str | Path, run: LensRun, **beside: Any) -> Path:
     """Write :func:`page_html` to a file and return its path.
 
     Raises:
@@ -294,7 +297,7 @@ def _inert(data: str) -> str:
     return data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def _passage(run: Run) -> str:
+def _passage(run: LensRun) -> str:
     """The prompt and, marked, its continuation, as readable text."""
     start = "… " if len(run.prompt) > EXCERPT else ""
     end = " …" if len(run.text) > EXCERPT else ""

@@ -12,13 +12,13 @@ from ..words import counted, percent
 from .text import fitted, visible
 
 if TYPE_CHECKING:
-    from .data import Run
+    from ..lens.run import LensRun
 
 _HEAD, _CELL, _NUMBER = 12, 9, 5  # widths in characters: a row's token, a cell's token, its probability
 _BEFORE = 4  # rows of the prompt kept before the first generated token's
 
 
-def table_text(run: Run, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
+def table_text(run: LensRun, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
     """Return a table of a few positions and layers of one site.
 
     Args:
@@ -82,7 +82,7 @@ def span(positions: Sequence[int]) -> str:
     return " to ".join(str(p).replace("-", "−") for p in dict.fromkeys([positions[0], positions[-1]]))
 
 
-def _target(run: Run, position: int) -> str:
+def _target(run: LensRun, position: int) -> str:
     """The token that came next, as text."""
     index = run.output_ids[position] if position >= 0 else run.prompt_ids[len(run.prompt_ids) + position]
     return fitted(visible(run.token_texts.get(index, "")), _HEAD, right=True)

@@ -20,9 +20,8 @@ sys.path.insert(0, str(HERE.parent))
 from fake_run import FakeRun, encoded, fake_run, follow, spread, track, without_numbers  # noqa: E402
 
 from lens_magic.lens.difference import PARTED  # noqa: E402
-from lens_magic.lens.run import FIRST_DIRECTION  # noqa: E402
 from lens_magic.view import LiveView, bundle  # noqa: E402
-from lens_magic.view.data import pack, path  # noqa: E402
+from lens_magic.view.data import FIRST_DIRECTION, pack, path  # noqa: E402
 
 
 @pytest.fixture(scope="module")

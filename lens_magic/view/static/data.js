@@ -16,7 +16,7 @@
  * @typedef {{prob: number, rank: number, among: boolean}} Standing a token's standing in a cell
  */
 
-/** What views add to the number of a direction of a basis: `FIRST_DIRECTION` of `lens_magic/lens/run.py`. */
+/** What views add to the number of a direction of a basis: `FIRST_DIRECTION` of `lens_magic/view/data.py`. */
 const FIRST_DIRECTION = 2 ** 20;
 
 const ARRAYS = { uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array, float32: Float32Array };
@@ -170,13 +170,9 @@ export class LensData {
     return this.decode.entropy(this.arrays.entropy[cell]);
   }
 
-  get hasKl() {
-    return "kl_final" in this.arrays;
-  }
-
-  /** KL(the model's output ‖ this cell's distribution) in nats; NaN where the run does not have it. @param {number} cell */
+  /** KL(the model's output ‖ this cell's distribution) in nats; NaN where the cell has no numbers. @param {number} cell */
   kl(cell) {
-    return this.hasKl ? this.decode.kl_final(this.arrays.kl_final[cell]) : NaN;
+    return this.decode.kl_final(this.arrays.kl_final[cell]);
   }
 
   get hasApart() {

@@ -116,7 +116,7 @@ export class Toolbar {
   fields([data, other], labels) {
     const { k, tracked, tokens } = data.header;
     /** @type {[string, string][]} */
-    const shadings = Object.entries(SHADINGS).filter(([name]) => name !== "token" && (name !== "kl" || data.hasKl));
+    const shadings = Object.entries(SHADINGS).filter(([name]) => name !== "token");
     if (other?.hasApart) shadings.push(["apart", APART]);
     for (const row of tracked) shadings.push([`token:${data.arrays.ids[row]}`, `probability of ${tokens[row]}`]);
     this.shade = choice("Shade by", shadings, (value) => {
