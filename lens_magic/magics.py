@@ -20,7 +20,7 @@ from .paths import path_of
 from .ranks.status import Status
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
-from .words import as_name, counted
+from .words import as_name, counted, size
 
 
 @magics_class
@@ -193,7 +193,7 @@ def _say_loaded(seconds: float, stopped: bool) -> None:
         f"on {counted(len(ranks), 'rank')} ({devices}), {seconds:.1f} s"
     )
     if model.whole_bytes:
-        print(f"every rank keeps all of: {model.whole} ({model.whole_bytes / 1e6:,.1f} MB)")  # noqa: T201
+        print(f"every rank keeps all of: {model.whole} ({size(model.whole_bytes)})")  # noqa: T201
 
 
 def _device(rank: Any) -> str:

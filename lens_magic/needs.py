@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
+from .words import size
 
 if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint
@@ -278,15 +279,6 @@ def _most(below: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def size(count: int) -> str:
-    """Format a number of bytes for a reader, such as "1.5 GB"."""
-    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
-        if count >= 10**power:
-            value = count / 10**power
-            return f"{value:,.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"
-    return f"{count} bytes"
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------------

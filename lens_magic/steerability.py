@@ -12,7 +12,7 @@ import torch
 
 from . import options, vectors
 from .errors import Interrupted, LensError
-from .needs import Room, room_of_rank, size
+from .needs import Room, room_of_rank
 from .prompts import check_ids
 from .provenance import provenance
 from .session import Model, OnEvent, Session
@@ -26,7 +26,7 @@ from .steer.spans import check_positions, describe_positions, parse_positions
 from .steer.term import SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
-from .words import counted, quoted
+from .words import counted, quoted, size
 
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """The α of the paper (arXiv 2604.06483)."""

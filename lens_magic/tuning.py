@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .errors import LensError
-from .needs import Room, room_of_rank, size
+from .needs import Room, room_of_rank
 from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, current
 from .view.progress import watched
-from .words import quoted
+from .words import quoted, size
 
 if TYPE_CHECKING:
     from .lens.translators import TunedLens

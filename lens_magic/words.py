@@ -12,6 +12,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def size(count: int) -> str:
+    """Format a number of bytes for a reader, such as "1.5 GB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if count >= 10**power:
+            value = count / 10**power
+            return f"{value:,.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"
+    return f"{count} bytes"
+
+
 def quoted(given: Any, most: int = 60) -> str:
     """Return a value as Python writes it, on one line, cut after ``most`` characters; its type's name if it has no repr."""
     if isinstance(given, str):

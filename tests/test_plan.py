@@ -32,6 +32,7 @@ from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
+from lens_magic.words import size
 
 Checkpoints = Callable[[str], Path]
 CPU = needs.Room("cpu", 1 << 40, 1 << 40)
@@ -212,7 +213,7 @@ def test_of_a_model_with_experts_the_routers_are_whole(name: str, checkpoints: C
     experts = sum(tensor.nbytes for key, tensor in weights.items() if ".experts." in key)
     made = plan.make(str(folder), 2, 4, rooms=[CPU] * 2)
     assert routers
-    assert f"{needs.size(routers)} of them are routers, which are not split; experts are" in made.notes
+    assert f"{size(routers)} of them are routers, which are not split; experts are" in made.notes
     split = footprint.weights(footprint.skeleton(read_config(folder), "float32"), 2)
     assert {one.routers for one in split} == {routers}
     assert sum(one.split for one in split) >= experts

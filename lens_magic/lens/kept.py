@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import LensError, reason_of
 from ..paths import path_of
-from ..words import counted
+from ..words import counted, size
 from .run import LensRun
 
 MOST = 100
@@ -78,14 +78,14 @@ def _when(file: Path) -> tuple[float, str] | None:
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept runs, newest first: (file, megabytes). ``lens.open_run(file)`` reads one."""
+    """The kept runs, newest first: (file, bytes). ``lens.open_run(file)`` reads one."""
 
-    files: list[tuple[Path, float]]
+    files: list[tuple[Path, int]]
 
     def __repr__(self) -> str:
         if not self.files:
             return f"no runs are kept in {folder()}"
-        lines = [f"{path}  {size:.1f} MB" for path, size in self.files]
+        lines = [f"{path}  {size(count)}" for path, count in self.files]
         return "\n".join([f"{counted(len(self.files), 'run')}; lens.open_run(FILE) reads one:", *lines])
 
     def _repr_html_(self) -> str:
@@ -97,5 +97,5 @@ def listing() -> Kept:
     sizes = []
     for path in _files():
         with contextlib.suppress(FileNotFoundError):  # another kernel has just deleted it for a newer run
-            sizes.append((path, path.stat().st_size / 1e6))
+            sizes.append((path, path.stat().st_size))
     return Kept(sizes)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..tables import as_html
-
-_GB = 1 << 30
+from ..words import size
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,8 +40,7 @@ class Status:
     def _rows(self) -> list[list[str]]:
         header = ["rank", "pid", "device", "memory", "free"]
         return [header] + [
-            [str(r["rank"]), str(r["pid"]), r["device"], *(f"{r[name] / _GB:.2f} GiB" for name in ("memory", "free"))]
-            for r in self.ranks
+            [str(r["rank"]), str(r["pid"]), r["device"], *(size(r[name]) for name in ("memory", "free"))] for r in self.ranks
         ]
 
     def __repr__(self) -> str:
