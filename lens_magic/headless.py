@@ -38,10 +38,9 @@ def open_session(ranks: str | None) -> sessions.Session:
     """
     launched = launched_ranks()
     if launched > 1:
-        from .ranks import start, worker
+        from .ranks.worker import serve_unless_first
 
-        if start.load_mpi().COMM_WORLD.rank != 0:
-            worker.serve(start.joined_world())
+        serve_unless_first()
         session = sessions.Session(launched, launched=True)
         session.start_in_background()
     else:

@@ -92,8 +92,10 @@ def connection_file(arguments: list[str]) -> str | None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the kernel until it is shut down; ranks above 0 of a launched world serve rank 0 instead."""
     launched = launched_ranks()
-    if launched > 1 and _serve_if_not_first():
-        return
+    if launched > 1:
+        from .ranks.worker import serve_unless_first
+
+        serve_unless_first()
     path = connection_file(sys.argv[1:] if arguments is None else arguments)
     try:
         session = sessions.Session(launched, launched=True) if launched > 1 else sessions.Session(default_ranks())
@@ -126,17 +128,6 @@ def _is_interrupted(run: Callable[[], object]) -> bool:
     except KeyboardInterrupt:
         return True
     return False
-
-
-def _serve_if_not_first() -> bool:
-    """Serve rank 0 of a launched world, without ever returning, unless this is rank 0."""
-    from .ranks import start, worker
-
-    world = start.load_mpi().COMM_WORLD
-    if world.rank == 0:
-        return False
-    worker.serve(start.joined_world())
-    return True
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def make_run(
         from .lens.capture import gather as gather_states
 
         group = session.running_group
-        if group is None or group.closed or group.lost:
+        if group is None or not group.usable:
             return None
         return group.call(gather_states, run_id, site, list(layers), [skipped + row for row in rows])[0]
 

@@ -128,7 +128,7 @@ class Session:
             except LensError:
                 if wanted == self.default_ranks:
                     raise
-        if group is not None and group.size == wanted and not group.lost and not group.closed:
+        if group is not None and group.size == wanted and group.usable:
             return group
         if group is not None and group.joined:
             if group.size == wanted:
@@ -244,11 +244,11 @@ class Session:
         if self.model is None:
             self._group_of(ranks)  # no model is lost by starting them, and they know best what they have free
         group = self._group
-        there = group is not None and group.size == ranks and not group.lost and not group.closed
+        there = group is not None and group.size == ranks and group.usable
         if not there and start.several_hosts():
             return
         rooms = []
-        if group is not None and not (group.lost or group.closed):
+        if group is not None and group.usable:
             rooms = group.call(needs.room_of_rank)
         if self.model is not None and self.model.checkpoint is None:
             rooms = [replace(room, model=0) for room in rooms]  # attached: the user still holds it, so nothing is freed

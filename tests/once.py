@@ -22,7 +22,7 @@ def load(folder: Path | str, ranks: int = 1) -> None:
     """
     session = current()
     group = session.running_group
-    there = group is not None and group.size == ranks and not (group.lost or group.closed)
+    there = group is not None and group.size == ranks and group.usable
     if there and _loaded and session.model is _loaded[0] and _loaded[0].name == str(folder):
         return
     _loaded.clear()

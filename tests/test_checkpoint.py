@@ -429,7 +429,7 @@ def test_a_restart_waits_for_ranks_that_are_being_started(monkeypatch: pytest.Mo
 
     def slowly(session: Session, size: int, joined: bool = False) -> SimpleNamespace:
         time.sleep(0.2)
-        group = SimpleNamespace(size=size, joined=joined, closed=False, lost=False, rank=SimpleNamespace(store={}))
+        group = SimpleNamespace(size=size, joined=joined, closed=False, usable=True, rank=SimpleNamespace(store={}))
         group.close = lambda: setattr(group, "closed", True)
         made.append(group)
         return group

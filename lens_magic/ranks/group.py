@@ -56,14 +56,12 @@ class Group:
         self._gone: set[int] = set()
         self._output: list[tuple[int, channel.Output]] = []
         self._busy = threading.RLock()
-        self._depth = 0
-        self._number = 0
+        self._depth = self._number = 0
         self._interrupted_at = 0.0
         self._given_up = ""  # why
         self._under_way: int | None = None  # the number of the running call
         self._loss: RanksLost | None = None
-        self.closed = False
-        self._forked = False
+        self.closed = self._forked = False
         _groups.add(self)
         if self._workers:
             threading.Thread(target=self._listen, daemon=True, name="lens-ranks").start()
@@ -159,6 +157,11 @@ class Group:
         """Whether a rank has died or the ranks were given up, so that only a new group can go on."""
         return bool(self._gone) or self._loss is not None
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can take calls: neither lost nor closed."""
+        return not (self.lost or self.closed)
+
     def interrupt(self) -> bool:
         """Ask the running call to stop; from any thread. A second interrupt, after a while without effect, gives the ranks up.
 
@@ -174,13 +177,11 @@ class Group:
             self.rank.request_stop()
         if not again:
             self._interrupted_at = now
-        elif now - self._interrupted_at <= PATIENCE_S:
-            return False
-        elif self._workers and not self._given_up and self._loss is None:
+        elif now - self._interrupted_at > PATIENCE_S:
+            if not self._workers or self._given_up or self._loss is not None:
+                return True
             self._interrupted_at = now
             self._give_up()
-        else:
-            return True
         return False
 
     def flush_output(self) -> None:

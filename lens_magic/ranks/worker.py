@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import LensError
 from ..importing import AHEAD
@@ -32,8 +32,14 @@ def main() -> None:
     serve(start.spawned_world())
 
 
-def serve(communicator: Any) -> None:
-    """Take part in the group that the communicator's rank 0 leads; never returns."""
+def serve_unless_first() -> None:
+    """Return on rank 0 of a launched world; the others serve it until it ends."""
+    if start.load_mpi().COMM_WORLD.rank != 0:
+        serve(start.joined_world())
+
+
+def serve(communicator: Any) -> NoReturn:
+    """Take part in the group that the communicator's rank 0 leads, until that ends; then end this process."""
     restore_temporary_files()
     link = channel.connect(communicator)
     wait_until_relayed = _relay_output(link)
