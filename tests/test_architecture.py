@@ -27,6 +27,17 @@ ALLOWED = {
     "anywidget": ("magics.py", "view/", "kernel.py"),
 }
 
+BASE = ("errors", "words", "paths", "options", "reading", "writing", "netcdf", "tables", "importing")
+EDGES = {
+    "base": "model*",
+    "ranks": "base",
+    "model": "base ranks gpu demo*",
+    "steer": "base ranks model demo view*",
+    "lens": "base ranks model gpu steer view*",
+    "view": "base model steer lens comparing session",
+}
+"""What each folder imports; with a * in functions only. The modules of ``BASE`` are for all, gpu and demo import nothing."""
+
 
 def modules() -> list[Path]:
     return [path for path in PACKAGE.rglob("*.py") if "demo/make" not in path.as_posix()]
@@ -49,24 +60,33 @@ def test_a_package_is_imported_where_it_belongs(package: str) -> None:
             assert place.startswith(ALLOWED[package]), f"{place} imports {package}"
 
 
-def test_only_the_top_knows_of_the_session() -> None:
-    """Nothing below the session knows of it, of Jupyter, or of the command line."""
-    for folder in ("model", "lens", "ranks", "steer"):
-        for path in (PACKAGE / folder).glob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            assert "from ..session" not in text, path
-            assert "from ..magics" not in text, path
+def edges() -> dict[str, set[str]]:
+    """For each folder, the folders, and modules beside them, that its files import; with a * if only within functions."""
+    found: dict[str, dict[str, bool]] = {}  # whether it is imported at the top of a file
+    for path in modules():
+        inside = path.relative_to(PACKAGE).parent.parts
+        here = _part((*inside, path.stem))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        later = {id(node) for made in ast.walk(tree) if isinstance(made, ast.FunctionDef) for node in ast.walk(made)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                module = (*inside[: len(inside) - node.level + 1], *filter(None, (node.module or "").split(".")))
+                for there in {_part(module or (alias.name,)) for alias in node.names} - {here}:
+                    at_top = found.setdefault(here, {})
+                    at_top[there] = at_top.get(there, False) or id(node) not in later
+    return {here: {there + "*" * (not at_top) for there, at_top in of.items()} for here, of in found.items()}
 
 
-def test_the_lens_stands_above_the_model_and_steering() -> None:
-    for folder in ("model", "steer"):
-        for path in (PACKAGE / folder).glob("*.py"):
-            assert "from ..lens" not in path.read_text(encoding="utf-8"), path
+def _part(module: tuple[str, ...]) -> str:
+    return "base" if module[0] in BASE else module[0]
 
 
-def test_kernels_know_of_tensors_alone() -> None:
-    for path in (PACKAGE / "gpu").glob("*.py"):
-        assert "from .." not in path.read_text(encoding="utf-8"), path
+def test_folders_import_only_what_they_stand_on() -> None:
+    """Nothing below the session knows of it; kernels know of tensors alone; the lens stands above the model and steering."""
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert {here: there for here, there in edges().items() if here in {*folders, "base"}} == {
+        here: set(there.split()) for here, there in EDGES.items()
+    }
 
 
 def test_files_are_small() -> None:
