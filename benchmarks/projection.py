@@ -40,7 +40,7 @@ def setting(width: int, vocabulary: int, layers: int, tokens: int, dtype: torch.
     torch.manual_seed(0)
     weight = (torch.randn(vocabulary, width, device=device) * 3 / width**0.5).to(dtype)  # logits of standard deviation 3
     loaded: Any = SimpleNamespace(
-        head=HeadShard(weight, None, 0, vocabulary),
+        head=HeadShard(weight, None, 0),
         norm=torch.nn.RMSNorm(width, dtype=dtype, device=device),
         bounds=[0, vocabulary],
         device=weight.device,

@@ -41,7 +41,7 @@ def _version(package: str) -> str | None:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("Python", sys.version_info >= (3, 11), f"{version} ({sys.executable})", "install Python 3.11 or later")
+    return Finding("Python", True, f"{version} ({sys.executable})")
 
 
 def _torch() -> Finding:

@@ -41,7 +41,7 @@ def refused(name: str | Path, words: str, ranks: int = 1, **more: str) -> None:
 
 def test_a_good_folder(folder: Path) -> None:
     found = find(str(folder), 4)
-    assert (found.dtype, found.layers, found.width, found.context) == ("float32", 4, 128, 512)
+    assert (found.dtype, found.context) == ("float32", 512)
     assert find(str(folder), 4, dtype="bfloat16").dtype == "bfloat16"
 
 

@@ -233,7 +233,7 @@ def test_a_head_of_64_bits_on_a_gpu_is_multiplied_as_on_a_cpu() -> None:
         is_cuda = True
 
     states, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(20, 8, dtype=torch.float64)
-    here, there = (HeadShard(one, None, 0, 20).logits(states) for one in (weight, weight.as_subclass(OnGPU)))
+    here, there = (HeadShard(one, None, 0).logits(states) for one in (weight, weight.as_subclass(OnGPU)))
     assert torch.equal(there.as_subclass(torch.Tensor), here)
 
 

@@ -464,7 +464,7 @@ def states() -> Callable[[int], tuple[Any, Trajectories]]:
     torch.manual_seed(0)
     embedding = torch.randn(20_000, 64)
     loaded: Any = SimpleNamespace(
-        head=HeadShard(embedding, None, 0, 20_000),
+        head=HeadShard(embedding, None, 0),
         norm=torch.nn.RMSNorm(64),
         bounds=[0, 20_000],
         device=torch.device("cpu"),

@@ -86,7 +86,6 @@ def test_what_cannot_be_used_is_counted(record: Any, reason: str) -> None:
     read = data.read([PLAIN, record, record])
     assert len(read) == 1
     assert read.rejected == {reason: 2}
-    assert f"1 question; left out 2 ({reason})" in str(read)
     with pytest.raises(lens.LensError, match="none can be used"):
         data.read([record])
 
@@ -258,7 +257,6 @@ def test_the_label_is_found_whatever_merges(words: list[str], before: str, label
     assert whole[: len(prompt.prefix_ids) + 1] == [*prompt.prefix_ids, prompt.label_id]
     swapped = labels.resolve(tokenizer, "Answer:", " (B)", " (A)")
     assert (swapped.prefix_ids, swapped.label_id) == (prompt.prefix_ids, prompt.other_id)
-    assert repr(label) in str(prompt)
 
 
 def test_a_space_apart_from_the_label_is_part_of_the_prompt() -> None:

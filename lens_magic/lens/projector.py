@@ -185,7 +185,7 @@ def _hand_out_rows(rank: Rank, loaded: Loaded, look: Look, given: Basis | None) 
     if mine is None or not len(mine):
         mine = torch.zeros((1, loaded.width), device=loaded.device)
         bias = torch.full((1,), _NOTHING, device=loaded.device)
-    return HeadShard(mine, bias, bounds[rank.rank], look.directions)
+    return HeadShard(mine, bias, bounds[rank.rank])
 
 
 def _from_rank_0(rank: Rank, loaded: Loaded, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:

@@ -45,8 +45,6 @@ class Checkpoint:
     stored: tuple[str, ...]
     fingerprint: str
     context: int
-    layers: int
-    width: int
     weight_bytes: int
     revision: str | None = None
     trust_remote_code: bool = False
@@ -108,8 +106,6 @@ def _checked(name: str, folder: Path, ranks: int, dtype: str, revision: str | No
         stored=stored,
         fingerprint=fingerprint(folder, files),
         context=context_of(config),
-        layers=int(config.num_hidden_layers),
-        width=int(config.hidden_size),
         weight_bytes=sum(_tensor_bytes(header) for header in headers.values()),
         revision=revision,
         trust_remote_code=trust_remote_code,

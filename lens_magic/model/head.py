@@ -31,14 +31,12 @@ class HeadShard:
             a GPU if only they were moved there.
         bias: ``[rows]`` or None.
         offset: vocabulary index of the first row.
-        vocabulary: rows of the whole head, which can exceed the tokenizer's entries.
         softcap: logits become ``softcap · tanh(logit / softcap)``; None for no capping.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     offset: int
-    vocabulary: int
     softcap: float | None = None
 
     @property

@@ -231,7 +231,6 @@ def describe(
         weight=weight[first:end].to(device),
         bias=None if bias is None else bias.detach()[first:end].to(device),
         offset=first,
-        vocabulary=vocabulary,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
     # Kernels are tried now, not when somebody waits. (A step's are compiled for the model's own widths in its first one.)

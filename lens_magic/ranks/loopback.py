@@ -42,10 +42,10 @@ _FROM_LOOPBACK = [
 ]
 
 
-def listening(pid: int | None = None) -> set[str]:
-    """Return the names in /proc of the sockets on which a process (by default this one) listens on every interface."""
+def listening() -> set[str]:
+    """Return the names in /proc of the sockets on which this process listens on every interface."""
     found = set()
-    for name, handle in _wildcard_sockets(pid or os.getpid(), set()):
+    for name, handle in _wildcard_sockets(os.getpid(), set()):
         handle.close()
         found.add(name)
     return found

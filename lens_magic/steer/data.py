@@ -19,7 +19,7 @@ from .. import demo
 from ..errors import LensError, reason_of
 from ..options import listed
 from ..paths import path_of
-from ..words import counted, quoted
+from ..words import quoted
 
 _FIELDS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _ANSWER = re.compile(r"(\s*\(?)([A-Z])(\)?\.?\s*)")
@@ -110,11 +110,6 @@ class Items:
             tuple(item for item in self.texts if item.digest not in gone),
             self.rejected,
         )
-
-    def __str__(self) -> str:
-        kinds = [counted(len(self.questions), "question")] if self.questions else []
-        kinds += [f"{counted(len(self.texts), 'pair')} of texts"] if self.texts else []
-        return " and ".join(kinds or ["no items"]) + (f"; left out {left_out(self.rejected)}" if self.rejected else "")
 
 
 def left_out(rejected: Mapping[str, int]) -> str:

@@ -29,9 +29,6 @@ class LabelPrompt:
     label: str
     other: str
 
-    def __str__(self) -> str:
-        return f"{self.label!r} (token {self.label_id}) against {self.other!r} (token {self.other_id})"
-
 
 def resolve(tokenizer: Any, question: str, answer: str, other: str) -> LabelPrompt:
     """Find the label tokens of two answers that differ in one letter.

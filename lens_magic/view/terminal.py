@@ -15,27 +15,24 @@ if TYPE_CHECKING:
     from ..lens.run import LensRun
 
 _HEAD, _CELL, _NUMBER = 12, 9, 5  # widths in characters: a row's token, a cell's token, its probability
+_ROWS, _LAYERS = 16, 8  # at most
 _BEFORE = 4  # rows of the prompt kept before the first generated token's
 
 
-def table_text(run: LensRun, site: str | None = None, positions: int = 16, layers: int = 8, width: int | None = None) -> str:
-    """Return a table of a few positions and layers of one site.
+def table_text(run: LensRun) -> str:
+    """Return a table of a few positions and layers of the last site captured, usually the residual stream.
 
-    Args:
-        site: by default the last one captured, usually the residual stream.
-        positions, layers: how many at most; the generated tokens come before the prompt's (`by_need`), layers are thinned out
-            evenly, the last always shown.
-        width: characters per line, which limits the layers (to two at least); by default the terminal's, if there is one.
+    The generated tokens come before the prompt's (`by_need`), layers are thinned out evenly, the last always shown. A
+    terminal's width limits the layers, to two at least.
     """
-    if width is None and sys.stdout is not None and sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
-    if width is not None:
-        layers = min(layers, max(2, (width - _HEAD - 1) // (_CELL + _NUMBER + 2)))
+    layers = _LAYERS
+    if sys.stdout is not None and sys.stdout.isatty():
+        layers = min(layers, max(2, (shutil.get_terminal_size().columns - _HEAD - 1) // (_CELL + _NUMBER + 2)))
     data = run.to_xarray()
-    site = site or str(data.site.values[-1])
+    site = str(data.site.values[-1])
     ids, probabilities = (data[name].sel(site=site).values for name in ("token_id", "prob"))
     numbers, places = data.layer.values.tolist(), data.position.values.tolist()
-    rows = sorted(by_need(places)[:positions])
+    rows = sorted(by_need(places)[:_ROWS])
     columns = thinned(len(numbers), layers)
 
     def cell(layer: int, row: int) -> str:
