@@ -13,8 +13,8 @@ from pathlib import Path
 from . import __version__
 from .arguments import Command, Help, Parser, add_capture_options, add_load_options, add_run_options, load_options, run_options
 from .errors import LensError, even_if_stopped
-from .options import DEFAULT_RANKS
-from .outputs import ENDINGS
+from .options import DEFAULT_RANKS, check_ranks, default_ranks
+from .outputs import ENDINGS, check_output
 from .paths import path_of
 
 _DEFAULT_RANKS = f"LENS_RANKS, else LENS_DEFAULT_RANKS, else {DEFAULT_RANKS}"
@@ -166,7 +166,6 @@ def _demo(parsed: argparse.Namespace) -> int:
 def _run(parsed: argparse.Namespace) -> int:
     from . import runs, vectors
     from .headless import open_session, write_all
-    from .outputs import check_output
     from .view.progress import watched
     from .view.terminal import table_text
 
@@ -194,7 +193,6 @@ def _plan(parsed: argparse.Namespace) -> int:
     import json
 
     from . import plan
-    from .options import check_ranks, default_ranks
 
     ranks = check_ranks(parsed.ranks) if parsed.ranks is not None else default_ranks()
     for name in ("tokens", "prompt_tokens", "batch", "top_k"):
@@ -233,7 +231,6 @@ def _require_no_launcher(command: str) -> None:
 
 def _equivalence(parsed: argparse.Namespace) -> int:
     from .equivalence import compare
-    from .options import check_ranks
     from .session import Session
 
     _require_no_launcher("equivalence")
@@ -261,7 +258,6 @@ def _bench(arguments: list[str]) -> int:
 
 def _install(parsed: argparse.Namespace) -> int:
     from .kernelspec import found_first, install
-    from .options import check_ranks
 
     prefix = sys.prefix if parsed.sys_prefix else parsed.prefix
     ranks = check_ranks(parsed.ranks)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -153,8 +156,6 @@ class Session:
             return
         old.close()
         old.rank.store.clear()
-        import sys
-
         if "torch" in sys.modules:
             from .ranks.collectives import disconnect
             from .ranks.memory import give_back_cached
@@ -235,8 +236,6 @@ class Session:
 
         What cannot be predicted (a model transformers cannot build without weights, ranks on other hosts) is tried.
         """
-        import warnings
-
         from . import needs
         from .model import load as loading
         from .ranks import start
@@ -384,8 +383,6 @@ _current: list[Session] = []
 def current() -> Session:
     """Return this process's session; if no Lens kernel has made one, it has one rank (or ``LENS_RANKS``)."""
     if not _current:
-        import os
-
         _current.append(Session(options.default_ranks() if os.environ.get("LENS_RANKS") else 1))
     return _current[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -239,8 +240,6 @@ def strongest(model: Model) -> float:
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:
     """Return the user's variables that hold a vector, without ``_``, ``_12`` and the like, which are IPython's."""
-    import sys
-
     if f"{__package__}.steer.vector" not in sys.modules:
         return {}
     from .steer.vector import SteeringVector

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LensError
-from ..model.tokens import encode_rest
+from ..model.tokens import encode_rest, token_texts
 from ..options import choice, token_ids
 from ..paths import path_of
 from .basis import Basis, load_basis
@@ -101,8 +101,6 @@ def _token(tokenizer: Any, text: str) -> int:
     ids = encode_rest(tokenizer, text)
     if len(ids) == 1:
         return ids[0]
-    from ..model.tokens import token_texts
-
     parts = token_texts(tokenizer, ids)
     shown = ", ".join(repr(parts[index]) for index in ids[:4]) + (", …" if len(ids) > 4 else "")
     hint = f"; with a space before it, {' ' + text!r}, it is one" if len(encode_rest(tokenizer, f" {text}")) == 1 else ""

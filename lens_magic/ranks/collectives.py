@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -268,8 +269,6 @@ def abort_kernels() -> None:
 
 def disconnect() -> None:
     """Reset ``torch.distributed`` and DeepSpeed's state of it for the next group; do nothing if we did not connect."""
-    import sys
-
     if not _connected:
         return
     if waits_in_kernels():

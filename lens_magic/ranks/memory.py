@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,8 +161,6 @@ def _resident() -> int:
 
 def describe_rank(rank: Rank) -> dict[str, Any]:
     """Return what ``%lens status`` says of a rank; memory in bytes."""
-    import sys
-
     entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu"}
     if "torch" not in sys.modules:  # nothing was loaded yet, and asking is no reason to import torch
         return {**entry, "memory": _resident(), "free": host_memory() // rank.local_size}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..errors import LensError
+from ..model.anatomy import SITES
 from ..model.load import Loaded
 from ..model.sites import Key, Visit, Visitor, Window
 from ..options import choice
@@ -112,8 +113,6 @@ def check(terms: Sequence[SteeringTerm], model: MadeFor) -> None:
         LensError: a direction was made for another kind of model, was read where the model has another site or none, has
             another width, names a layer the model does not have, or is not finite.
     """
-    from ..model.anatomy import SITES
-
     for term in terms:
         choice("site", term.site, SITES)
         if not term.directions:

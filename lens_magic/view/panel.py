@@ -7,14 +7,16 @@ only changes a number, which rank 0 sends to all ranks with the next token; Stop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
 from .. import comparing
 from ..errors import Interrupted, LensError
-from ..steer.term import Strength
+from ..model.anatomy import SITES
+from ..steer.term import OPERATORS, Strength
 from .comms import hear_while_busy
 from .steered import Growing, as_html
 
@@ -61,8 +63,8 @@ class Panel(widgets.HBox):
         self.result: SteeredText | None = None
         self.vector = widgets.Dropdown(options=sorted(self._vectors), description="vector", style=_LABEL)
         self.layers = widgets.SelectMultiple(description="layers", rows=4, style=_LABEL)
-        self.site = widgets.Dropdown(options=_sites(), description="site", style=_LABEL)
-        self.operator = widgets.Dropdown(options=_operators(), description="operator", style=_LABEL)
+        self.site = widgets.Dropdown(options=SITES, description="site", style=_LABEL)
+        self.operator = widgets.Dropdown(options=OPERATORS, description="operator", style=_LABEL)
         self.alpha = widgets.FloatSlider(
             value=0.0, min=-_MOST_ALPHA, max=_MOST_ALPHA, step=0.1, description="α", readout_format=".1f", style=_LABEL
         )
@@ -197,8 +199,6 @@ class Panel(widgets.HBox):
             widget.disabled = fixed
 
     def _say(self, text: str) -> None:
-        from html import escape
-
         self.message.value = escape(text)
 
 
@@ -215,18 +215,6 @@ def _by_name(given: Any) -> dict[str, SteeringVector]:
     if len(found := dict(named)) < len(named):
         raise LensError(f"vectors of the panel have the same name ({', '.join(found)}); a dict would give them others")
     return found
-
-
-def _sites() -> Sequence[str]:
-    from ..model.anatomy import SITES
-
-    return SITES
-
-
-def _operators() -> Sequence[str]:
-    from ..steer.term import OPERATORS
-
-    return OPERATORS
 
 
 def main_thread_queue() -> Queue:
