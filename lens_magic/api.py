@@ -200,6 +200,16 @@ def generate(
 ) -> Any:
     """Generate without capturing anything.
 
+    Args:
+        prompt: used verbatim, or several, as for :func:`run`.
+        max_new_tokens: upper limit, 1 or more.
+        ignore_eos: continue past end tokens.
+        steer: any number of steering terms (``vector * 1.5``), applied in order.
+        temperature: 0 is greedy.
+        top_p: above 0, at most 1: sample from the most probable tokens that make up this probability.
+        seed: of the sampling, an integer of 64 bits; it gives the same tokens on any number of ranks (float32).
+        chat: put the prompt into the model's chat template.
+
     Returns:
         A :class:`GeneratedText`: ``text``, ``output_ids``, ``timings`` (seconds, tokens per second), ``interrupted``; a list
         of them for several prompts.
@@ -225,7 +235,10 @@ def compare(
     """Continue a prompt unsteered and steered, as one batch of two. ``%%steer`` does the same.
 
     Args:
-        steer: any number of steering terms (``vector * 1.5``).
+        prompt: one text, used verbatim.
+        steer: any number of steering terms (``vector * 1.5``), applied in order.
+        max_new_tokens: upper limit for each of the two texts, 1 or more.
+        temperature, top_p, seed, ignore_eos, chat: as for :func:`generate`; both texts are sampled with the same seed.
 
     Returns:
         Both texts, where they first differ, and for every token how steering changes its log-probability.
