@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from . import comparing, options, runs, vectors
+from .model.anatomy import DEFAULT_SITES
 from .ranks.status import Status
 from .results import GeneratedText
 from .session import current
@@ -106,7 +107,7 @@ def run(
     max_new_tokens: int = 32,
     top_k: int = 5,
     layers: str | int | Iterable[int] | None = None,
-    capture: str | Sequence[str] = ("attn_out", "mlp_out", "resid_post"),
+    capture: str | Sequence[str] = DEFAULT_SITES,
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -334,7 +335,7 @@ def load_vector(path: Any) -> SteeringVector:
 def evaluate(
     vector: SteeringVector,
     data: Any,
-    alphas: str | Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+    alphas: str | Sequence[float] = options.ALPHAS,
     layers: str | int | Iterable[int] | None = None,
     site: str | None = None,
     reuse_layer: int | None = None,
@@ -372,10 +373,10 @@ def ablate_sites(
     pairs: Any,
     data: Any,
     layers: str | int | Iterable[int] | None = None,
-    sites: Sequence[str] = ("post_ln", "resid_pre", "attn_out", "resid_post"),
+    sites: Sequence[str] = options.ABLATED_SITES,
     positions: str | Sequence[str] = ("label", "last"),
     method: str = "mean_diff",
-    alphas: str | Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+    alphas: str | Sequence[float] = options.ALPHAS,
     seed: int = 0,
 ) -> SiteAblation:
     """Learn and evaluate a direction at several sites and reading positions, to find where steering works best.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .errors import LensError
+from .model.anatomy import DEFAULT_SITES, SITES
 
 _NEGATIVE = re.compile(r"-[\d.]")
 
@@ -158,7 +159,7 @@ def add_capture_options(parser: argparse.ArgumentParser) -> None:
         "-c",
         "--capture",
         metavar="SITES",
-        help="sites: resid_pre, attn_out, post_ln, mlp_out, resid_post (attn_out,mlp_out,resid_post)",
+        help=f"sites: {', '.join(SITES)} ({','.join(DEFAULT_SITES)})",
     )
     add("--offload", action="store_true", help="keep the captured states in the host's memory")
 

@@ -12,6 +12,13 @@ from .errors import LensError
 from .words import quoted
 
 DEFAULT_RANKS = 4
+
+ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+"""The α of the paper (arXiv 2604.06483)."""
+
+ABLATED_SITES = ("post_ln", "resid_pre", "attn_out", "resid_post")
+"""The paper's post-LN, pre-LN, attention and residual."""
+
 _LEAST_TEMPERATURE = 1e-6
 _DIGITS = r"\d{1,18}"  # of thousands, Python makes no number
 

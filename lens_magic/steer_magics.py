@@ -20,6 +20,7 @@ from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
 from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
+from .options import ABLATED_SITES, ALPHAS
 from .paths import path_of
 from .view.progress import Bars
 from .view.steered import Streaming
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 _SOURCES = "a variable, a JSON Lines file, or a set: the demo's (demo/mood-pairs, …) or one of Perez et al."
+_ALPHAS = f"{ALPHAS[0]:g}:{ALPHAS[-1]:g}:{ALPHAS[1] - ALPHAS[0]:g}"
 
 
 @magics_class
@@ -241,7 +243,7 @@ def _measuring_parser(prog: str, description: str) -> Parser:
     add = parser.add_argument
     add("--data", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     add("-l", "--layers", metavar="SPEC", help="layers, one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
-    add("--alphas", default="-1.5:1.5:0.5", metavar="A:B:STEP", help="a range, or a list such as -1,0,1 (-1.5:1.5:0.5)")
+    add("--alphas", default=_ALPHAS, metavar="A:B:STEP", help=f"a range, or a list such as -1,0,1 ({_ALPHAS})")
     _add_out(parser, "report")
     return parser
 
@@ -285,7 +287,7 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
     )
     add = parser.add_argument
     add("--pairs", required=True, metavar="VAR_OR_FILE", help="pairs to learn from, as in %%steer train")
-    add("--sites", default="post_ln,resid_pre,attn_out,resid_post", help="the paper's (post_ln,resid_pre,attn_out,resid_post)")
+    add("--sites", default=",".join(ABLATED_SITES), help=f"the paper's ({','.join(ABLATED_SITES)})")
     add("--read", default="label,last", metavar="POSITIONS", help="positions to learn at, of label, last and mean (label,last)")
     add("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")
     parsed = parser.read(words)
@@ -339,14 +341,7 @@ def _panel(words: list[str], shell: Any) -> Any:
     return Panel(session, {name: vectors.find(session, name, shell.user_ns) for name in names})
 
 
-COMMANDS: dict[str, Callable[[list[str], Any], Any]] = {
-    "train": _train,
-    "list": _list,
-    "save": _save,
-    "load": _load,
-    "drop": _drop,
-    "eval": _eval,
-    "sites": _sites,
-    "panel": _panel,
-}
+COMMANDS: dict[str, Callable[[list[str], Any], Any]] = dict(
+    zip(vectors.COMMANDS, (_train, _list, _save, _load, _drop, _eval, _sites, _panel), strict=True)
+)
 """Subcommands by name; each is called with the remaining words and the shell."""

@@ -13,6 +13,7 @@ import torch
 from . import options, vectors
 from .errors import Interrupted, LensError
 from .needs import Room, room_of_rank
+from .options import ABLATED_SITES, ALPHAS
 from .prompts import check_ids
 from .provenance import provenance
 from .session import Model, OnEvent, Session
@@ -27,12 +28,6 @@ from .steer.term import SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
 from .words import counted, quoted, size
-
-ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-"""The α of the paper (arXiv 2604.06483)."""
-
-ABLATED_SITES = ("post_ln", "resid_pre", "attn_out", "resid_post")
-"""The paper's post-LN, pre-LN, attention and residual."""
 
 
 def evaluate(

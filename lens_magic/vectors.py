@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .steer.vector import SteeringVector
 
 COMMANDS = ("train", "list", "save", "load", "drop", "eval", "sites", "panel")
-"""Subcommands of ``%steer``, which cannot name vectors."""
+"""Subcommands of ``%steer``, which cannot name vectors, in the order in which :mod:`lens_magic.steer_magics` has them."""
 
 VECTOR_FILES = (".safetensors", ".gguf", ".npz")
 

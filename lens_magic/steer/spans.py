@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..errors import LensError
@@ -17,6 +18,12 @@ Schedule = Callable[[int], float] | Sequence[float] | str
 
 _FACTOR = r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?"
 _FACTORS = re.compile(rf"(?<=; schedule ){_FACTOR}(?: {_FACTOR})*(?=;|$)")
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda steps, step: 1.0,
+    "linear": lambda steps, step: 1 - step / steps,
+    "on/off": lambda steps, step: float(step % 2 == 0),
+}
+"""The schedules that have names: each gives the factor, among so many generated tokens, at one of them."""
 _SHOWN = 6  # factors that a caption writes out
 
 
@@ -102,14 +109,9 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
     """
     steps = max(1, steps)
     if isinstance(schedule, str):
-        named: dict[str, Callable[[int], float]] = {
-            "constant": lambda step: 1.0,
-            "linear": lambda step: 1 - step / steps,
-            "on/off": lambda step: float(step % 2 == 0),
-        }
-        if schedule not in named:
-            raise LensError(f"schedule {schedule!r} is not one of {', '.join(named)}; a function of the step would do too")
-        schedule = named[schedule]
+        if schedule not in SCHEDULES:
+            raise LensError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}; a function of the step would do too")
+        schedule = partial(SCHEDULES[schedule], steps)
     try:
         given = [schedule(step) for step in range(steps)] if callable(schedule) else listed(schedule)
         if given is None:

@@ -16,6 +16,7 @@ import ipywidgets as widgets
 from .. import comparing
 from ..errors import Interrupted, LensError
 from ..model.anatomy import SITES
+from ..steer.spans import SCHEDULES
 from ..steer.term import OPERATORS, Strength
 from .comms import hear_while_busy
 from .steered import Growing, as_html
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ..steer.vector import SteeringVector
 
 Queue = Callable[[Callable[[], None]], None]
-SCHEDULES = ("constant", "linear", "on/off")
 _MOST_ALPHA = 20.0
 _LABEL = {"description_width": "70px"}
 
@@ -68,7 +68,7 @@ class Panel(widgets.HBox):
         self.alpha = widgets.FloatSlider(
             value=0.0, min=-_MOST_ALPHA, max=_MOST_ALPHA, step=0.1, description="α", readout_format=".1f", style=_LABEL
         )
-        self.schedule = widgets.Dropdown(options=SCHEDULES, description="schedule", style=_LABEL)
+        self.schedule = widgets.Dropdown(options=list(SCHEDULES), description="schedule", style=_LABEL)
         self.clip = widgets.BoundedFloatText(
             value=0.0,
             min=0.0,
