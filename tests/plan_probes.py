@@ -7,15 +7,15 @@ import gc
 from typing import Any
 
 
-def parameters(rank: Any) -> dict[str, int]:
-    """Bytes of the parameters this rank holds, each once: all, and those AutoTP has split."""
+def parameters(rank: Any) -> int:
+    """Bytes of the parameters this rank holds, each once."""
     loaded = rank.store["model"]
     held = {id(p): p.nbytes for p in loaded.model.parameters()}
     total = sum(held.values())
     starts = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
     if loaded.head.weight.untyped_storage().data_ptr() not in starts:
         total += loaded.head.weight.nbytes + (loaded.head.bias.nbytes if loaded.head.bias is not None else 0)
-    return {"total": total}
+    return total
 
 
 def lens(rank: Any) -> int:

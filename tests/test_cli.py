@@ -25,31 +25,10 @@ from lens_magic import demo_run, doctor
 from lens_magic.cli import _parser, main
 from lens_magic.errors import LensError
 from lens_magic.gpu import attention, onepass, steps
-from lens_magic.kernelspec import specification
 from lens_magic.ranks.environment import mpi_prefix
 
 Checkpoints = Callable[[str], Path]
 ROOT = Path(__file__).parent.parent
-
-
-def test_the_kernel_specification_is_what_the_package_says() -> None:
-    assert json.loads((ROOT / "kernels/lens/kernel.json").read_text()) == specification()
-    assert "LENS_RANKS" not in specification()["env"]  # it would overrule the caller's
-    assert specification()["interrupt_mode"] == "message"
-
-
-def test_installing_a_kernel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hosts = tmp_path / "hosts"
-    hosts.write_text("localhost slots=4\n")
-    arguments = ["kernel", "install", "--prefix", str(tmp_path), "--name", "big", "--ranks", "2", "--hostfile", str(hosts)]
-    assert main(arguments) == 0
-    folder = tmp_path / "share/jupyter/kernels/big"
-    assert str(folder) in capsys.readouterr().out
-    written = json.loads((folder / "kernel.json").read_text())
-    assert written["argv"][0] == sys.executable
-    assert written["env"]["LENS_DEFAULT_RANKS"] == "2"
-    assert written["env"]["LENS_HOSTFILE"] == str(hosts)
-    assert written["display_name"] == "Lens (big)"
 
 
 @pytest.mark.parametrize(

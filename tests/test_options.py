@@ -135,11 +135,13 @@ def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_ranks() == 3
     monkeypatch.setenv("LENS_RANKS", "2")
     assert default_ranks() == 2
+    monkeypatch.setenv("LENS_RANKS", "")
+    assert default_ranks() == 3
     monkeypatch.setenv("LENS_RANKS", "two")
     with pytest.raises(LensError, match="LENS_RANKS 'two'"):
         default_ranks()
     assert check_ranks(np.int64(3)) == 3
-    for wrong in (2.7, [2], None, 0):
+    for wrong in (2.7, [2], None, 0, "0", "-1", "1.5"):
         with pytest.raises(LensError, match="is not a number of ranks"):
             check_ranks(wrong)  # type: ignore[arg-type]
 

@@ -5,16 +5,12 @@ These are counts, which do not depend on the machine's load; `python -m benchmar
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_run import FakeRun
 from reading import NODES
-
-from lens_magic.view.data import pack
 
 if TYPE_CHECKING:
     from conftest import Visit
@@ -63,11 +59,6 @@ def largest(visit: Visit, big_html: str, tmp_path: Path) -> Page:
     page = visit.open(big_html, tmp_path / "large.html")
     page.wait_for_function("() => performance.getEntriesByName('lens-first-paint').length")
     return page
-
-
-def test_bytes_stay_few(big: FakeRun) -> None:
-    packed = pack(big)
-    assert packed.nbytes + len(json.dumps(packed.header, ensure_ascii=False).encode()) < 10_000_000
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 60), (0, -60), (40, 0), (-40, 0), (0, 400), (30, 45)])

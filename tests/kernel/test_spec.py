@@ -10,9 +10,7 @@ import pytest
 
 from lens_magic import kernelspec
 from lens_magic.cli import main
-from lens_magic.errors import LensError
 from lens_magic.kernel import connection_file
-from lens_magic.options import default_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,27 +56,3 @@ def test_install_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], arg
 )
 def test_connection_file(arguments: list[str], path: str | None) -> None:
     assert connection_file(arguments) == path
-
-
-@pytest.mark.parametrize(
-    ("variables", "count"),
-    [
-        ({}, 4),
-        ({"LENS_DEFAULT_RANKS": "2"}, 2),
-        ({"LENS_RANKS": "3", "LENS_DEFAULT_RANKS": "2"}, 3),
-        ({"LENS_RANKS": "", "LENS_DEFAULT_RANKS": "2"}, 2),
-    ],
-)
-def test_number_of_ranks(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], count: int) -> None:
-    for name in ("LENS_RANKS", "LENS_DEFAULT_RANKS"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert default_ranks() == count
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
-def test_numbers_of_ranks_that_are_none(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("LENS_RANKS", value)
-    with pytest.raises(LensError, match="LENS_RANKS"):
-        default_ranks()
