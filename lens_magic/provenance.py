@@ -22,6 +22,7 @@ def provenance(session: Session) -> dict[str, Any]:
         "python": platform.python_version(),
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "model_layers": model.layers,
         "revision": model.revision,
         "ranks": session.group.size,
         "dtype": model.dtype,

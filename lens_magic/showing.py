@@ -67,7 +67,7 @@ class LiveAnswer(Answer):
         self._ids = list(self._prompt)
         self._before = len(self._prompt) - 1 if given["prompt_tokens"] else 0
         sites, layers = options.parse_sites(given["capture"]), options.parse_layers(given["layers"], model.layers)
-        self._view = LiveView(model.name, sites, layers, given["top_k"], on_stop=session.group.interrupt)
+        self._view = LiveView(model.name, sites, layers, given["top_k"], session.group.interrupt, model.layers)
         self._shown = False
 
     def __call__(self, event: tuple[Any, ...]) -> None:

@@ -138,9 +138,16 @@ def fake_run(
             "kl_final": (cell, rng.uniform(0, 9, shape).astype(np.float32)),
         },
         coords={"site": list(sites), "layer": np.arange(layers), "position": np.arange(-prompt_positions, positions)},
+        attrs={"model_layers": layers},
     )
     ids = [int(i) for i in path]
     return FakeRun(dataset, dict(enumerate(texts)), ids[:prompt], ids[prompt:])
+
+
+def without_last_layer(run: FakeRun) -> FakeRun:
+    """The run as if the model had one layer more, which was not captured."""
+    run.dataset.attrs["model_layers"] += 1
+    return run
 
 
 def track(run: FakeRun, tokens: Sequence[int], seed: int = 1) -> FakeRun:

@@ -189,9 +189,31 @@ def test_settled_layers(checkpoints: Checkpoints) -> None:
 def test_a_settled_layer_is_the_last_change_of_mind() -> None:
     """A token that is first, loses its place and regains it settles when it regains it."""
     ranks = np.array([[0, 3, 0], [2, 0, 0], [0, 1, 0], [0, 0, 5]])  # [layer, position]
-    run = lens.LensRun("", [1], [], "", ["resid_post"], [2, 4, 6, 8], [0, 1, 2], {"target_rank": ranks[None]}, {})
+    axes: Any = (["resid_post"], [2, 4, 6, 8], [0, 1, 2])
+    run = lens.LensRun("", [1], [], "", *axes, {"target_rank": ranks[None]}, {}, provenance={"model_layers": 9})
     assert run.settled.tolist() == [6, 8, -1]
     assert run.first_layer.tolist() == [2, 4, 2]
+
+
+def test_without_the_models_last_layer_nothing_settles(checkpoints: Checkpoints) -> None:
+    model = loaded(checkpoints("llama-gqa"), 1)
+    depth = model.config.num_hidden_layers
+    run = lens.run(models.PROMPT, TOKENS, layers=f"0-{depth - 2}", ignore_eos=True, prompt_tokens=True)
+    assert (run.first_layer >= 0).any()
+    assert (run.settled == -1).all()
+    assert (run.to_xarray()["settled_layer"] == -1).all()
+    assert run.depth == run.to_xarray().attrs["model_layers"] == depth
+
+
+def test_a_file_without_the_number_of_layers_tells_the_output_by_its_kl(tmp_path: Path, checkpoints: Checkpoints) -> None:
+    loaded(checkpoints("llama-gqa"), 1)
+    for layers, whole in (("1-", True), ("0-1", False)):
+        run = lens.run(models.PROMPT, TOKENS, layers=layers, ignore_eos=True)
+        told = {name: value for name, value in run.provenance.items() if name != "model_layers"}
+        old = lens.open_run(replace(run, provenance=told).save(tmp_path / f"{whole}.nc"))
+        assert old.depth == (run.depth if whole else 0)
+        assert old.settled.tolist() == run.settled.tolist()
+        assert (old.settled >= 0).any() == whole
 
 
 # --- a basis -----------------------------------------------------------------------------------------------------------

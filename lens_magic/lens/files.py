@@ -62,7 +62,7 @@ def to_dataset(run: LensRun) -> xr.Dataset:
         chosen = run.options.get("track")
         if isinstance(chosen, list):  # the same at every position, so they label the dimension
             coordinates["tracked"] = np.array(chosen, dtype=np.int64)
-    return xr.Dataset(variables, coordinates, attrs={"model": run.model, "text": run.text})
+    return xr.Dataset(variables, coordinates, attrs={"model": run.model, "model_layers": run.depth, "text": run.text})
 
 
 def _suffix(path: Path) -> str:

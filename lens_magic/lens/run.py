@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+_SAME = 1e-6  # nats, up to which a distribution is taken for the output
+
 Gather = Callable[[str, Sequence[int], Sequence[int]], "torch.Tensor | None"]
 
 
@@ -74,20 +76,38 @@ class LensRun:
         return str(self.provenance.get("model", ""))
 
     @property
+    def depth(self) -> int:
+        """Number of the model's layers; 0 if it is not known.
+
+        Files of older versions do not tell it. Of their runs, the last layer is the model's where its ``resid_post`` is the
+        output, as ``kl_final`` says.
+        """
+        told = self.provenance.get("model_layers")
+        if isinstance(told, int):
+            return told
+        if "resid_post" not in self.sites or not self.layers or "kl_final" not in self.variables:
+            return 0
+        apart = self.variables["kl_final"][self.sites.index("resid_post"), -1]
+        return self.layers[-1] + 1 if 0 <= np.nanmax(apart, initial=-1.0) <= _SAME else 0
+
+    @property
     def candidate_texts(self) -> Mapping[int, str]:
         """Texts by ``token_id``: those of tokens, or the labels of a basis."""
         return self.labels or self.token_texts
 
     @property
     def settled(self) -> np.ndarray:
-        """For each position, the first layer from which the next token stays ranked first to the last layer; −1 for none.
+        """For each position, the first layer from which the next token stays ranked first to the model's last; −1 for none.
 
-        Read from ``resid_post`` over the layers of the run: from this layer on, the model's choice does not change.
+        Read from ``resid_post`` over the layers of the run: from this layer on, the model's choice does not change. Without the
+        model's last layer among them it cannot be told, and is −1 everywhere.
 
         Raises:
             LensError: ``resid_post`` was not captured.
         """
         first = self._is_first()  # [layer, position]
+        if self.layers[-1:] != [self.depth - 1]:
+            return np.full(first.shape[1], -1, dtype=np.int64)
         stays = np.flip(np.logical_and.accumulate(np.flip(first, 0), axis=0), 0)
         return self._first_true(stays)
 

@@ -49,11 +49,12 @@ FIRST_DIRECTION = 1 << 20
 class Packed:
     """A run ready to be drawn.
 
-    `header` is JSON: `schema`, `model`, `name` (the run's name, "" for the model's), `interrupted`, `basis` (what identifies
-    the basis it was read in; "" for none), `sites`, `layers`, `positions`, `k`, `space` (the picture of a space), `tokens`
-    (display text of each distinct token), `raw` (its actual text, only where replacing `space` by spaces in the display text
-    does not give it), `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows
-    of `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
+    `header` is JSON: `schema`, `model`, `depth` (number of the model's layers; 0 if it is not known), `name` (the run's
+    name, "" for the model's), `interrupted`, `basis` (what identifies the basis it was read in; "" for none), `sites`,
+    `layers`, `positions`, `k`, `space` (the picture of a space), `tokens` (display text of each distinct token), `raw` (its
+    actual text, only where replacing `space` by spaces in the display text does not give it), `inputs` and `targets` (a row
+    of `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those tracked at every position),
+    `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final`, `kl_apart` (of the second of two runs, if known: its KL from the first)
@@ -122,12 +123,13 @@ def _two_texts(names: Any) -> tuple[str, str]:
 
 
 def header_of(
-    model: str, sites: Iterable[str], layers: Iterable[int], k: int, encoding: dict[str, dict[str, Any]]
+    model: str, depth: int, sites: Iterable[str], layers: Iterable[int], k: int, encoding: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the header of a run without positions."""
     return {
         "schema": SCHEMA,
         "model": model,
+        "depth": depth,
         "name": "",
         "interrupted": False,
         "basis": "",
@@ -185,7 +187,8 @@ def pack(run: LensRun, name: str = "", apart: NDArray[Any] | None = None) -> Pac
 
     shown, raw = token_table(run.token_texts, ids)
     encoding = {array: how for array, (_, how) in coded.items()}
-    header = header_of(run.model, data["site"].values, data["layer"].values, k, encoding) | {
+    depth = int(data.attrs.get("model_layers", 0))
+    header = header_of(run.model, depth, data["site"].values, data["layer"].values, k, encoding) | {
         "name": name,
         "interrupted": bool(run.interrupted),
         "basis": _basis(run),

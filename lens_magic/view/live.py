@@ -54,6 +54,7 @@ class LiveView(RunView):
         sites, layers: those of the run.
         top_k: candidates per cell.
         on_stop: called without arguments at the first press of Stop.
+        depth: number of the model's layers, if it is known.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LiveView(RunView):
         layers: Sequence[int],
         top_k: int,
         on_stop: Callable[[], object] | None = None,
+        depth: int = 0,
     ) -> None:
         self._shape, self._k = (len(sites), len(layers)), top_k
         self._on_stop = on_stop
@@ -74,7 +76,7 @@ class LiveView(RunView):
         self.stopped = False
         self._displayed = False
         encoding = {name: coding(np.zeros(0))[1] for name, coding in CODINGS.items()}
-        header = header_of(model, sites, layers, top_k, encoding)
+        header = header_of(model, depth, sites, layers, top_k, encoding)
         super().__init__([], header=header, buffers=dict.fromkeys(CODINGS, b""), live=True)
         self.on_msg(self._heard)
         hear_while_busy(self)

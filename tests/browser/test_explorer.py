@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fake_run import FakeRun, encoded, fake_run, track, without_numbers
+from fake_run import FakeRun, encoded, fake_run, track, without_last_layer, without_numbers
 from reading import cells, number, place, scroll, settle
 from test_live import open_widget
 
@@ -152,6 +152,15 @@ def test_where_answers_settle(page: Page, run: FakeRun) -> None:
     assert expected
     marked = {place for place, cell in cells(page).items() if "lens-settles" in cell["classes"]}
     assert marked == expected
+    assert page.get_by_text("stays first from here on").is_visible()
+    assert page.get_by_text("settles at").is_visible()
+
+
+def test_without_the_models_last_layer_no_answer_settles(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(without_last_layer(fake_run(POSITIONS, LAYERS, seed=3))), tmp_path / "run.html")
+    assert page.locator(".lens-settles").count() == 0
+    assert page.get_by_text("stays first from here on").is_hidden()
+    assert page.get_by_text("settles at").count() == 0
 
 
 def test_find_goes_to_where_a_token_first_enters_the_candidates(page: Page, run: FakeRun) -> None:

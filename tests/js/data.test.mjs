@@ -132,6 +132,13 @@ test("an answer settles at the first layer from which it stays first", () => {
   data.header.positions.forEach((_, p) => assert.equal(query.settled(data, p), truth.settled[p]));
 });
 
+test("no answer settles in a run without the model's last layer", () => {
+  const { packed, truth } = fixture.short;
+  const data = read(packed);
+  assert.ok(truth.settled.some((layer) => layer >= 0));
+  data.header.positions.forEach((_, p) => assert.equal(query.settled(data, p), -1));
+});
+
 test("a token is found at every position where it is a candidate, at its first layer", () => {
   const { packed, truth } = fixture.small;
   const data = read(packed);

@@ -18,7 +18,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from fake_run import FakeRun, encoded, fake_run, follow, spread, track, without_numbers  # noqa: E402
+from fake_run import FakeRun, encoded, fake_run, follow, spread, track, without_last_layer, without_numbers  # noqa: E402
 
 from lens_magic.lens.difference import PARTED  # noqa: E402
 from lens_magic.view import LiveView, bundle  # noqa: E402
@@ -77,7 +77,8 @@ def truth(run: FakeRun) -> dict[str, Any]:
 def pieces(run: FakeRun) -> dict[str, Any]:
     """The run as a view of it being made would send it, three positions at a time."""
     data = run.dataset
-    view = LiveView(run.model, data.site.values.tolist(), data.layer.values.tolist(), data.sizes["k"])
+    layers = data.layer.values.tolist()
+    view = LiveView(run.model, data.site.values.tolist(), layers, data.sizes["k"], depth=len(layers))
     sent: list[tuple[dict[str, Any], list[bytes]]] = []
     view.send = lambda content, buffers=None: sent.append((content, buffers))
     positions = data.position.values.tolist()
@@ -103,6 +104,7 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "large": fake_run(300, 8, vocabulary=3000),
         "lacking": without_numbers(track(fake_run(11, 6), [1, 7]), layer=4, position=3),
         "lacking-large": without_numbers(fake_run(11, 6), layer=4, position=3),
+        "short": without_last_layer(fake_run(11, 6)),
     }
     fixture: dict[str, Any] = {}
     apart = np.random.default_rng(5).uniform(0, 0.4, small.dataset.entropy.shape)

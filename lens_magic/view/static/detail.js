@@ -1,6 +1,6 @@
 import { button, make } from "./dom.js";
 import { integer, nats, percent, quoted, rank, signed } from "./format.js";
-import { bytesOf, enters, PARTED, parts, streamSite } from "./query.js";
+import { bytesOf, enters, hasOutput, PARTED, parts, streamSite } from "./query.js";
 
 /**
  * The panel beside the grid: everything known about one cell.
@@ -48,7 +48,7 @@ export class Detail {
     this.kl = fact(facts, "KL to output", "KL divergence of this cell's distribution from the model's output");
     if (frame.data.hasApart) this.apart = fact(facts, "KL between runs", "KL divergence of this cell's distribution from the first run's");
     this.enters = fact(facts, `in top ${frame.data.k} from`, "The first layer of this site at which the next token is among the candidates");
-    this.settles = fact(facts, "settles at", "The first layer of the residual stream from which the next token stays first");
+    if (hasOutput(frame.data)) this.settles = fact(facts, "settles at", "The first layer of the residual stream from which the next token stays first");
     if (this.apart) this.parts = fact(facts, "parts at", `The first layer of the residual stream at which the runs are more than ${PARTED} nats apart`);
     this.more = make("p", "lens-more", "");
     if (caption) this.el.append(make("p", "lens-caption", caption));
@@ -113,7 +113,7 @@ export class Detail {
     this.link(this.enters, first, cell);
     const settles = this.frame.settles(position);
     const stream = { ...cell, site: header.sites[streamSite(data)] ?? cell.site };
-    this.link(this.settles, settles < 0 ? -1 : header.layers.indexOf(settles), stream);
+    if (this.settles) this.link(this.settles, settles < 0 ? -1 : header.layers.indexOf(settles), stream);
     if (this.apart) this.apart.textContent = inNats(nats(data.apart(offset)));
     if (this.parts) this.link(this.parts, parts(data, position), stream);
     const candidates = data.candidates(offset, position);

@@ -10,14 +10,20 @@ export function streamSite(data) {
   return data.header.sites.indexOf("resid_post");
 }
 
+/** Whether the model's output is among the cells: the residual stream after the model's last layer. @param {Data} data */
+export function hasOutput(data) {
+  const { layers, depth } = data.header;
+  return streamSite(data) >= 0 && layers[layers.length - 1] === depth - 1;
+}
+
 /**
- * The first layer from which the emitted token stays first up to the last layer; −1 if there is none, or if the residual
- * stream was not captured.
+ * The first layer from which the emitted token stays first up to the model's last; −1 if there is none, or if the run has not
+ * got its output.
  * @param {Data} data @param {number} position
  */
 export function settled(data, position) {
+  if (!hasOutput(data)) return -1;
   const site = streamSite(data);
-  if (site < 0) return -1;
   let layer = data.header.layers.length;
   while (layer > 0 && data.targetRank(data.cell(site, layer - 1, position)) === 0) layer -= 1;
   return layer < data.header.layers.length ? layer : -1;

@@ -11,7 +11,7 @@ import { Toolbar } from "./toolbar.js";
 import { Legend } from "./legend.js";
 import { modelNames } from "./format.js";
 import { onTheme } from "./theme.js";
-import { trajectory } from "./query.js";
+import { hasOutput, trajectory } from "./query.js";
 
 /**
  * The parts of the explorer and what they show together: draws one run, or two, as a table in `el`. `explorer.js` adds the
@@ -222,7 +222,7 @@ export class Stage {
     });
     this.overview.mark(this.grids[0].window());
     this.legend.show(this.models[0].scale, {
-      settles: this.view.mode === "table" && this.view.sites.includes("resid_post"),
+      settles: this.view.mode === "table" && this.view.sites.includes("resid_post") && this.datas.some(hasOutput),
       difference: groups[0].length > 1,
       found: this.textOf(this.find.token),
     });
