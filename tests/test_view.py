@@ -18,9 +18,13 @@ import pytest
 from fake_run import HOSTILE, FakeRun, fake_run, follow, spread, track, without_numbers
 
 from lens_magic.errors import LensError
+from lens_magic.lens.made import how_made
+from lens_magic.lens.run import LensRun
 from lens_magic.view import Explorer, LiveView, bundle, page_html, show, table_html
 from lens_magic.view.codes import PROB_STEP
 from lens_magic.view.data import pack, unpack
+from lens_magic.view.plots import plot
+from lens_magic.view.terminal import table_text
 from lens_magic.view.text import visible
 
 
@@ -301,6 +305,55 @@ class TestPage:
     def test_names_no_address(self) -> None:
         # The name of SVG's vocabulary looks like an address and is never asked for.
         assert set(re.findall(r"https?://[^\s\"']*", page_html(fake_run()))) == {"http://www.w3.org/2000/svg"}
+
+
+class TestHow:
+    """Every view says how a run was made, if it is not the model and the logit lens alone."""
+
+    def made(self, told: str = "mood <i> add α=-1.5 at resid_post of layer 4") -> FakeRun:
+        run = fake_run(3, 2)
+        run.options = {"steering": [told], "lens": {"kind": "tuned", "name": "m"}, "norm": "own"}
+        return run
+
+    def test_every_view_says_it(self) -> None:
+        run, said = self.made(), "mood <i> add α=-1.5 at resid_post of layer 4 · tuned lens"
+        escaped = said.replace("<i>", "&lt;i&gt;")
+        assert f"<b>fake-model</b> · {escaped} · static view" in table_html(run)
+        assert f"<title>fake-model – {escaped}</title>" in page_html(run)
+        assert pack(run).header["how"] == said
+        assert repr(show(run)) == f"Explorer(fake-model, {said}: 3 positions × 2 layers × 3 sites, top 5)"
+        assert table_text(run).splitlines()[0].endswith(f"by layer · {said}")
+        assert plot(run).axes[0].get_title() == "fake-model, residual stream\nmood <i> add α=-1.5 at resid_post of la…"
+        plain = LensRun("", [1], [2], "a", ["resid_post"], [0], [0], {}, {}, options=run.options, provenance={"model": "m"})
+        assert repr(plain).startswith(f"<LensRun of m, {said}: 1 token")
+
+    def test_a_plain_run_says_nothing(self) -> None:
+        run = fake_run(3, 2)
+        run.options = {"steering": [], "lens": {"kind": "logit", "name": ""}, "norm": "own"}
+        assert pack(run).header["how"] == ""
+        assert "<b>fake-model</b> · static view" in table_html(run)
+        assert "<title>fake-model – logit lens</title>" in page_html(run)
+        assert "<title>fake-model – logit lens and mood add α=1</title>" in page_html(run, self.plain("mood add α=1"))
+
+    def plain(self, told: str) -> FakeRun:
+        run = self.made(told)
+        run.options["lens"] = {"kind": "logit"}
+        return run
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({}, ""),
+            ({"steering": ["v ablate at resid_post of layer 1", "w add α=1.0 at mlp_out of layer 2"]}, "v ablate * · w add *"),
+            ({"lens": {"kind": "basis", "name": "animals"}, "norm": "none"}, "basis animals · no norm"),
+            ({"norm": "frozen"}, "frozen norm"),
+            ({"lens": {"kind": ["x"]}, "steering": None}, ""),
+            ({"steering": ["v\n\x1b[31m add"]}, r"v\n\x1b[31m add"),
+            ({"steering": ["v" * 500]}, "v" * 199 + "…"),
+        ],
+    )
+    def test_in_one_short_line(self, options: dict[str, Any], said: str) -> None:
+        assert re.fullmatch(re.escape(said).replace(r"\*", ".*"), how_made(options))
 
 
 class TestExplorer:

@@ -22,8 +22,8 @@ from ..netcdf import require_netcdf, write_netcdf
 from ..options import number
 from ..paths import path_of
 from ..reading import read_as
-from ..steer.spans import in_short
 from . import files
+from .made import how_made
 from .run import LensRun
 
 if TYPE_CHECKING:
@@ -169,7 +169,6 @@ class LensDiff:
         return cls(runs[0], runs[1], kl)
 
     def __repr__(self) -> str:
-        steering = "; ".join(map(in_short, self.steered.options.get("steering", ())))
         lost = np.isnan(self.kl)
         told = [f"KL at most {float(np.nanmax(self.kl, initial=0.0)):.3g} nats"] if not lost.size or not lost.all() else []
         if lost.any():
@@ -182,7 +181,8 @@ class LensDiff:
             parted = f"; {some.size} of {at.size} positions part by more than {PARTED} nats{where}"
             if untold := int((lost[self.base.sites.index("resid_post")].any(0) & (at < 0)).sum()):
                 parted += f"; {untold} cannot be told"
-        return f"<LensDiff of {self.base.model}, {steering}: {self.base.extent}, {', '.join(told)}{parted}>"
+        made = how_made(self.steered.options)
+        return f"<LensDiff of {self.base.model}, {made}: {self.base.extent}, {', '.join(told)}{parted}>"
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)

@@ -15,6 +15,7 @@ from ..options import integers, parse_layers
 from ..paths import path_of
 from ..words import counted, dimensions
 from . import files
+from .made import how_made
 from .variables import TRACKED, VARIABLES
 
 if TYPE_CHECKING:
@@ -263,7 +264,8 @@ class LensRun:
 
     def __repr__(self) -> str:
         stopped = ", interrupted" if self.interrupted else ""
-        return f"<LensRun of {self.model}: {counted(len(self.output_ids), 'token')}, {self.extent}{stopped}: {self.text!r}>"
+        made = ", ".join(filter(None, (self.model, how_made(self.options))))
+        return f"<LensRun of {made}: {counted(len(self.output_ids), 'token')}, {self.extent}{stopped}: {self.text!r}>"
 
     def _ipython_display_(self, **options: Any) -> None:
         self.view()._ipython_display_(**options)

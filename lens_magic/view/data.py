@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LensError
+from ..lens.made import how_made
 from . import codes
 from .text import SPACE, visible
 
@@ -49,12 +50,12 @@ FIRST_DIRECTION = 1 << 20
 class Packed:
     """A run ready to be drawn.
 
-    `header` is JSON: `schema`, `model`, `depth` (number of the model's layers; 0 if it is not known), `name` (the run's
-    name, "" for the model's), `interrupted`, `basis` (what identifies the basis it was read in; "" for none), `sites`,
-    `layers`, `positions`, `k`, `space` (the picture of a space), `tokens` (display text of each distinct token), `raw` (its
-    actual text, only where replacing `space` by spaces in the display text does not give it), `inputs` and `targets` (a row
-    of `tokens` for each position, −1 where there is none), `tracked` (rows of `tokens`: those tracked at every position),
-    `followed` (how many are tracked in each cell), `encoding`.
+    `header` is JSON: `schema`, `model`, `depth` (number of the model's layers; 0 if it is not known), `how` (how the run
+    was made: `how_made`), `name` (the run's name, "" for the model's), `interrupted`, `basis` (what identifies the basis it
+    was read in; "" for none), `sites`, `layers`, `positions`, `k`, `space` (the picture of a space), `tokens` (display text
+    of each distinct token), `raw` (its actual text, only where replacing `space` by spaces in the display text does not
+    give it), `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows of
+    `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final`, `kl_apart` (of the second of two runs, if known: its KL from the first)
@@ -130,6 +131,7 @@ def header_of(
         "schema": SCHEMA,
         "model": model,
         "depth": depth,
+        "how": "",
         "name": "",
         "interrupted": False,
         "basis": "",
@@ -189,6 +191,7 @@ def pack(run: LensRun, name: str = "", apart: NDArray[Any] | None = None) -> Pac
     encoding = {array: how for array, (_, how) in coded.items()}
     depth = int(data.attrs.get("model_layers", 0))
     header = header_of(run.model, depth, data["site"].values, data["layer"].values, k, encoding) | {
+        "how": how_made(run.options),
         "name": name,
         "interrupted": bool(run.interrupted),
         "basis": _basis(run),

@@ -64,7 +64,8 @@ class RunView(anywidget.AnyWidget):
     def __repr__(self) -> str:
         head = self.header
         sizes = dimensions(position=len(head["positions"]), layer=len(head["layers"]), site=len(head["sites"]))
-        return f"Explorer({head['model']}: {sizes}, top {head['k']})"
+        made = ", ".join(filter(None, (head["model"], head["how"])))
+        return f"Explorer({made}: {sizes}, top {head['k']})"
 
     def to_png(self, path: str | Path, dark: bool = False, dpi: int = 200, **options: Any) -> Path:
         """Write the (first) run's heatmap at the selected cell's site as a PNG; `options` as for `LensRun.plot`."""

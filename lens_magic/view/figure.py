@@ -117,9 +117,9 @@ def check_dpi(figure: Figure, dpi: float) -> None:
         raise LensError(f"dpi {dpi:g} is out of range for a figure of {width:.3g} × {height:.3g} inches; 1 to {most} would do")
 
 
-def label(text: str, longest: int = 14) -> str:
-    """A token's text for a figure: visible, short, and escaped where no installed font has the glyph."""
-    shown = "".join(char if _has_glyph(char) else _escaped(char) for char in visible(text))
+def label(text: str, longest: int = 14, keep: str = "") -> str:
+    """A token's text for a figure: visible but for ``keep``, short, and escaped where no installed font has the glyph."""
+    shown = "".join(char if _has_glyph(char) else _escaped(char) for char in visible(text, keep))
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 

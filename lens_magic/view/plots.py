@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LensError
+from ..lens.made import how_made
 from ..options import choice, flag, integer, integers, token_ids
 from ..words import counted, quoted
 from .data import FIRST_DIRECTION, drawn
@@ -111,7 +112,7 @@ def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
         axes.set_yticks(range(len(run.layers)), [str(layer) for layer in run.layers] if s == 0 else [])
         axes.set(xlabel="candidate", title=_TITLES.get(run.sites[s], run.sites[s]), ylabel="layer" if s == 0 else "")
     figure.colorbar(image, ax=all_axes, label="probability", shrink=0.8)
-    figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}", fontsize=10)
+    figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}{_made(figure, run)}", fontsize=10)
     return figure
 
 
@@ -153,7 +154,8 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
         cut = tokens is None and len(found) > len(chosen)
         left.legend(title=f"{len(chosen)} of {len(found)}" if cut else None, title_fontsize=8, **drawn)
     title = _TITLES.get(run.sites[s], run.sites[s])
-    figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}, {title}", fontsize=10)
+    what = f"before {label(_target(run, row), 30)}, position {run.positions[row]}, {title}"
+    figure.suptitle(f"{what}{_made(figure, run)}", fontsize=10)
     return figure
 
 
@@ -178,7 +180,13 @@ def _title(figure: Figure, run: LensRun, what: str) -> str:
     path = Path(run.model)
     folder = path.is_absolute() or run.model.startswith((".", "~")) or run.model.count("/") > 1
     room = int(10 * figure.get_figwidth()) - len(what)  # characters
-    return f"{label((folder and path.name) or run.model, room)}, {what}"
+    return f"{label((folder and path.name) or run.model, room)}, {what}{_made(figure, run)}"
+
+
+def _made(figure: Figure, run: LensRun) -> str:
+    """How the run was made, as another line of a title, cut to the figure's width; "" for a plain run."""
+    how = how_made(run.options)
+    return f"\n{label(how, int(10 * figure.get_figwidth()), keep=' ')}" if how else ""
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

@@ -156,8 +156,9 @@ class _Table:
         if 0 < len(shown) < len(positions):
             where += f" ({span([positions[p] for p in shown])})"
         note = " · interrupted" if header["interrupted"] else ""
+        how = f" · {escape(header['how'])}" if header["how"] else ""
         return (
-            f"<p><b>{name}</b> · static view: {where}, layers {which}{note}; "
+            f"<p><b>{name}</b>{how} · static view: {where}, layers {which}{note}; "
             "<code>run.to_html(path)</code> for everything. Each cell: the top token and its probability in percent; "
             "<u>underlined</u> where it is the token that came next.</p>"
         )
@@ -245,14 +246,16 @@ def page_html(
     inside JSON with every `<` escaped, so no token can close the element it is in.
     """
     shown = on_show(run, compare, names, apart)
-    data = json.dumps([_encoded(pack(*one)) for one in shown], ensure_ascii=False, separators=(",", ":"))
+    packs = [pack(*one) for one in shown]
+    data = json.dumps([_encoded(packed) for packed in packs], ensure_ascii=False, separators=(",", ":"))
     script = f"\n{bundle.script()}\n{_BOOT}"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = f"{escape(run.model)} – logit lens"
+    made = dict.fromkeys(packed.header["how"] or "logit lens" for packed in packs)
+    title = escape(f"{run.model} – {' and '.join(made)}")
     passages = "\n".join(dict.fromkeys(_passage(one.run) for one in shown))  # the same text once
     return f"""<!DOCTYPE html>
 <html lang="en">

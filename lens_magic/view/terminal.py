@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import isnan
 from typing import TYPE_CHECKING
 
+from ..lens.made import how_made
 from ..words import counted, percent
 from .text import fitted, visible
 
@@ -46,6 +47,8 @@ def table_text(run: LensRun) -> str:
     lines: list[str] = []
     if 0 < len(rows) < len(places):
         title += f", positions {span([places[row] for row in rows])}"
+    if how := how_made(run.options):
+        title += f" · {how}"
     for row in rows:
         if lines and places[row] == 0:
             lines.append("┄" * len(header))  # generation begins

@@ -449,6 +449,17 @@ class TestTwoRuns:
         page.locator("[role=grid]").nth(1).locator("[role=row][aria-rowindex='20'] [role=gridcell]").nth(2).click()
         assert {text.split(" · ")[2] for text in page.locator(".lens-place").all_inner_texts()} == {"position 18"}
 
+    def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
+        other.options = {"steering": ["mood <b>"], "norm": "frozen"}
+        page = visit.open(page_html(fake_run(50, LAYERS, seed=3), other, ("before", "after")), tmp_path / "two.html")
+        captions = page.locator(".lens-pane .lens-caption")
+        assert captions.all_inner_texts() == ["before", "after · mood <b> · frozen norm"]
+        page.get_by_role("radio", name="difference").check(force=True)
+        assert captions.first.inner_text() == "before → after · mood <b> · frozen norm"
+        visit.open(page_html(other), tmp_path / "one.html")
+        assert page.locator(".lens-title").inner_text().endswith("mood <b> · frozen norm")
+        assert page.title() == "fake-model – mood <b> · frozen norm"
+
     def test_positions_that_one_lacks_are_empty(self, page: Page) -> None:
         scroll(page, 0, 100_000)
         settle(page)

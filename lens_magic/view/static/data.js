@@ -4,7 +4,7 @@
  * @typedef {{dtype: "uint8" | "uint16" | "uint32" | "float32", coding: string, step?: number, offset?: number,
  *   exact?: number, missing?: boolean}} Encoding `missing`: the highest code marks a cell without numbers; with neglog,
  *   square and ranks it always does
- * @typedef {{schema: number, model: string, depth: number, name: string, interrupted: boolean, basis: string, sites: string[],
+ * @typedef {{schema: number, model: string, depth: number, how: string, name: string, interrupted: boolean, basis: string, sites: string[],
  *   layers: number[], positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
  *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
  * @typedef {ArrayBuffer | ArrayBufferView} Bytes

@@ -165,7 +165,8 @@ export class Explorer extends Stage {
       this.say(`${grouped(cells)} cells are too many for a picture; select at most ${grouped(MOST_DRAWN)}`);
       return;
     }
-    const whose = this.captions?.[this.current].textContent ?? modelNames([this.datas[0].header.model])[0];
+    const { model: made, how } = this.datas[0].header;
+    const whose = this.captions?.[this.current].textContent ?? [modelNames([made])[0], how].filter(Boolean).join(" · ");
     const svg = asSvg(model, range, this.root, `${whose} · ${this.view.sites.join(", ")}`);
     const blob = what === "svg" ? new Blob([svg], { type: "image/svg+xml" }) : await asPng(svg);
     if (blob) save(blob, `lens.${what}`);

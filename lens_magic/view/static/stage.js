@@ -93,7 +93,7 @@ export class Stage {
   }
 
   assemble() {
-    if (this.grids.length > 1) this.captions = this.grids.map((_, i) => make("p", "lens-caption", this.nameOf(i)));
+    if (this.grids.length > 1) this.captions = this.grids.map((_, i) => make("p", "lens-caption", this.titleOf(i)));
     this.panes = this.grids.map((grid, i) => {
       const pane = make("div", "lens-pane");
       if (this.captions) pane.append(this.captions[i]);
@@ -130,6 +130,12 @@ export class Stage {
     const names = modelNames(this.datas.map((data) => data.header.model));
     const own = this.datas[i].header.name;
     return own || (names[0] === names[1] ? ["first run", "second run"][i] : names[i]);
+  }
+
+  /** A run's name, and how it was made. @param {number} i which run */
+  titleOf(i) {
+    const { how } = this.datas[i].header;
+    return how ? `${this.nameOf(i)} · ${how}` : this.nameOf(i);
   }
 
   /** Restores the state of another view of the same run. @param {State} state */
@@ -201,7 +207,8 @@ export class Stage {
     if (this.frames.length > 1) classes.push("lens-comparing");
     if (groups.length > 1) classes.push("lens-beside");
     if (this.view.mode === "token") classes.push("lens-one-token");
-    if (this.captions) this.captions[0].textContent = groups[0].length > 1 ? `${this.nameOf(0)} → ${this.nameOf(1)}` : this.nameOf(0);
+    if (this.captions) this.captions[0].textContent = groups[0].length > 1 ? `${this.titleOf(0)} → ${this.titleOf(1)}` : this.titleOf(0);
+    for (const caption of this.captions ?? []) caption.title = caption.textContent ?? "";
     this.root.className = classes.join(" ");
     this.panes?.forEach((pane, i) => (pane.hidden = i >= groups.length));
     this.models = groups.map((frames) => {

@@ -50,6 +50,8 @@ export class Toolbar {
     const name = make("strong", "", modelNames(models).join(" and "));
     name.title = models.join(" and ");
     this.title.append(name, this.sizes);
+    // Of two runs each table says its own.
+    if (header.how && datas.length === 1) this.title.append(make("span", "lens-how", header.how));
     this.said = make("div", "lens-said", "");
     this.said.setAttribute("role", "status");
     this.size(labels, header.interrupted);
