@@ -45,7 +45,8 @@ class Parser(argparse.ArgumentParser):
         hint = self._hint(message) if self._prompt else ""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown == message:
-            raise LensError(f"{message}{hint} ({self.prog} --help says more)")
+            # IPython refuses `%%lens --help`, which has no line below it.
+            raise LensError(f"{message}{hint} ({self.prog.replace('%%', '%')} --help says more)")
         if not unknown.startswith("-"):
             raise LensError(
                 f"{unknown!r} belongs to no option of {self.prog}; a list takes no spaces (0,4), and a value with spaces quotes"

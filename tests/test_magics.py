@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -430,6 +431,14 @@ def test_help(loaded: Notebook) -> None:
     for line in ("%%lens --help\nx", "%lens --help"):
         assert "--max-new-tokens" in str(loaded.run(line))
     assert "--operator" in str(loaded.run("%steer --help"))
+
+
+def test_the_help_that_an_error_names_is_to_be_had(loaded: Notebook) -> None:
+    for line in ("%%lens -n x\nTo be", "%%steer v:1 -n x\nTo be", "%lens load", "%steer train"):
+        told = loaded.refuses(line)
+        named = re.search(r"\((%.* --help) says more\)", told)
+        assert named, told
+        assert "--help" in str(loaded.run(named[1]))
 
 
 def test_an_unknown_option_is_told_what_its_command_takes(loaded: Notebook) -> None:
