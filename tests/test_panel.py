@@ -73,9 +73,11 @@ def test_stop_and_errors_are_said_in_the_panel(panel: Panel) -> None:
     assert panel.message.value == "stopped"
     assert panel.result.interrupted
     assert len(panel.result.steered.output_ids) < TOKENS
+    assert "lens-steered" in panel.output.value
     panel.layers.value = ()
     panel.run()
     assert panel.message.value == "no layer is chosen; one or more would do"
+    assert panel.output.value == ""  # or the texts above would stand beside other settings
     panel.layers.value = ("1",)
     panel.operator.value = "ablate"
     panel.schedule.value = "linear"

@@ -137,6 +137,8 @@ class Panel(widgets.HBox):
         """Generate with the current settings, in the calling thread; errors are shown in the panel."""
         self._pending, self.start.disabled = True, True
         self._say("")
+        self.output.value = ""  # what is shown belongs to the settings beside it
+        done: SteeredText | None = None
         try:
             model = self._session.require_model()
             growing = Growing(model)
@@ -149,8 +151,7 @@ class Panel(widgets.HBox):
             with self._session.group.exclusive():  # a Stop from here on is kept until the generation sees it
                 self._pending, self._running, self.stop.disabled = False, True, False
                 self._fix(True)
-                self.output.value = growing.html()
-                self.result = comparing.compare(
+                done = comparing.compare(
                     self._session,
                     self.prompt.value,
                     [self.term()],
@@ -159,7 +160,7 @@ class Panel(widgets.HBox):
                     on_event=hear,
                 )
         except Interrupted as interrupted:
-            self.result = interrupted.result
+            done = interrupted.result
             self._say("stopped")
         except KeyboardInterrupt:
             self._say("stopped")
@@ -171,8 +172,9 @@ class Panel(widgets.HBox):
             self._pending = self._running = False
             self.start.disabled, self.stop.disabled = False, True
             self._fix(False)
-        if self.result is not None:
-            self.output.value = as_html(self.result)
+        if done is not None:
+            self.result = done
+            self.output.value = as_html(done)
 
     def heard(self, event: tuple[Any, ...]) -> None:
         """Called with each event of a generation: a hook to watch the panel from Python."""
