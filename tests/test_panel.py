@@ -98,6 +98,18 @@ def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
     assert len(panel.result.steered.output_ids) < 3
 
 
+@pytest.mark.parametrize("norm", [0.01, 0.2, 0.4087, 1.6, 10, 1234.5])
+def test_the_readout_shows_alpha_in_full(checkpoints: Checkpoints, norm: float) -> None:
+    folder = checkpoints("qwen3-gqa")
+    once.load(folder, 2)
+    vector = SteeringVector.of({1: direction(width_of(folder)) * norm}, site="resid_post", name="v")
+    alpha = Panel(current(), vector, list[Any]().append).alpha
+    assert alpha.max == -alpha.min == pytest.approx(max(1, 8 * norm), rel=0.05)
+    for steps in (1, 7, 100):
+        value = alpha.min + steps * alpha.step
+        assert float(format(value, alpha.readout_format)) == pytest.approx(value, rel=1e-9)
+
+
 def test_outside_a_kernel_it_says_so() -> None:
     with pytest.raises(LensError, match="needs a Jupyter kernel"):
         main_thread_queue()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
+from math import floor, log10
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
@@ -116,8 +117,12 @@ class Panel(widgets.HBox):
         self.site.value = vector.site
         # Eight raw differences either way: wide enough for what is too weak to notice and for what breaks the text.
         most = max(1.0, 8 * max(abs(norm) for norm in vector.norms.values()))
+        # A step of two digits, which the readout shows in full: what a reader notes down is what was used.
+        step = float(f"{most / 100:.2g}")
+        most = 100 * step
         self.alpha.min, self.alpha.max = -max(most, self.alpha.max), max(most, self.alpha.max)
-        self.alpha.min, self.alpha.max, self.alpha.step = -most, most, most / 100
+        self.alpha.min, self.alpha.max, self.alpha.step = -most, most, step
+        self.alpha.readout_format = f".{max(1, 1 - floor(log10(step)))}f"
 
     def _start_pressed(self, _button: Any) -> None:
         if self._pending or self._running:
