@@ -449,6 +449,27 @@ class TestTwoRuns:
         page.locator("[role=grid]").nth(1).locator("[role=row][aria-rowindex='20'] [role=gridcell]").nth(2).click()
         assert {text.split(" · ")[2] for text in page.locator(".lens-place").all_inner_texts()} == {"position 18"}
 
+    @pytest.mark.parametrize(("shading", "variable"), [("entropy", "entropy"), ("kl", "kl_final")])
+    def test_both_tables_have_the_legends_scale(self, visit: Visit, tmp_path: Path, shading: str, variable: str) -> None:
+        runs = [fake_run(POSITIONS, LAYERS, seed=seed) for seed in (3, 9)]
+        runs[0].dataset[variable] /= 3
+        page = visit.open(page_html(*runs), tmp_path / "two.html")
+        shade_by(page, shading)
+        both = [run.dataset[variable].sel(site="resid_post").values for run in runs]
+        most = max(float(values.max()) for values in both)
+        assert number(page.locator(".lens-scale span").nth(1).inner_text()) == pytest.approx(most, abs=0.06)
+        full = re.compile(r"rgba\(.*, ([\d.]+)\)")  # the last is how deep the shade is
+        depths = [
+            (float(found[1]), float(values[layer, position]) / most)
+            for grid, values in enumerate(both)
+            for (position, layer), cell in cells(page, grid).items()
+            if (found := full.match(cell["shade"]))
+        ]
+        assert len(depths) > POSITIONS * LAYERS
+        steepest = max(depth for depth, _ in depths)
+        for depth, share in depths:
+            assert depth == pytest.approx(share * steepest, abs=0.02)
+
     def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
         other.options = {"steering": ["mood <b>"], "norm": "frozen"}
         page = visit.open(page_html(fake_run(50, LAYERS, seed=3), other, ("before", "after")), tmp_path / "two.html")

@@ -298,6 +298,22 @@ test("how far two runs are apart is the second's own measure, and where they par
   });
 });
 
+test("runs on show have one scale, whatever the greatest number of each", () => {
+  const runs = [read(fixture.small.packed), read(fixture.other.packed)];
+  for (const [shade, name] of [["rank", "target_rank"], ["entropy", "entropy"], ["kl", "kl_final"]]) {
+    const choice = { shade, over: "all", token: -1, sites: ["resid_post"] };
+    const own = runs.map((data) => measureOf(data, choice));
+    const shared = runs.map((data) => measureOf(data, { ...choice, runs }));
+    assert.notEqual(own[0].strength(1), own[1].strength(1), shade);
+    assert.equal(shared[0].strength(1), shared[1].strength(1), shade);
+    const widest = runs[0].greatest(name, ["resid_post"]) > runs[1].greatest(name, ["resid_post"]) ? own[0] : own[1];
+    for (const measure of shared) assert.deepEqual([measure.low, measure.high], [widest.low, widest.high]);
+  }
+  const tops = runs.map((data) => measureOf(data, { shade: "prob", over: "k", token: -1, sites: ["resid_post"], runs }).label);
+  assert.deepEqual(new Set(tops), new Set(["probability of the top token, among the top 5 or 3"]));
+  assert.equal(runs[1].greatest("entropy", ["mlp_out"]), 0); // which it has not got
+});
+
 test("no shade is that of a number which is not known", () => {
   for (const ramp of ["sure", "unsure", "more"]) assert.equal(shade(ramp, NaN), shade(ramp, 0));
 });

@@ -104,6 +104,7 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "large": fake_run(300, 8, vocabulary=3000),
         "lacking": without_numbers(track(fake_run(11, 6), [1, 7]), layer=4, position=3),
         "lacking-large": without_numbers(fake_run(11, 6), layer=4, position=3),
+        "other": fake_run(14, 7, sites=["resid_post"], k=3, seed=4),
         "short": without_last_layer(fake_run(11, 6)),
     }
     fixture: dict[str, Any] = {}

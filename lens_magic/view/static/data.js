@@ -193,9 +193,9 @@ export class LensData {
     if (!array) return 0;
     const missing = 2 ** (8 * array.BYTES_PER_ELEMENT) - 1;
     let [most, where] = [-1, 0];
-    for (const site of sites) {
+    for (const site of sites.flatMap((label) => this.siteAt.get(label) ?? [])) {
       for (let layer = 0; layer < layers.length; layer++) {
-        const start = this.cell(this.siteAt.get(site) ?? 0, layer, 0);
+        const start = this.cell(site, layer, 0);
         for (let i = start; i < start + positions.length; i++) {
           if (array[i] > most && array[i] !== missing) [most, where] = [array[i], i];
         }

@@ -6,8 +6,9 @@ import { brief, count, delta, integer, nats } from "./format.js";
  * @typedef {import("./data.js").LensData} Data
  * @typedef {"prob" | "target" | "rank" | "entropy" | "kl" | "token"} RunShading
  * @typedef {RunShading | "apart"} Shading of a run, or of the difference between two
- * @typedef {{shade: Shading, over: "all" | "k", token: number, name?: string, sites: string[]}} Choice `token`: a row of the
- *   token table, or −1; `name`: its text, which another run may have if this one does not
+ * @typedef {{shade: Shading, over: "all" | "k", token: number, name?: string, sites: string[], runs?: Data[]}} Choice `token`: a
+ *   row of the token table, or −1; `name`: its text, which another run may have if this one does not; `runs`: all runs on show,
+ *   which have one scale
  * @typedef {"sure" | "unsure" | "more" | "less"} Ramp colours by meaning, so that different kinds of measures look different
  * @typedef {{label: string, ramp: Ramp, low: string, high: string, value: (cell: number, position: number) => number,
  *   strength: (value: number) => number, text: (value: number) => string}} Measure `strength` in −1 … 1
@@ -42,7 +43,9 @@ function probability(data, { over, token }) {
 
 /** @param {Data} data @param {Choice} choice @returns {Measure} */
 export function measureOf(data, choice) {
-  const among = choice.over === "k" ? `, among the top ${data.k}` : ", of the whole vocabulary";
+  const { runs = [data] } = choice;
+  const among = choice.over === "k" ? `, among the top ${[...new Set(runs.map(({ k }) => k))].join(" or ")}` : ", of the whole vocabulary";
+  const greatest = (/** @type {Parameters<Data["greatest"]>[0]} */ name) => Math.max(...runs.map((run) => run.greatest(name, choice.sites)));
   const share = { ramp: /** @type {Ramp} */ ("sure"), low: "0", high: "1", strength: (/** @type {number} */ p) => p || 0, text: brief };
   const ps = probability(data, choice);
   switch (choice.shade) {
@@ -53,7 +56,7 @@ export function measureOf(data, choice) {
       return { ...share, label: `probability of ${name}${among}`, value: ps.token };
     }
     case "rank": {
-      const most = Math.max(1, data.greatest("target_rank", choice.sites));
+      const most = Math.max(1, greatest("target_rank"));
       return {
         label: SHADINGS.rank,
         ramp: "sure",
@@ -68,7 +71,7 @@ export function measureOf(data, choice) {
     case "kl":
     case "apart": {
       const { shade } = choice;
-      const most = Math.max(1e-9, data.greatest(/** @type {const} */ ({ entropy: "entropy", kl: "kl_final", apart: "kl_apart" })[shade], choice.sites));
+      const most = Math.max(1e-9, greatest(/** @type {const} */ ({ entropy: "entropy", kl: "kl_final", apart: "kl_apart" })[shade]));
       return {
         label: `${shade === "apart" ? APART : SHADINGS[shade]} in nats`,
         ramp: "unsure",

@@ -185,10 +185,10 @@ export class Stage {
     return difference ? [this.frames] : this.frames.map((frame) => [frame]);
   }
 
-  /** The view, with the token in terms of one run's token table. @param {Frame} frame @returns {View} */
+  /** The view, with the token in terms of one run's token table, and one scale for all. @param {Frame} frame @returns {View} */
   viewOf(frame) {
     const { token } = this.view;
-    return { ...this.view, token: frame.data.row(token), name: this.textOf(token) };
+    return { ...this.view, token: frame.data.row(token), name: this.textOf(token), runs: this.datas };
   }
 
   /** A token's text, from whichever run has it; empty for none. @param {number} token vocabulary index, or −1 */
