@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -469,6 +470,27 @@ class TestTwoRuns:
         steepest = max(depth for depth, _ in depths)
         for depth, share in depths:
             assert depth == pytest.approx(share * steepest, abs=0.02)
+
+    def test_their_difference_where_other_tokens_came_next(self, page: Page, other: FakeRun) -> None:
+        page.get_by_role("radio", name="difference").check(force=True)
+        before = fake_run(50, LAYERS, seed=3)
+        for shading in ("target", "rank", "entropy"):
+            shade_by(page, shading)
+            for (position, _), cell in cells(page).items():
+                unlike = before.output_ids[position] != other.output_ids[position]
+                assert (cell["number"] == "–") == (unlike and shading != "entropy"), (shading, position)
+        heads = page.locator("[role=grid]:visible .lens-rowhead .lens-target")
+        for position, head in enumerate(heads.all_inner_texts()[:5]):
+            own = [shown(run, run.output_ids[position]) for run in (before, other)]
+            assert head.replace("\u200e", "") == (" → ".join(own) if own[0] != own[1] else own[0])
+        page.locator("[role=grid]:visible [role=row][aria-rowindex='2'] [role=gridcell]").first.click()
+        told = page.locator("[id$=-active]").first.get_attribute("aria-label") or ""
+        texts = [json.dumps(run.token_texts[run.output_ids[0]], ensure_ascii=False) for run in (before, other)]
+        assert told.replace("\u200e", "").endswith(f"next is {' → '.join(texts)}")
+        scroll(page, 0, 100_000)
+        settle(page)
+        last = page.locator("[role=grid]:visible [role=row][aria-rowindex='61'] .lens-target")
+        assert last.inner_text() == shown(other, other.output_ids[59])  # which the first has not got
 
     def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
         other.options = {"steering": ["mood <b>"], "norm": "frozen"}

@@ -5,7 +5,8 @@ import { test } from "node:test";
 
 const from = (name) => import(`${process.env.LENS_MODULES}/${name}.js`);
 const { LensData } = await from("data");
-const { Frame, labelsOf } = await from("frame");
+const { Frame, labelsOf, tokensAt } = await from("frame");
+const { flowOf, positionAxis } = await from("axes");
 const query = await from("query");
 const { destination } = await from("keys");
 const { fitted } = await from("fit");
@@ -312,6 +313,29 @@ test("runs on show have one scale, whatever the greatest number of each", () => 
   const tops = runs.map((data) => measureOf(data, { shade: "prob", over: "k", token: -1, sites: ["resid_post"], runs }).label);
   assert.deepEqual(new Set(tops), new Set(["probability of the top token, among the top 5 or 3"]));
   assert.equal(runs[1].greatest("entropy", ["mlp_out"]), 0); // which it has not got
+});
+
+test("where runs go on differently, a position is of both", () => {
+  const datas = [read(fixture.small.packed), read(fixture.other.packed)];
+  const labels = labelsOf(datas);
+  const frames = datas.map((data) => new Frame(data, labels));
+  const axis = positionAxis(frames, false);
+  const texts = (which, i) => datas.flatMap((data) => {
+    const row = data.header[which][data.positionAt.get(labels.positions[i]) ?? -1] ?? -1;
+    return row < 0 ? [] : [data.raw(row)];
+  });
+  let [unlike, alike] = [0, 0];
+  labels.positions.forEach((position, i) => {
+    const next = [...new Set(texts("targets", i))];
+    unlike += next.length > 1;
+    alike += next.length === 1;
+    assert.equal(tokensAt(frames, "targets", i).length, next.length);
+    const told = next.map((text) => JSON.stringify(text)).join(" \u200e→\u200e ");
+    assert.ok(flowOf(frames, i).endsWith(`, next is ${told}`) || flowOf(frames, i).endsWith(`: next is ${told}`), flowOf(frames, i));
+    assert.equal(axis.text(i).split("→").length, next.length);
+  });
+  assert.ok(unlike > 3 && alike > 3, `${unlike}, ${alike}`); // the second run is longer: its token is there alone
+  assert.equal(positionAxis(frames.slice(0, 1), false).text(labels.positions.length - 1).trim(), String(labels.positions.at(-1)));
 });
 
 test("no shade is that of a number which is not known", () => {

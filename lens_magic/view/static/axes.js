@@ -1,5 +1,6 @@
 import { make } from "./dom.js";
-import { integer, quoted } from "./format.js";
+import { changeOf, cut, integer, quoted } from "./format.js";
+import { tokensAt } from "./frame.js";
 
 /**
  * The row and column headers of a table.
@@ -11,40 +12,48 @@ import { integer, quoted } from "./format.js";
 
 const NAMED_EVERY = 6;
 
-/** Text of a position: the token it reads and the one that comes next. @param {Frame} frame @param {number} i */
-export function flowOf({ data, labels, position }, i) {
-  const { inputs, targets } = data.header;
-  const p = position[i];
-  const reads = p < 0 || inputs[p] < 0 ? "" : `reads ${quoted(data.raw(inputs[p]))}`;
-  const next = p < 0 || targets[p] < 0 ? "" : `next is ${quoted(data.raw(targets[p]))}`;
-  return `position ${integer(labels.positions[i])}: ${[reads, next].filter(Boolean).join(", ") || "not in this run"}`;
+/** Text of a position: the token that runs read there and the one that comes next, of both where these differ. @param {Frame[]} frames @param {number} i */
+export function flowOf(frames, i) {
+  const told = (/** @type {string} */ verb, /** @type {"inputs" | "targets"} */ which) => {
+    const texts = tokensAt(frames, which, i).map(({ data, row }) => quoted(data.raw(row)));
+    return texts.length ? `${verb} ${changeOf(texts)}` : "";
+  };
+  const flow = [told("reads", "inputs"), told("next is", "targets")].filter(Boolean).join(", ");
+  return `position ${integer(frames[0].labels.positions[i])}: ${flow || "not in this run"}`;
 }
 
+const EACH = 8; // characters of two tokens in one header
+
 /**
- * Headers for positions: the number, the token that came next, and (if there is room) the token read.
- * @param {Frame} frame @param {boolean} tall @returns {Axis}
+ * Headers for positions: the number, the token that came next, and (if there is room) the token read; of two runs both where
+ * these differ.
+ * @param {Frame[]} frames @param {boolean} tall @returns {Axis}
  */
-export function positionAxis(frame, tall) {
-  const { data, labels, position } = frame;
-  const { targets, inputs, tokens } = data.header;
-  const text = (/** @type {number} */ token) => (token < 0 || token === undefined ? "" : tokens[token]);
+export function positionAxis(frames, tall) {
+  const { labels } = frames[0];
+  const text = (/** @type {"inputs" | "targets"} */ which, /** @type {number} */ i, most = Infinity) => {
+    const tokens = tokensAt(frames, which, i).map(({ data, row }) => data.header.tokens[row]);
+    return changeOf(tokens.length > 1 ? tokens.map((token) => cut(token, most)) : tokens);
+  };
   return {
     count: labels.positions.length,
-    width: 140,
+    width: labels.positions.some((_, i) => tokensAt(frames, "targets", i).length > 1) ? 190 : 140,
     height: 44,
     name: "next token",
-    text: (i) => `${integer(labels.positions[i])} ${text(targets[position[i]])}`,
+    text: (i) => `${integer(labels.positions[i])} ${text("targets", i)}`,
     paint(el, i) {
       if (el.children.length !== (tall ? 3 : 2)) {
         el.replaceChildren(make("span", "lens-number", ""), make("span", "lens-target", ""));
         if (tall) el.append(make("span", "lens-read", ""));
         el.classList.toggle("lens-tall", tall);
       }
-      const p = position[i];
       el.children[0].textContent = integer(labels.positions[i]);
-      el.children[1].textContent = text(targets[p]);
-      if (tall) el.children[2].textContent = p < 0 || inputs[p] < 0 ? "" : `after ${text(inputs[p])}`;
-      el.title = flowOf(frame, i);
+      el.children[1].textContent = text("targets", i, EACH);
+      if (tall) {
+        const read = text("inputs", i, EACH);
+        el.children[2].textContent = read && `after ${read}`;
+      }
+      el.title = flowOf(frames, i);
       el.classList.toggle("lens-prompt", labels.positions[i] < 0);
       el.classList.toggle("lens-first", labels.positions[i] === 0 && i > 0);
     },

@@ -1,6 +1,7 @@
 import { flowOf, groupedAxis, layerAxis, positionAxis } from "./axes.js";
 import { make } from "./dom.js";
-import { brief, cut, integer, percent } from "./format.js";
+import { ARROW, brief, changeOf, cut, integer, percent } from "./format.js";
+import { tokensAt } from "./frame.js";
 import { difference, measureOf, shade } from "./measures.js";
 
 /**
@@ -20,12 +21,6 @@ import { difference, measureOf, shade } from "./measures.js";
  * @typedef {"absent" | "hit" | "settles" | "found" | "pinned" | "group" | "changed"} Mark what a cell has a class for
  * @typedef {{label: string, ramp: Ramp, low: string, high: string}} Scale
  */
-
-/** An arrow surrounded by marks that keep its direction between right-to-left tokens. */
-const ARROW = "\u200e→\u200e";
-
-/** A token, or one and what became of it. @param {string[]} tokens */
-export const changeOf = (tokens) => tokens.join(` ${ARROW} `);
 
 /** Cell sizes, small to large; `shows` is how much fits inside. */
 export const ZOOMS = [
@@ -129,10 +124,10 @@ function runPainter(frame, view, marks, places) {
     describe(a, b) {
       const { where, p, offset, position } = at(a, b);
       const cell = named(labels, where);
-      if (offset < 0) return `${cell.site}, layer ${cell.layer}, ${flowOf(frame, p)}`;
+      if (offset < 0) return `${cell.site}, layer ${cell.layer}, ${flowOf([frame], p)}`;
       const shaded = view.shade === "prob" ? "" : `, ${measure.label} ${measure.text(measure.value(offset, position))}`;
       const settles = cell.site === "resid_post" && frame.settles(position) === cell.layer ? ", settles here" : "";
-      return `${tokens[data.top(offset)]}, ${percent(data.topProb(offset))}${shaded}${settles}, ${cell.site} layer ${cell.layer}, ${flowOf(frame, p)}`;
+      return `${tokens[data.top(offset)]}, ${percent(data.topProb(offset))}${shaded}${settles}, ${cell.site} layer ${cell.layer}, ${flowOf([frame], p)}`;
     },
     tint(a, b) {
       const { offset, position } = at(a, b);
@@ -208,9 +203,11 @@ function differencePainter(frames, views, marks, places) {
   const measures = frames.map(({ data }, i) => measureOf(data, views[i]));
   const change = difference(measures[0], measures[1], view.shade);
   const { labels } = frames[0];
+  const ofNext = view.shade === "target" || view.shade === "rank"; // which two runs need not have in common
   const at = (/** @type {number} */ a, /** @type {number} */ b) => {
     const where = places.at(a, b);
     const [s, l, p] = where;
+    const unlike = ofNext && tokensAt(frames, "targets", p).length > 1;
     const sides = frames.map((frame, i) => {
       const offset = frame.cell(s, l, p);
       if (offset < 0) return { token: "", id: -1, value: NaN, found: false };
@@ -219,7 +216,7 @@ function differencePainter(frames, views, marks, places) {
     });
     const [was, is] = sides;
     const same = was.id === is.id || was.id < 0 || is.id < 0;
-    return { where, p, same, was, is, change: was.id < 0 || is.id < 0 ? NaN : change.between(was.value, is.value) };
+    return { where, p, same, was, is, change: was.id < 0 || is.id < 0 || unlike ? NaN : change.between(was.value, is.value) };
   };
   const most = view.zoom > 1 ? 9 : 5; // characters, so that both tokens fit into one line
   /** @typedef {{same: boolean, was: {token: string}, is: {token: string}}} Sides */
@@ -243,7 +240,7 @@ function differencePainter(frames, views, marks, places) {
     describe(a, b) {
       const found = at(a, b);
       const cell = named(labels, found.where);
-      return `${changeOf(tokensOf(found))}, ${change.label} ${change.text(found.change)}, ${cell.site} layer ${cell.layer}, ${flowOf(frames[0], found.p)}`;
+      return `${changeOf(tokensOf(found))}, ${change.label} ${change.text(found.change)}, ${cell.site} layer ${cell.layer}, ${flowOf(frames, found.p)}`;
     },
     tint: (a, b) => [change.ramp, change.strength(at(a, b).change)],
     text(a, b) {
@@ -254,9 +251,9 @@ function differencePainter(frames, views, marks, places) {
   };
 }
 
-/** Positions on one side, layers (of one or several sites) on the other. @param {View} view @param {Frame} frame */
-function tableAxes(view, frame) {
-  const { labels } = frame;
+/** Positions on one side, layers (of one or several sites) on the other. @param {View} view @param {Frame[]} frames */
+function tableAxes(view, frames) {
+  const { labels } = frames[0];
   const several = view.sites.length > 1;
   const features = view.layers.flatMap((layer) => view.sites.map((site) => ({ site, layer })));
   const indices = features.map(({ site, layer }) => [labels.sites.indexOf(site), labels.layers.indexOf(layer)]);
@@ -271,7 +268,7 @@ function tableAxes(view, frame) {
   };
   const tall = ZOOMS[view.zoom].shows !== "token" && !view.transposed;
   const across = several ? groupedAxis(pairs, "layer", view.sites.length) : layerAxis(view.layers);
-  return { along: positionAxis(frame, tall), across, places };
+  return { along: positionAxis(frames, tall), across, places };
 }
 
 /** Layers on one side, the sites' candidates on the other, for the position in `cell`. @param {View} view @param {Frame} frame @param {Cell} cell */
@@ -302,7 +299,7 @@ function tokenAxes(view, frame, cell) {
 export function gridModel(frames, views, marks, cell) {
   const [view] = views;
   const token = view.mode === "token";
-  const { along, across, places } = token ? tokenAxes(view, frames[0], cell) : tableAxes(view, frames[0]);
+  const { along, across, places } = token ? tokenAxes(view, frames[0], cell) : tableAxes(view, frames);
   const painter = token
     ? candidatePainter(frames[0], view, marks, places)
     : frames.length > 1

@@ -1,5 +1,4 @@
-import { changeOf } from "./cells.js";
-import { cut } from "./format.js";
+import { changeOf, cut } from "./format.js";
 import { palette } from "./theme.js";
 
 /**

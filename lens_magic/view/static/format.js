@@ -81,6 +81,12 @@ export function quoted(raw) {
   return JSON.stringify(raw).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escape).replace(/(?! )\p{Zs}/gu, escape);
 }
 
+/** An arrow surrounded by marks that keep its direction between right-to-left tokens. */
+export const ARROW = "\u200e→\u200e";
+
+/** A token, or one and what became of it. @param {string[]} tokens */
+export const changeOf = (tokens) => tokens.join(` ${ARROW} `);
+
 /** Cuts a text to at most `most` whole characters. @param {string} text @param {number} most */
 export function cut(text, most) {
   const characters = [...text.slice(0, 4 * most)];

@@ -17,6 +17,21 @@ export function labelsOf(datas) {
   return { positions: all("positions"), layers: all("layers"), sites: [...new Set(datas.flatMap((data) => data.header.sites))] };
 }
 
+/**
+ * The tokens that runs read at a position, or that came next there: one if it is the same, in the table of the first that has it.
+ * @param {Frame[]} frames @param {"inputs" | "targets"} which @param {number} i index of the position's label
+ * @returns {{data: Data, row: number}[]}
+ */
+export function tokensAt(frames, which, i) {
+  const found = new Map();
+  for (const { data, position } of frames) {
+    const row = data.header[which][position[i]] ?? -1;
+    const id = data.arrays.ids[row];
+    if (row >= 0 && !found.has(id)) found.set(id, { data, row });
+  }
+  return [...found.values()];
+}
+
 /** One run's indices for the labels shown; −1 where it has no such label. */
 export class Frame {
   /** @param {Data} data @param {Labels} labels */

@@ -1,5 +1,5 @@
 import { clamp, make } from "./dom.js";
-import { Frame, labelsOf } from "./frame.js";
+import { Frame, labelsOf, tokensAt } from "./frame.js";
 import { VirtualGrid } from "./grid.js";
 import { gridModel, keyOf, ZOOMS } from "./cells.js";
 import { Overview } from "./overview.js";
@@ -9,7 +9,7 @@ import { Pins } from "./pins.js";
 import { Find } from "./find.js";
 import { Toolbar } from "./toolbar.js";
 import { Legend } from "./legend.js";
-import { modelNames } from "./format.js";
+import { changeOf, modelNames } from "./format.js";
 import { onTheme } from "./theme.js";
 import { hasOutput, trajectory } from "./query.js";
 
@@ -238,9 +238,8 @@ export class Stage {
   }
 
   nextToken() {
-    const { data } = this.frames[0];
-    const target = data.header.targets[data.positionAt.get(this.cell.position) ?? -1] ?? -1;
-    return target < 0 ? "" : data.header.tokens[target];
+    const next = tokensAt(this.frames, "targets", this.labels.positions.indexOf(this.cell.position));
+    return changeOf(next.map(({ data, row }) => data.header.tokens[row]));
   }
 
   /** Shows details of the hovered cell, or else of the active one. @param {number} i which grid */
