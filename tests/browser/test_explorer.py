@@ -492,6 +492,33 @@ class TestTwoRuns:
         last = page.locator("[role=grid]:visible [role=row][aria-rowindex='61'] .lens-target")
         assert last.inner_text() == shown(other, other.output_ids[59])  # which the first has not got
 
+    def test_of_other_numbers_of_candidates_they_have_the_same_cells(self, visit: Visit, tmp_path: Path) -> None:
+        runs = [fake_run(50, LAYERS, k=3, seed=3), fake_run(50, LAYERS, k=6, seed=9)]
+        page = visit.open(page_html(*runs), tmp_path / "two.html")
+        for _ in range(2):
+            page.get_by_label("Larger cells").click()
+        grids = page.locator("[role=grid]")
+        assert len(set(grids.evaluate_all("(all) => all.map((grid) => grid.scrollHeight)"))) == 1
+        scroll(page, 0, 100_000)
+        settle(page)
+        last = page.locator("[role=row][aria-rowindex='51'] .lens-rowhead")
+        assert len(set(last.evaluate_all("(all) => all.map((head) => head.getBoundingClientRect().top)"))) == 1
+        page.get_by_role("radio", name="one token").check(force=True)
+        settle(page)
+        assert [grid.get_attribute("aria-colcount") for grid in grids.all()] == ["19", "19"]
+        few, many = cells(page, 0), cells(page, 1)
+        assert {column % 6 for (_, column), cell in few.items() if not cell["text"].strip()} == {3, 4, 5}
+        assert all(cell["text"] for cell in many.values())
+        grids.nth(1).focus()
+        page.keyboard.press("Control+Home")
+        for _ in range(5):
+            page.keyboard.press("Shift+ArrowRight")
+        grids.first.focus()
+        page.evaluate("document.addEventListener('copy', (event) => (window.copied = event.clipboardData.getData('text')))")
+        page.keyboard.press("Control+c")
+        ids = runs[0].dataset.token_id.sel(site="attn_out").values[0, 0]
+        assert page.evaluate("window.copied").split("\t") == [*(shown(runs[0], index) for index in ids), "", "", ""]
+
     def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
         other.options = {"steering": ["mood <b>"], "norm": "frozen"}
         page = visit.open(page_html(fake_run(50, LAYERS, seed=3), other, ("before", "after")), tmp_path / "two.html")

@@ -154,7 +154,7 @@ function candidatePainter(frame, view, marks, places) {
     const where = places.at(a, b);
     const [s, l, p, j] = where;
     const offset = frame.cell(s, l, p);
-    if (offset < 0) return { where, i: -1, j, token: -1, prob: 0, target: -1 };
+    if (offset < 0 || j >= data.k) return { where, i: -1, j, token: -1, prob: 0, target: -1 };
     const i = offset * data.k + j;
     const prob = view.over === "k" ? data.prob(i) / data.among(offset) : data.prob(i);
     return { where, i, j, token: data.arrays.token[i], prob, target: targets[frame.position[p]] };
@@ -182,12 +182,13 @@ function candidatePainter(frame, view, marks, places) {
     describe(a, b) {
       const { where, token, prob } = at(a, b);
       const cell = named(labels, where);
-      return `${tokens[token] ?? ""}, ${percent(prob)}, candidate ${cell.j + 1} of ${cell.site} layer ${cell.layer}`;
+      const what = token < 0 ? "no" : `${tokens[token]}, ${percent(prob)},`;
+      return `${what} candidate ${cell.j + 1} of ${cell.site} layer ${cell.layer}`;
     },
     tint: (a, b) => ["sure", at(a, b).prob],
     text(a, b) {
       const { token, prob } = at(a, b);
-      return [[tokens[token] ?? ""], brief(prob)];
+      return token < 0 ? [[""], ""] : [[tokens[token]], brief(prob)];
     },
     number(a, b) {
       const { token, prob } = at(a, b);
@@ -271,10 +272,8 @@ function tableAxes(view, frames) {
   return { along: positionAxis(frames, tall), across, places };
 }
 
-/** Layers on one side, the sites' candidates on the other, for the position in `cell`. @param {View} view @param {Frame} frame @param {Cell} cell */
-function tokenAxes(view, frame, cell) {
-  const { labels } = frame;
-  const { k } = frame.data;
+/** Layers on one side, the sites' k candidates on the other, for the position in `cell`. @param {View} view @param {Frame} frame @param {Cell} cell @param {number} k */
+function tokenAxes(view, { labels }, cell, k) {
   const position = labels.positions.indexOf(cell.position);
   const layers = view.layers.map((layer) => labels.layers.indexOf(layer));
   const columns = view.sites.flatMap((site) => Array.from({ length: k }, (_, j) => ({ site, j })));
@@ -299,7 +298,8 @@ function tokenAxes(view, frame, cell) {
 export function gridModel(frames, views, marks, cell) {
   const [view] = views;
   const token = view.mode === "token";
-  const { along, across, places } = token ? tokenAxes(view, frames[0], cell) : tableAxes(view, frames);
+  const k = Math.max(...(view.runs ?? []).map((run) => run.k), frames[0].data.k); // tables side by side have the same cells
+  const { along, across, places } = token ? tokenAxes(view, frames[0], cell, k) : tableAxes(view, frames);
   const painter = token
     ? candidatePainter(frames[0], view, marks, places)
     : frames.length > 1
@@ -310,7 +310,7 @@ export function gridModel(frames, views, marks, cell) {
   const zoom = token ? { ...ZOOMS[Math.min(2, view.zoom)], leastWidth: 52 } : { ...ZOOMS[view.zoom] };
   // Two tokens in a cell need more room.
   if (frames.length > 1) Object.assign(zoom, { colWidth: zoom.colWidth + 40, leastWidth: zoom.leastWidth + 36, maxColWidth: zoom.maxColWidth + 50 });
-  const lines = frames.length > 1 ? 2 : Math.min(frames[0].data.k, MAX_LINES);
+  const lines = frames.length > 1 ? 2 : Math.min(k, MAX_LINES);
   const subject = token ? `Candidates at position ${integer(cell.position)}` : `Top tokens of ${view.sites.join(", ")}`;
   return {
     ...zoom,

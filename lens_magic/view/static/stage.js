@@ -223,7 +223,8 @@ export class Stage {
       grid.setModel(model, model.fromCell(this.cell));
       if (follow) {
         // First the last candidate of the site: all of them are in view if there is room.
-        if (this.view.mode === "token") grid.reveal(model.fromCell({ ...this.cell, j: groups[i][0].data.k - 1 }));
+        const j = Math.max(...this.datas.map(({ k }) => k)) - 1;
+        if (this.view.mode === "token") grid.reveal(model.fromCell({ ...this.cell, j }));
         grid.setActive(model.fromCell(this.cell));
       } else if (kept) [grid.el.scrollTop, grid.el.scrollLeft] = kept;
     });
