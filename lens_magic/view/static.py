@@ -21,7 +21,7 @@ from ..writing import written_whole
 from . import bundle
 from .data import Packed, Shown, on_show, pack, unpack
 from .terminal import by_need, span, table_text, thinned
-from .text import SPACE, visible
+from .text import NO_MATH, SPACE, visible
 
 if TYPE_CHECKING:
     from ..lens.run import LensRun
@@ -132,7 +132,7 @@ class _Table:
         positions, sites = header["positions"], header["sites"]
         name = escape(_cut(visible(self.name, keep=" "), 100))
         if not (positions and sites and header["layers"] and header["k"]):
-            return f'<div class="lens-static"><p><b>{name}</b>: no positions, so there is nothing to show.</p></div>'
+            return f'<div class="lens-static {NO_MATH}"><p><b>{name}</b>: no positions, so there is nothing to show.</p></div>'
         layers = thinned(len(header["layers"]), MAX_LAYERS)
         room = max_bytes - len(_STYLE) - 1200
         order = sorted(range(len(sites)), key=lambda s: (sites[s] != "resid_post", s))
@@ -142,7 +142,7 @@ class _Table:
             order = order[:1]
             tables, shown = self._tables(order, layers, room)
         caption = self._caption(name, shown, layers, [sites[s] for s in order])
-        return "".join([f'<div class="lens-static">{_STYLE}', caption, *tables, "</div>"])
+        return "".join([f'<div class="lens-static {NO_MATH}">{_STYLE}', caption, *tables, "</div>"])
 
     def _caption(self, name: str, shown: Sequence[int], layers: Sequence[int], sites: Sequence[str]) -> str:
         header = self.packed.header

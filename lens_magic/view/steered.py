@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.tokens import TextStream
 from ..steer.spans import in_short
-from .text import running, visible
+from .text import NO_MATH, running, visible
 
 if TYPE_CHECKING:
     from ..steer.compare import Side, SteeredText
@@ -109,7 +109,7 @@ def _column(name: str, inner: str) -> str:
 
 
 def _page(columns: list[str], below: str = "") -> str:
-    return f'<div class="lens-steered">{_STYLE}<div class="lens-columns">{"".join(columns)}</div>{below}</div>'
+    return f'<div class="lens-steered {NO_MATH}">{_STYLE}<div class="lens-columns">{"".join(columns)}</div>{below}</div>'
 
 
 class Growing:

@@ -14,6 +14,9 @@ SPACE = "·"
 DOTTED_CIRCLE = "◌"
 EMPTY = "∅"
 
+NO_MATH = "tex2jax_ignore mathjax_ignore"
+"""Classes of an element in which notebooks leave ``$…$`` as it is, and do not typeset it as a formula."""
+
 _PICTURES = {" ": SPACE, "\n": "⏎", "\t": "⇥", "\r": "\\r"}
 # Characters that change the direction of everything after them: embeddings, overrides, isolates.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
