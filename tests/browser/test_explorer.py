@@ -519,6 +519,19 @@ class TestTwoRuns:
         ids = runs[0].dataset.token_id.sel(site="attn_out").values[0, 0]
         assert page.evaluate("window.copied").split("\t") == [*(shown(runs[0], index) for index in ids), "", "", ""]
 
+    def test_a_run_of_fewer_layers_is_in_the_chart(self, visit: Visit, tmp_path: Path) -> None:
+        runs = [fake_run(POSITIONS, LAYERS, seed=3), fake_run(POSITIONS, LAYERS, seed=9)]
+        runs[1].dataset = runs[1].dataset.isel(layer=slice(2, None))
+        page = visit.open(page_html(*runs), tmp_path / "two.html")
+        assert page.locator(".lens-followed").all_inner_texts() == [
+            f"{shown(run, run.output_ids[0])}\n{which} run, next at 0"
+            for run, which in zip(runs, ("first", "second"), strict=True)
+        ]
+        first, second = (page.locator(f".lens-panel >> nth=0 >> .lens-follow-{i} .lens-dots") for i in (0, 1))
+        dots = [(dot.get_attribute("d") or "").replace("h0", "").split("M")[1:] for dot in (first, second)]
+        assert [len(places) for places in dots] == [LAYERS, LAYERS - 2]
+        assert [place.split()[0] for place in dots[0]][2:] == [place.split()[0] for place in dots[1]]  # at its layers
+
     def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
         other.options = {"steering": ["mood <b>"], "norm": "frozen"}
         page = visit.open(page_html(fake_run(50, LAYERS, seed=3), other, ("before", "after")), tmp_path / "two.html")

@@ -52,11 +52,11 @@ export class Pins {
     else this.on.onLeave();
   }
 
-  /** Draws the chips, which are the chart's legend too. @param {{name: string, what: string}[]} followed what the chart shows without a pin */
+  /** Draws the chips, which are the chart's legend too. @param {{run: number, name: string, what: string}[]} followed what the chart shows without a pin */
   draw(followed) {
-    const chips = followed.map(({ name, what }, i) => {
+    const chips = followed.map(({ run, name, what }) => {
       const chip = make("span", "lens-chip lens-followed");
-      chip.append(make("i", `lens-swatch lens-follow-${i}`), make("span", "lens-token", cut(name, 24)), make("small", "", what));
+      chip.append(make("i", `lens-swatch lens-follow-${run}`), make("span", "lens-token", cut(name, 24)), make("small", "", what));
       return chip;
     });
     this.followed.replaceChildren(...chips);

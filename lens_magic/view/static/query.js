@@ -104,11 +104,12 @@ export function matching(data, query, frequency, most) {
 }
 
 /**
- * A token's standing at one position, layer by layer; null where it is neither a candidate, the target nor tracked.
+ * A token's standing at one position, layer by layer; null where it is neither a candidate, the target nor tracked, and for a
+ * layer of −1, which the run has not got.
  * @param {Data} data @param {number} site @param {number[]} layers @param {number} position @param {number} token
  */
 export function trajectory(data, site, layers, position, token) {
-  return layers.map((layer) => data.standing(data.cell(site, layer, position), position, token));
+  return layers.map((layer) => (layer < 0 ? null : data.standing(data.cell(site, layer, position), position, token)));
 }
 
 /** The UTF-8 bytes of a token's text, in hexadecimal; parts of characters are written as `\xe2` in it already. @param {string} raw */

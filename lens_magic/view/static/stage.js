@@ -260,14 +260,13 @@ export class Stage {
     const followed = [];
     for (const [i, { data }] of this.frames.entries()) {
       const [site, position] = [data.siteAt.get(cell.site), data.positionAt.get(cell.position)];
-      const own = layers.flatMap((layer) => data.layerAt.get(layer) ?? []);
-      if (site === undefined || position === undefined || own.length < layers.length) continue;
-      const target = data.header.targets[position];
-      if (target >= 0) {
+      const own = layers.map((layer) => data.layerAt.get(layer) ?? -1);
+      const target = position === undefined ? -1 : data.header.targets[position];
+      if (site !== undefined && position !== undefined && target >= 0) {
         const name = data.header.tokens[target];
         const which = this.frames.length > 1 ? `${this.nameOf(i)}, ` : "";
         lines.push({ className: `lens-follow-${i}`, points: trajectory(data, site, own, position, target), label: name });
-        followed.push({ name, what: `${which}next at ${cell.position}`.replace("-", "−") });
+        followed.push({ run: i, name, what: `${which}next at ${cell.position}`.replace("-", "−") });
       }
       this.pins.list.forEach((pin, n) => {
         const token = data.row(pin.id);
