@@ -426,6 +426,47 @@ def test_no_overview_of_what_is_in_view_anyway(page: Page) -> None:
     assert not page.locator(".lens-overview").is_visible()
 
 
+def test_a_drag_selects_if_it_began_in_a_cell(page: Page) -> None:
+    def middle(row: int, column: int) -> tuple[float, float]:
+        box = page.locator(f"[role=row][aria-rowindex='{row}'] [role=gridcell][aria-colindex='{column}']").bounding_box()
+        assert box
+        return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+    def selected() -> int:
+        return page.locator("[role=gridcell][aria-selected]").count()
+
+    page.mouse.move(*middle(3, 3))
+    page.mouse.down()
+    page.mouse.move(5, 5)
+    page.mouse.move(*middle(5, 4))
+    assert selected() == 6
+    page.mouse.move(5, 5)
+    page.mouse.up()
+    assert selected() == 6
+    page.mouse.down()  # beside the table
+    page.mouse.move(*middle(7, 7))
+    page.mouse.move(*middle(8, 7))
+    page.mouse.up()
+    settle(page)
+    assert selected() == 6
+    page.mouse.move(*middle(4, 4))  # without a button
+    assert selected() == 6
+
+
+@pytest.mark.parametrize("visit", [{"viewport": {"width": 320, "height": 700}}], indirect=True)
+def test_a_picture_shows_a_cell_at_least(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(12, LAYERS, k=10)), tmp_path / "run.html")
+    for _ in range(2):
+        page.get_by_label("Larger cells").click()
+    for left in (0, 90):
+        scroll(page, left, 90)
+        page.get_by_label("Copy and save").click()
+        with page.expect_download() as download:
+            page.get_by_text("Save as SVG").click()
+        root = ElementTree.fromstring(Path(download.value.path()).read_text(encoding="utf-8"))
+        assert len([rect for rect in root.iter("{http://www.w3.org/2000/svg}rect") if rect.get("fill-opacity")]) >= 1
+
+
 class TestTwoRuns:
     @pytest.fixture
     def other(self) -> FakeRun:

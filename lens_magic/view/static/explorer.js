@@ -13,6 +13,16 @@ import { Stage } from "./stage.js";
 
 const MOST_DRAWN = 3000; // cells in a saved picture
 
+/**
+ * First and last of the rows (or columns) that are in view as good as whole, or the one in the middle if none is.
+ * @param {number} first @param {number} count in view, in fractions @param {number} all @returns {[number, number]}
+ */
+function whole(first, count, all) {
+  const [from, to] = [Math.ceil(first - 0.2), Math.min(all, Math.floor(first + count + 0.2)) - 1];
+  const middle = Math.min(all - 1, Math.floor(first + count / 2));
+  return from <= to ? [from, to] : [middle, middle];
+}
+
 /** @implements {Acts} */
 export class Explorer extends Stage {
   /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} [options] */
@@ -147,7 +157,9 @@ export class Explorer extends Stage {
     if (range[0] !== range[2] || range[1] !== range[3] || !this.models) return range;
     const [row, col, rows, cols] = grid.window();
     const model = this.models[this.current];
-    return [Math.ceil(row - 0.2), Math.ceil(col - 0.2), Math.min(model.rows, Math.floor(row + rows + 0.2)) - 1, Math.min(model.cols, Math.floor(col + cols + 0.2)) - 1];
+    const [r0, r1] = whole(row, rows, model.rows);
+    const [c0, c1] = whole(col, cols, model.cols);
+    return [r0, c0, r1, c1];
   }
 
   /** Copies or saves in one of the formats. @param {string} what */

@@ -75,7 +75,9 @@ export class VirtualGrid {
     this.el.addEventListener("pointerleave", () => this.point(null));
     this.el.addEventListener("pointerdown", (event) => {
       const cell = event.button === 0 && event.pointerType === "mouse" ? this.cellAt(event) : null;
-      if (cell) this.moveTo(cell, event.shiftKey);
+      if (!cell) return;
+      this.el.setPointerCapture(event.pointerId); // of a drag that begins here, and of no other
+      this.moveTo(cell, event.shiftKey);
     });
     this.el.addEventListener("click", (event) => {
       const cell = this.cellAt(event);
@@ -314,7 +316,7 @@ export class VirtualGrid {
   point(event) {
     this.pointer = event && { clientX: event.clientX, clientY: event.clientY };
     const cell = event && this.cellAt(event);
-    if (event && cell && event.buttons & 1 && String(cell) !== String(this.active)) this.moveTo(cell, true);
+    if (event && cell && this.el.hasPointerCapture(event.pointerId) && String(cell) !== String(this.active)) this.moveTo(cell, true);
     this.setHover(cell);
   }
 
