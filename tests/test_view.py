@@ -124,6 +124,19 @@ class TestPack:
         for name in set(back) - {"token_id"}:
             assert np.array_equal(_missing(name, back[name]), _missing(name, data[name].values)), name
 
+    def test_where_runs_part_is_told_from_the_numbers_themselves(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0)
+        run = fake_run(3, 4)
+        apart = np.full(run.dataset.entropy.shape, 0.0)
+        stream = [[0.09, 0.0999, 0.1001, 30], [0.1001, 0, 0, 0], [0.05, np.nan, 0.0999, 0.09]]  # [position, layer]
+        apart[2] = np.array(stream).T
+        packed = pack(run, apart=apart)
+        _, below, above, _ = unpack(packed)["kl_apart"][2, :, 0]
+        assert below == above  # in one byte
+        assert packed.header["parts"] == [2, 0, -1]
+        assert pack(run).header["parts"] == []
+        assert pack(fake_run(3, 4, sites=["mlp_out"]), apart=apart[:1]).header["parts"] == []
+
     def test_what_is_beyond_a_coding_is_not_missing(self) -> None:
         run = fake_run(2, 2)
         run.dataset["entropy"][...] = 99.0

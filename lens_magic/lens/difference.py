@@ -11,6 +11,7 @@ Each of the three sums is a sum over the ranks, once all ranks' terms are relati
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,13 @@ if TYPE_CHECKING:
 PARTED = 0.1
 """KL in nats above which the two runs are said to have parted."""
 FORMAT = 1
+
+
+def first_beyond(kl: np.ndarray, layers: Sequence[int], threshold: float = PARTED) -> np.ndarray:
+    """Return the first of the layers at which ``kl [layer, position]`` exceeds so many nats, ``[position]``; −1 for none."""
+    beyond = kl > threshold
+    found: np.ndarray = np.where(beyond.any(0), np.array(layers, dtype=np.int64)[beyond.argmax(0)], -1)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +94,7 @@ class LensDiff:
             raise LensError(f"threshold {threshold} is not a number of nats; {PARTED} is the usual one")
         if "resid_post" not in self.base.sites:
             raise LensError(f"where two runs part is read from resid_post; this one captured {', '.join(self.base.sites)}")
-        beyond = self.kl[self.base.sites.index("resid_post")] > threshold  # [layer, position]
-        layers = np.array(self.base.layers, dtype=np.int64)
-        found: np.ndarray = np.where(beyond.any(0), layers[beyond.argmax(0)], -1)
-        return found
+        return first_beyond(self.kl[self.base.sites.index("resid_post")], self.base.layers, threshold)
 
     def to_xarray(self) -> xr.Dataset:
         """Return ``kl``, ``target_rank_change`` and ``target_prob_change`` of every cell, with both runs' variables.

@@ -55,7 +55,8 @@ class Packed:
     was read in; "" for none), `sites`, `layers`, `positions`, `k`, `space` (the picture of a space), `tokens` (display text
     of each distinct token), `raw` (its actual text, only where replacing `space` by spaces in the display text does not
     give it), `inputs` and `targets` (a row of `tokens` for each position, −1 where there is none), `tracked` (rows of
-    `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `encoding`.
+    `tokens`: those tracked at every position), `followed` (how many are tracked in each cell), `parts` (of the
+    second of two runs, if it is known: the layer at which each position parts from the first run, −1 for none), `encoding`.
 
     `buffers`: `token` and `prob` [site, layer, position, k]; `logit`, `target_prob`, `target_rank`, `entropy`,
     `kl_final`, `kl_apart` (of the second of two runs, if known: its KL from the first)
@@ -146,6 +147,7 @@ def header_of(
         "targets": [],
         "tracked": [],
         "followed": 0,
+        "parts": [],
         "encoding": encoding,
     }
 
@@ -202,6 +204,7 @@ def pack(run: LensRun, name: str = "", apart: NDArray[Any] | None = None) -> Pac
         "targets": rows(targets).tolist(),
         "tracked": rows(tracked).tolist(),
         "followed": followed,
+        "parts": _parts(run, apart),
     }
     return Packed(header, {array: np.ascontiguousarray(buffer) for array, (buffer, _) in coded.items()})
 
@@ -254,6 +257,15 @@ def _basis(run: LensRun) -> str:
     """What identifies the basis a run was read in; empty for none."""
     lens = run.options.get("lens")
     return str(lens.get("digest")) if isinstance(lens, Mapping) and lens.get("kind") == "basis" else ""
+
+
+def _parts(run: LensRun, apart: NDArray[Any] | None) -> list[int]:
+    """For each position, the layer at which a second run parts from the first, from the KL itself: one byte is too coarse."""
+    if apart is None or "resid_post" not in run.sites:
+        return []
+    from ..lens.difference import first_beyond
+
+    return [int(layer) for layer in first_beyond(apart[list(run.sites).index("resid_post")], run.layers)]
 
 
 def _tracked(data: xr.Dataset, large: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

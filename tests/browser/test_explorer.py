@@ -693,6 +693,23 @@ class TestTwoRuns:
         settle(page)
         assert {at for at, cell in cells(page).items() if "lens-found" in cell["classes"]} == {(3, 2)}
 
+    def test_coarse_numbers_are_marked(self, visit: Visit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        apart = np.full((3, LAYERS, POSITIONS), 0.2)
+        one, other = fake_run(POSITIONS, LAYERS, seed=3), fake_run(POSITIONS, LAYERS, seed=9)
+        for about in ("", "≈ "):
+            page = visit.open(page_html(one, other, apart=apart), tmp_path / f"two{about.strip()}.html")
+            page.locator("[role=row][aria-rowindex='3'] [role=gridcell][aria-colindex='2']").first.click()
+            for detail, run in zip(page.locator(".lens-detail").all(), (one, other), strict=True):
+                names, values = (detail.locator(f".lens-facts {tag}").all_inner_texts() for tag in ("dt", "dd"))
+                facts = dict(zip(names, values, strict=True))
+                cell = run.dataset.sel(site="resid_post").isel(layer=0, position=1)
+                among = int(cell.target_rank) < 5
+                assert facts["its probability"].startswith("≈") == (about != "" and not among)
+                assert facts["rank of next"].startswith("≈") == (about != "" and int(cell.target_rank) >= 64)
+                for name in ("entropy", "KL to output", *(("KL between runs",) if run is other else ())):
+                    assert facts[name].startswith("≈") == bool(about), name
+            monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0)
+
     def test_how_far_they_are_apart(self, visit: Visit, tmp_path: Path) -> None:
         one, other = fake_run(POSITIONS, LAYERS, seed=3), fake_run(POSITIONS, LAYERS, seed=9)
         apart = np.random.default_rng(1).uniform(0, 0.3, (3, LAYERS, POSITIONS))

@@ -282,8 +282,9 @@ for (const name of ["lacking", "lacking-large", "lacking-growing"]) {
   });
 }
 
-test("how far two runs are apart is the second's own measure, and where they part follows from it", () => {
+test("how far two runs are apart is the second's own measure, and so is where they part", () => {
   const { packed, truth } = fixture.apart;
+  assert.equal(query.PARTED, truth.parted);
   const [first, second] = [read(fixture.small.packed), read(packed)];
   const { sites } = second.header;
   const choice = { shade: "apart", over: "all", token: -1, sites };
@@ -294,8 +295,8 @@ test("how far two runs are apart is the second's own measure, and where they par
     assert.equal(measure.between(NaN, second.apart(cell)), second.apart(cell));
     assert.ok(Number.isNaN(first.apart(cell)));
     close(measure.strength(second.apart(cell)), truth.apart[i] / Math.max(...truth.apart), 1e-3, "strength");
-    assert.equal(query.parts(second, p), truth.parts[p]);
-    assert.equal(query.parts(first, p), -1);
+    assert.equal(second.header.parts[p], truth.parts[p]);
+    assert.deepEqual(first.header.parts, []);
   });
 });
 

@@ -113,7 +113,7 @@ def test_the_data_layer(node: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first = (apart[small.sites.index("resid_post")] > PARTED).argmax(0)  # at least once at every position
     fixture["apart"] = {
         "packed": {"header": packed.header, "buffers": encoded(packed.to_bytes())},
-        "truth": {"apart": apart.ravel().tolist(), "parts": first.tolist()},
+        "truth": {"apart": apart.ravel().tolist(), "parts": first.tolist(), "parted": PARTED},
     }
     for name, run in runs.items():
         monkeypatch.setattr("lens_magic.view.data.LARGE_BYTES", 0 if name.endswith("large") else 8_000_000)

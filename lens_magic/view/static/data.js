@@ -6,7 +6,8 @@
  *   square and ranks it always does
  * @typedef {{schema: number, model: string, depth: number, how: string, name: string, interrupted: boolean, basis: string, sites: string[],
  *   layers: number[], positions: number[], k: number, space: string, tokens: string[], raw: Record<string, string>,
- *   inputs: number[], targets: number[], tracked: number[], followed: number, encoding: Record<string, Encoding>}} Header
+ *   inputs: number[], targets: number[], tracked: number[], followed: number, parts: number[],
+ *   encoding: Record<string, Encoding>}} Header
  * @typedef {ArrayBuffer | ArrayBufferView} Bytes
  * @typedef {{header: Header, buffers: Record<string, Bytes>}} Packed
  * @typedef {{positions: number[], inputs: number[], targets: number[], tokens: string[], raw: Record<string, string>}} Rows
@@ -161,7 +162,8 @@ export class LensData {
     return code === this.missing.target_rank ? -1 : this.decode.target_rank(code);
   }
 
-  get exactRanks() {
+  /** Whether ranks, entropies and the like are as good as the run's: a large run has a byte for each. */
+  get exact() {
     return this.header.encoding.target_rank.coding === "plain";
   }
 

@@ -1,6 +1,6 @@
 import { button, make } from "./dom.js";
 import { integer, nats, percent, quoted, rank, signed } from "./format.js";
-import { bytesOf, enters, hasOutput, PARTED, parts, streamSite } from "./query.js";
+import { bytesOf, enters, hasOutput, PARTED, streamSite } from "./query.js";
 
 /**
  * The panel beside the grid: everything known about one cell.
@@ -49,7 +49,7 @@ export class Detail {
     if (frame.data.hasApart) this.apart = fact(facts, "KL between runs", "KL divergence of this cell's distribution from the first run's");
     this.enters = fact(facts, `in top ${frame.data.k} from`, "The first layer of this site at which the next token is among the candidates");
     if (hasOutput(frame.data)) this.settles = fact(facts, "settles at", "The first layer of the residual stream from which the next token stays first");
-    if (this.apart) this.parts = fact(facts, "parts at", `The first layer of the residual stream at which the runs are more than ${PARTED} nats apart`);
+    if (frame.data.header.parts.length) this.parts = fact(facts, "parts at", `The first layer of the residual stream at which the runs are more than ${PARTED} nats apart`);
     this.more = make("p", "lens-more", "");
     if (caption) this.el.append(make("p", "lens-caption", caption));
     this.el.append(head, this.flow, facts, this.table(), this.more);
@@ -104,18 +104,20 @@ export class Detail {
     this.token(this.reads, header.inputs[position], "read at this position");
     this.token(this.next, header.targets[position], "the token that came next");
     const place = data.targetRank(offset);
-    this.rank.textContent = rank(place, data.exactRanks);
-    this.prob.textContent = place < 0 ? "–" : percent(data.targetProb(offset, position));
-    this.entropy.textContent = inNats(signed(data.entropy(offset), 2));
-    this.kl.textContent = inNats(nats(data.kl(offset)));
+    this.rank.textContent = rank(place, data.exact);
+    const among = data.candidateOf(offset, header.targets[position]) >= 0;
+    const told = (/** @type {string} */ text, exact = data.exact) => (exact || text === "–" ? text : `≈ ${text}`);
+    this.prob.textContent = place < 0 ? "–" : told(percent(data.targetProb(offset, position)), data.exact || among);
+    this.entropy.textContent = told(inNats(signed(data.entropy(offset), 2)));
+    this.kl.textContent = told(inNats(nats(data.kl(offset))));
     const all = header.layers.map((_, i) => i);
     const first = header.targets[position] < 0 ? -1 : enters(data, site, all, position, header.targets[position]);
     this.link(this.enters, first, cell);
     const settles = this.frame.settles(position);
     const stream = { ...cell, site: header.sites[streamSite(data)] ?? cell.site };
     if (this.settles) this.link(this.settles, settles < 0 ? -1 : header.layers.indexOf(settles), stream);
-    if (this.apart) this.apart.textContent = inNats(nats(data.apart(offset)));
-    if (this.parts) this.link(this.parts, parts(data, position), stream);
+    if (this.apart) this.apart.textContent = told(inNats(nats(data.apart(offset))));
+    if (this.parts) this.link(this.parts, header.layers.indexOf(header.parts[position]), stream);
     const candidates = data.candidates(offset, position);
     this.tokens = candidates.map((candidate) => candidate.token);
     candidates.forEach((candidate, j) => this.candidate(this.rows?.[j], candidate));

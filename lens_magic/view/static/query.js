@@ -32,12 +32,6 @@ export function settled(data, position) {
 /** KL in nats above which two runs are said to have parted: `PARTED` of `lens_magic/lens/difference.py`. */
 export const PARTED = 0.1;
 
-/** The first layer at which the residual stream of a second run has parted from the first's; −1 if it does not. @param {Data} data @param {number} position */
-export function parts(data, position) {
-  const site = streamSite(data);
-  return site < 0 ? -1 : data.header.layers.findIndex((_, layer) => data.apart(data.cell(site, layer, position)) > PARTED);
-}
-
 /**
  * The first layer at which a token is among a position's candidates; −1 if there is none.
  * @param {Data} data @param {number} site @param {number[]} layers @param {number} position @param {number} token
