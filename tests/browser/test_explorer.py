@@ -573,6 +573,23 @@ class TestTwoRuns:
         assert [len(places) for places in dots] == [LAYERS, LAYERS - 2]
         assert [place.split()[0] for place in dots[0]][2:] == [place.split()[0] for place in dots[1]]  # at its layers
 
+    def test_the_chosen_cell_stays_in_view_of_both(self, page: Page) -> None:
+        for _ in range(2):
+            page.get_by_role("radio", name="one token").check(force=True)
+            settle(page)
+            active = page.locator("[role=grid] .lens-active")
+            assert active.count() == 2
+            places = active.evaluate_all(
+                """(all) => all.map((el) => {
+                  const [cell, grid] = [el, el.closest("[role=grid]")].map((one) => one.getBoundingClientRect());
+                  return [cell.left - grid.left, grid.right - cell.right];
+                })"""
+            )
+            assert places[0] == places[1]
+            assert min(places[0]) >= 0
+            page.get_by_role("radio", name="table", exact=True).check(force=True)
+            page.get_by_label("Larger cells").click()
+
     def test_each_says_how_it_was_made(self, visit: Visit, other: FakeRun, tmp_path: Path) -> None:
         other.options = {"steering": ["mood <b>"], "norm": "frozen"}
         page = visit.open(page_html(fake_run(50, LAYERS, seed=3), other, ("before", "after")), tmp_path / "two.html")

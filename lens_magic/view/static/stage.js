@@ -216,6 +216,7 @@ export class Stage {
       return gridModel(frames, frames.map((frame) => this.viewOf(frame)), marks, this.cell);
     });
     this.overview.show(this.models[0]);
+    this.drawing = true;
     this.models.forEach((model, i) => {
       const grid = this.grids[i];
       if (this.captions) model.label = `${this.captions[i].textContent}: ${model.label}`;
@@ -228,6 +229,7 @@ export class Stage {
         grid.setActive(model.fromCell(this.cell));
       } else if (kept) [grid.el.scrollTop, grid.el.scrollLeft] = kept;
     });
+    this.drawing = false;
     this.overview.mark(this.grids[0].window());
     this.legend.show(this.models[0].scale, {
       settles: this.view.mode === "table" && this.view.sites.includes("resid_post") && this.datas.some(hasOutput),
@@ -301,7 +303,8 @@ export class Stage {
   scrolled(i) {
     const [top, left] = this.grids[i].scroll;
     for (const [other, grid] of this.grids.entries()) {
-      if (other === i || other >= (this.models?.length ?? 0)) continue;
+      // While they are drawn one still has the cells of before, and each is brought to the active cell by itself.
+      if (this.drawing || other === i || other >= (this.models?.length ?? 0)) continue;
       if (grid.scroll[0] !== top || grid.scroll[1] !== left) grid.el.scrollTo(left, top);
     }
     if (i === 0) this.overview.mark(this.grids[0].window());
