@@ -307,7 +307,7 @@ def train_vector(
         site: "resid_pre", "attn_out", "post_ln", "mlp_out" or "resid_post".
         position: where states are read: "label", at the answer's label token; "last", at the final token of prompt and
             answer; "mean", the mean over the answer's tokens (of a plain text, over all tokens).
-        method: "mean_diff", the mean of the differences; "pca", their first principal component without centring;
+        method: "mean_diff", the mean of the differences; "pca", the first principal component of the items' without centring;
             "logistic", the weights of scikit-learn's logistic regression.
 
     Raises:

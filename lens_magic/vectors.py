@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def train(
     if some_layers and not all(one.nothing for one in learnt.values()):
         learnt = {layer: one for layer, one in learnt.items() if not one.nothing}
     _require_directions(learnt, read_at, position)
+    _warn_if_halves_disagree(learnt, read_at)
     return _made(model, items, examples, learnt, shown, site=read_at, position=position, method=method, name=name)
 
 
@@ -94,6 +96,18 @@ def _require_directions(learnt: Mapping[int, Learnt], site: str, position: str) 
         raise NoDirection(
             f"the direction at {site} of {where} has length {abs(one.norm):.2g} against states of {one.scale:.2g}: at position "
             f"{position!r} the two sides are the same, or cancel; another position, site or --layers would do"
+        )
+
+
+def _warn_if_halves_disagree(learnt: Mapping[int, Learnt], site: str) -> None:
+    halves = {layer: learnt[layer].quality.halves for layer in sorted(learnt)}
+    apart = {layer: cosine for layer, cosine in halves.items() if cosine is not None and cosine < 0}
+    if apart:
+        where = ", ".join(f"layer {layer} ({cosine:.3f})" for layer, cosine in apart.items())
+        warnings.warn(
+            f"two halves of the items give directions that point apart at {site} of {where}: there the items have none in "
+            "common; another position, site or --layers would do",
+            stacklevel=2,
         )
 
 

@@ -108,7 +108,8 @@ def test_other_methods(method: str, position: str, checkpoints: Checkpoints) -> 
     sides = reference_sides(model, tokenizer, "questions", "resid_post", 2, position)
     differences = np.array([(positive - negative).numpy() for positive, negative in sides])
     if method == "pca":
-        expected = np.linalg.eigh(differences.T @ differences)[1][:, -1]
+        of_items = (differences[0::2] + differences[1::2]) / 2  # of both orders of a question
+        expected = np.linalg.eigh(of_items.T @ of_items)[1][:, -1]
         expected *= np.sign((differences @ expected).mean())
     else:
         from sklearn.linear_model import LogisticRegression
@@ -280,6 +281,41 @@ def test_quality_tells_a_direction_from_noise(method: str) -> None:
     assert abs(noise.quality.halves) < 0.6
     assert noise.quality.auc == pytest.approx(0.5, abs=0.1)
     assert noise.quality.pairs == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_the_letter_is_not_learnt(method: str) -> None:
+    """It differs more between the two answers than their content does, one way in each order of a question."""
+    states, items, direction = planted(2.0)
+    letter = torch.nn.functional.normalize(torch.randn(12, generator=torch.Generator().manual_seed(8)), dim=0)
+    letter -= letter @ direction * direction
+    side = torch.tensor([4.0, -4.0]).repeat(100)[:, None] * letter  # of each example, by turns A and B
+    states[0::2] += side
+    states[1::2] -= side
+    found = train.learn_layer(states, items, method)
+    assert float(found.direction @ direction) > 0.9
+    assert found.norm == pytest.approx(2, rel=0.1)
+    assert found.quality.halves > 0.8
+
+
+def test_a_direction_points_to_the_positive_side_of_most_examples() -> None:
+    """Also where more items than examples lie on the other side: a question is two examples, a pair of texts is one."""
+    towards = torch.tensor([1.0] * 8 + [-1.0] * 5)  # four questions, five texts
+    states = torch.zeros(26, 3)
+    states[0::2, 0] = towards
+    items = np.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 8])
+    found = train.learn_layer(states, items, "pca")
+    assert found.direction.tolist() == [1, 0, 0]
+    assert found.norm == pytest.approx(3 / 13)
+
+
+def test_halves_that_point_apart_are_told(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+    (one, other), _ = TEXTS[:2]
+    given = [{"positive": one, "negative": other}, {"positive": other, "negative": f"{one} that leaves"}]
+    with pytest.warns(UserWarning, match=r"point apart at resid_post of layer 1 \(-0\.\d+\), layer 2 \(-0\.") as caught:
+        lens.train_vector(given, layers=[1, 2], site="resid_post", position="last")
+    assert "\n" not in str(caught[0].message)
 
 
 def test_auc_is_that_of_scikit_learn() -> None:

@@ -240,7 +240,7 @@ def learn_layer(states: torch.Tensor, items: np.ndarray, method: str, nothing: f
     """
     positive, negative = states[0::2].double(), states[1::2].double()  # [examples, d]
     scale = float(states.norm(dim=-1).mean())
-    direction = METHODS[method](positive, negative)
+    direction = METHODS[method](positive, negative, items)
     difference = (positive - negative).mean(0)
     norm = float(difference @ direction)
     return Learnt(
@@ -252,7 +252,8 @@ def learn_layer(states: torch.Tensor, items: np.ndarray, method: str, nothing: f
     )
 
 
-Method = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Method = Callable[[torch.Tensor, torch.Tensor, np.ndarray], torch.Tensor]
+"""Makes a unit direction, ``[d]``, of positive and negative states, ``[examples, d]``, and the item of each, ``[examples]``."""
 
 
 def _unit(direction: torch.Tensor) -> torch.Tensor:
@@ -260,22 +261,24 @@ def _unit(direction: torch.Tensor) -> torch.Tensor:
     return direction / length if length > 0 else direction
 
 
-def mean_diff(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Return the mean difference as a unit direction (the paper's), ``[examples, d]`` twice → ``[d]``; zero if they cancel."""
+def mean_diff(positive: torch.Tensor, negative: torch.Tensor, _items: np.ndarray) -> torch.Tensor:
+    """Return the mean difference (the paper's); zero if they cancel."""
     return _unit((positive - negative).mean(0))
 
 
-def pca(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
-    """Return the first principal component of the differences about zero, pointing to the positive side.
+def pca(positive: torch.Tensor, negative: torch.Tensor, items: np.ndarray) -> torch.Tensor:
+    """Return the first principal component of the items' differences about zero, pointing to the positive side.
 
-    Centring them first would remove the very direction on which they agree.
+    Centring them first would remove the very direction on which they agree. Those of a question's two orders are averaged:
+    what the letters differ in has the opposite sign in each, and would be the largest component.
     """
     differences = positive - negative
-    direction: torch.Tensor = torch.linalg.svd(differences, full_matrices=False)[2][0]
-    return -direction if float((differences @ direction).mean()) < 0 else direction
+    by_item = [differences[torch.from_numpy(items == item)].mean(0) for item in np.unique(items)]
+    direction: torch.Tensor = torch.linalg.svd(torch.stack(by_item), full_matrices=False)[2][0]
+    return -direction if float(differences.mean(0) @ direction) < 0 else direction
 
 
-def logistic(positive: torch.Tensor, negative: torch.Tensor) -> torch.Tensor:
+def logistic(positive: torch.Tensor, negative: torch.Tensor, _items: np.ndarray) -> torch.Tensor:
     """Return the weights of scikit-learn's logistic regression of side on state (L2 penalty, C = 1) as a unit direction."""
     from sklearn.linear_model import LogisticRegression
 
@@ -295,8 +298,8 @@ def _quality(positive: torch.Tensor, negative: torch.Tensor, items: np.ndarray, 
     shuffled = np.random.default_rng(0).permutation(known)
 
     def learnt_from(chosen: np.ndarray) -> torch.Tensor:
-        rows = torch.from_numpy(np.isin(items, chosen))
-        return method(positive[rows], negative[rows])
+        rows = np.isin(items, chosen)
+        return method(positive[rows], negative[rows], items[rows])
 
     middle = len(shuffled) // 2
     halves = float(learnt_from(shuffled[:middle]) @ learnt_from(shuffled[middle:]))
