@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .steer.report import SteerabilityReport
     from .steer.vector import SteeringVector
 
+_PROMPT = "\0prompt"  # stands for the prompt where variables are expanded, and where the line is read
 _SOURCES = "a variable, a JSON Lines file, or a set: the demo's (demo/mood-pairs, …) or one of Perez et al."
 _ALPHAS = f"{ALPHAS[0]:g}:{ALPHAS[-1]:g}:{ALPHAS[1] - ALPHAS[0]:g}"
 
@@ -58,12 +59,15 @@ class SteerMagics(Magics):
             raise LensError(commands)
         if words[0] in COMMANDS:
             return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
-        expanded = list(map(expand, words))
-        if not (words[0].startswith("-") or _names_a_vector(expanded[0], self.shell.user_ns)):  # options may come first
+        at = _place_of_prompt(words)
+        prompt, *rest = words[at], *map(expand, words[:at] + words[at + 1 :])
+        expanded = [*rest[:at], _PROMPT, *rest[at:]]
+        first = expanded[0] if at else prompt
+        if not (first.startswith("-") or _names_a_vector(first, self.shell.user_ns)):  # options may come first
             known = f"{', '.join(COMMANDS)} are"
             raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
         parsed = _compare_parser(prompt=True).read(expanded, intermixed=True)
-        prompt = dict(zip(expanded, words, strict=True))[parsed.vectors.pop()]  # as typed
+        parsed.vectors = [word for word in parsed.vectors if word != _PROMPT]
         if not parsed.vectors or self._is_a_vector_without_quotes(prompt, line, words):
             raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
         return self._compare(parsed, prompt)
@@ -91,6 +95,20 @@ class SteerMagics(Magics):
                 return compared
             display(compared)
         return None
+
+
+class _Word(str):
+    """A word of the line, told from others that read the same by identity."""
+
+
+def _place_of_prompt(words: list[str]) -> int:
+    """Return which of the words of a ``%steer`` line is the prompt: the last that is no option nor the value of one."""
+    parser = _compare_parser(prompt=True)
+    for action in parser._actions:
+        action.type = None  # variables in the values are not expanded yet
+    marked = list(map(_Word, words))
+    prompt = parser.read(marked, intermixed=True).vectors[-1]
+    return next(place for place, word in enumerate(marked) if word is prompt)
 
 
 def _names_a_vector(word: str, variables: dict[str, Any]) -> bool:

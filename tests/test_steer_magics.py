@@ -127,6 +127,19 @@ def test_the_prompt_on_the_line_is_taken_as_it_stands(notebook: Notebook, tmp_pa
     for prompt in ("Once {upon} a $upon", "{undefined} {", "{alpha}"):
         made = notebook.run(f"%steer -n {{line}} warm:{{alpha}} '{prompt}'")
         assert (made.prompt, made.steering[0][:14], made.options["max_new_tokens"]) == (prompt, "warm add α=3.0", 2)
+    notebook.shell.user_ns.update(calls=[], flag="--chat", name="warm")
+    for line, prompt in (
+        ("warm '{calls.append(1)}'", "{calls.append(1)}"),  # whose value would be None
+        ("warm -n 2 $line -n 2", "$line"),  # another word reads the same once expanded
+        ("$name '$name' -n {line}", "$name"),
+        ("warm '{flag}'", "{flag}"),
+        ("warm -n {line} -- '{flag}'", "{flag}"),
+        ("warm '{line}' --seed {line}", "{line}"),  # another word reads the same before
+    ):
+        assert notebook.run(f"%steer {line}").prompt == prompt
+    assert notebook.shell.user_ns["calls"] == []
+    assert "is not a command of %steer, nor a vector" in notebook.refuses("%steer '{calls.append(1)}'")
+    assert notebook.shell.user_ns["calls"] == []
     assert notebook.run("%%steer warm:{alpha} -n {cell}\n{upon}").options["max_new_tokens"] == 4
     notebook.run(f"def save(name):\n    %steer save warm '{tmp_path}/{{name}}.safetensors'\nsave('a b')")
     assert (tmp_path / "a b.safetensors").is_file()
