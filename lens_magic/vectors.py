@@ -199,6 +199,8 @@ def terms_of(
     Raises:
         LensError: there is no such vector, or a choice is not understood.
     """
+    if session.model is not None and choices.get("layers") is not None:  # a vector may not know what the last layer is
+        choices["layers"] = options.parse_layers(choices["layers"], session.model.layers)
     terms = []
     for name, alpha in [parse_term(word) for word in words]:
         if name.endswith(VECTOR_FILES) and name not in session.vectors:

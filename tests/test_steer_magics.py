@@ -331,6 +331,14 @@ def test_bad_input_is_one_clear_line(notebook: Notebook, line: str, words: str) 
     assert current().vectors == {}
 
 
+def test_the_last_layer_is_the_models(notebook: Notebook) -> None:
+    """Of a vector that has none there, and does not say how many the model has."""
+    notebook.shell.user_ns["mine"] = lens.SteeringVector.of({1: range(1, 129), 3: [1] * 128}, "post_ln")
+    assert notebook.run("%%steer mine -l -1 -n 2\nA lens").steering[0].endswith("of layer 3")
+    notebook.shell.user_ns["mine"] = lens.SteeringVector.of({0: range(1, 129), 1: [1] * 128}, "post_ln")
+    assert "'mine' has no direction at layer 3; it has 0,1" in notebook.refuses("%%steer mine -l -1 -n 2\nA lens")
+
+
 def test_a_vector_of_another_model_is_refused(notebook: Notebook, checkpoints: Checkpoints, tmp_path: Path) -> None:
     notebook.run(f"%steer train warm --pairs items -l 1\n%steer save warm {tmp_path}/v.safetensors")
     notebook.run(f"%lens load {checkpoints('qwen3-odd')}")

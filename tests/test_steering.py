@@ -24,7 +24,7 @@ from lens_magic.session import current
 from lens_magic.steer import intervene
 from lens_magic.steer.spans import parse_positions, parse_span, tabulate
 from lens_magic.steer.term import MadeFor, SteeringTerm
-from lens_magic.steer.vector import SteeringVector
+from lens_magic.steer.vector import Origin, SteeringVector
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 10
@@ -366,7 +366,8 @@ def test_a_forced_text_is_steered_beside_a_longer_one_as_alone(checkpoints: Chec
 
 def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     once.load(folder := checkpoints("llama-gqa"))
-    v = SteeringVector.of({1: direction(width_of(folder)), 3: direction(width_of(folder))}, name="v", site="post_ln")
+    both = {1: direction(width_of(folder)), 3: direction(width_of(folder))}
+    v = SteeringVector.of(both, name="v", site="post_ln", origin=Origin(layers=4))
     term = v.steer([1.5, 2.5], positions="-2:5", steps="0:4", decay=2, clip=0.1, scale={-1: 0.5}, keep_norm=True)
     first, second = lens.run([models.PROMPT] * 2, 3, layers=-1, steer=[term, (v * 3).for_sequences(1)])
     where = "at post_ln of layer 1,3"

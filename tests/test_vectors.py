@@ -249,6 +249,22 @@ def test_bad_terms_are_one_clear_line(choices: dict[str, Any], words: str) -> No
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("spec", [-1, "-1", "1-", "::2", "1:", ":-1", [1, -1]])
+def test_a_vector_that_does_not_know_its_models_last_layer_does_not_guess_it(spec: Any) -> None:
+    unknown = made(origin=Origin())
+    for steer in (lambda: unknown.steer(1, layers=spec), lambda: unknown.steer(1, scale={-1: 0.5})):
+        with pytest.raises(lens.LensError, match=r"'vector' depend on how many its model has, .*; numbers among 1,3 would"):
+            steer()
+
+
+def test_layers_numbered_from_the_first_need_no_model() -> None:
+    unknown = made((0, 1, 2, 3), origin=Origin())
+    for spec in ("1-2", "1,2", [2, 1], iter([1, 2]), "1:3"):
+        assert list(unknown.steer(1, layers=spec).directions) == [1, 2]
+    with pytest.raises(lens.LensError, match="'vector' has no direction at layer 9; it has 0,1,2,3"):
+        unknown.steer(1, layers=9)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

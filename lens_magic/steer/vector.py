@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from .term import Summand
 
+_DEPTHS = (10_000, 20_000)
+"""Numbers of layers that a model of unknown depth is taken to have: what differs between them counts from its end."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -195,7 +198,8 @@ class SteeringVector:
 
         Args:
             alpha: α, absolute, in the units of the hidden states; a sequence gives each sequence of a batch its own.
-            layers: layers of the vector to steer together; by default all of them.
+            layers: layers of the vector to steer together; by default all of them. Those that count from the model's last
+                (-1, "5-", "::4") need a vector that says how many its model has, as trained ones do.
             site: where to steer; by default the site the vector was read at.
             positions: "all", "prompt" (p < 0), "generated" (p ≥ 0), "last" (p = 0), "A:B" half-open in p, or a set of p.
             steps: "A:B" or (A, B), half-open, counting generated tokens.
@@ -208,7 +212,8 @@ class SteeringVector:
             keep_norm: rescale h to its original length.
 
         Raises:
-            LensError: α is not finite, the vector has no direction at a layer, or a choice is not understood.
+            LensError: α is not finite, the vector has no direction at a layer or cannot tell which is meant, or a choice is not
+                understood.
         """
         alphas = alphas_of("alpha", alpha, self.name)
         chosen = self.layers if layers is None else self._chosen(layers)
@@ -249,11 +254,18 @@ class SteeringVector:
         return self.steer() - other
 
     def _chosen(self, layers: str | int | Iterable[int]) -> tuple[int, ...]:
-        known = self.origin.layers or max(self.layers) + 1
-        chosen = options.parse_layers(layers, known)
+        own = ",".join(map(str, self.layers))
+        several = options.listed(layers, ordered=False)
+        given = layers if several is None else several
+        depths = [self.origin.layers] * 2 if self.origin.layers else _DEPTHS
+        chosen, deeper = (options.parse_layers(given, depth) for depth in depths)
+        if chosen != deeper:
+            raise LensError(
+                f"layers {quoted(layers)} of {self.name!r} depend on how many its model has, which it does not say; "
+                f"numbers among {own} would do"
+            )
         for layer in chosen:
             if layer not in self.directions:
-                own = ",".join(map(str, self.layers))
                 raise LensError(f"{self.name!r} has no direction at layer {layer}; it has {own}")
         return chosen
 
