@@ -103,7 +103,7 @@ def make_run(
 def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
     """Return the terms that steered one of the prompts: those that meet a position of its own."""
     new = request.max_new_tokens if request.forced is None else len(request.forced[number])
-    positions = range(1 - len(request.prompts[number]), max(new, 1))
+    positions = range(1 - len(request.prompts[number]), new)
     terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
     return [term for term in terms if term is not None and term.has_effect(positions)]
 

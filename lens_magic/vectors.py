@@ -241,7 +241,7 @@ def steering_terms(
     for term in given:
         alphas, its = term.alphas(len(new)), term.check_sequences(len(new))
         parts = term.over_each(new if asked is None else [asked])
-        parts[-1].check_effect(range(1 - max(prompts[at] for at in its), max(1, *(new[at] for at in its))), most)
+        parts[-1].check_effect(range(1 - max(prompts[at] for at in its), max(new[at] for at in its)), most)
         # With one prompt, its α is for every copy of it: comparisons run several copies in one batch.
         found += [replace(part, alpha=alphas[0], sequences=None) for part in parts] if len(new) == 1 else parts
     return tuple(found)

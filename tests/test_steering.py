@@ -240,6 +240,25 @@ def test_a_term_for_some_prompts_acts_on_these_or_is_refused(checkpoints: Checkp
     assert lens.compare(one, term.for_sequences(0), 2).steering == (str(term),) == tuple(first.steered.options["steering"])
 
 
+def test_a_run_of_no_tokens_has_no_position_from_0_on(checkpoints: Checkpoints) -> None:
+    """Its last is the one before the prompt's last token, whose target is that token."""
+    once.load(folder := checkpoints("llama-gqa"))
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "post_ln", 3.0)
+    text = {"max_new_tokens": 0, "prompt_tokens": True, "layers": -1}
+    plain = lens.run(models.PROMPT, **text)
+    for positions in ("generated", "last", (0, None), frozenset({0, 1})):
+        late = replace(term, positions=positions)
+        for ask in (lambda late=late: lens.run(models.PROMPT, steer=late, **text), lambda late=late: lens.diff(plain, late)):
+            with pytest.raises(LensError, match=r"'test' would steer nothing: .* p = -\d+ to -1, and no generated token$"):
+                ask()
+    for early in (term, replace(term, positions="prompt"), replace(term, positions=(-1, None)), replace(term, steps=(0, 1))):
+        assert lens.run(models.PROMPT, steer=early, **text).options["steering"] == [str(early)]
+        assert lens.diff(plain, early).kl.max() > 1e-6
+    far = frozenset({1 - len(plain.prompt_ids), 0})  # of the longer prompt's positions its first
+    told = [run.options["steering"] for run in lens.run([models.PROMPT, "A lens"], steer=replace(term, positions=far), **text)]
+    assert [len(terms) for terms in told] == [1, 0]
+
+
 def test_what_does_not_fit_changes_nothing(checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-gqa")
     once.load(folder)

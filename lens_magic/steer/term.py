@@ -185,9 +185,11 @@ class SteeringTerm:
             LensError: no position is steered, or α is too large.
         """
         if not self.has_effect(positions):
+            last = positions.stop - 1
+            tokens = f"and generated tokens 0 to {last}" if last >= 0 else "and no generated token"
             raise LensError(
                 f"{self.name!r} would steer nothing: its positions and steps meet none of this run's, which are "
-                f"p = {positions[0]} to {positions[-1]}, and generated tokens 0 to {max(0, positions[-1])}"
+                f"p = {positions.start} to {last}, {tokens}"
             )
         alphas = self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)
         scales = [self.scale.get(layer, 1.0) for layer in self.directions]
