@@ -27,7 +27,10 @@ _MARK_OF_A_LINE = re.compile(r"^[ \t]*\(([A-Z])\)[ \t]*", re.MULTILINE)
 _MARK = re.compile(r"(?<!\S)\(([A-Z])\)[ \t]*")
 _BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 _CUE_LINE = re.compile(r"\s*\n[^\n]*[:(]\s*$")
-_PUNCTUATION = " .,;:?!()"
+_CONNECTIVE = re.compile(r"[\s,;]*(?:\b(?:or|and|versus|vs\.?)|/)$", re.IGNORECASE)
+_NAMES_AN_OPTION = re.compile(r"\([AB]\)")
+_END_OF_SENTENCE = " .,;:?!"
+_PUNCTUATION = f"{_END_OF_SENTENCE}()"
 
 HUB_SET = "Anthropic/model-written-evals"
 _SETS = (
@@ -311,6 +314,14 @@ def _options(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
     # Text after option (B) without a break, such as a cue for the answer, would move to (A) with it when they are exchanged.
     if not ends and ("\n" in two or two.endswith((":", "("))):
         raise _Rejected("no telling where option (B) ends; a line of its own for what follows it would do")
+    if ends and _BLANK_LINE.search(text[second.end() + len(two) :].strip()):  # the second paragraph may be the option's
+        raise _Rejected("several paragraphs after option (B)")
+    connective = _CONNECTIVE.search(one)
+    if pattern is _MARK or connective:  # one sentence with both: what joins them and ends it stays in its place
+        one = one[: connective.start()] if connective else one
+        one, two = one.rstrip(_END_OF_SENTENCE), two.rstrip(_END_OF_SENTENCE)
+    if _NAMES_AN_OPTION.search(one) or _NAMES_AN_OPTION.search(two):
+        raise _Rejected("an option that names one by its letter")
     if not one.strip(_PUNCTUATION) or not two.strip(_PUNCTUATION):
         raise _Rejected("an option without text")
     if one == two:
