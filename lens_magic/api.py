@@ -356,7 +356,8 @@ def evaluate(
         site: where to add the direction; by default the site the vector was read at.
         reuse_layer: apply the direction of this one layer at each of ``layers`` (by default all of the model's).
         positions: as in :meth:`SteeringVector.steer`.
-        random_directions, seed: number of random directions, and the seed they are drawn with; several give a better baseline.
+        random_directions, seed: number of random directions, and the seed they are drawn with. With more of them, less steep
+            a slope is told from theirs (``p_against_random``).
 
     Raises:
         LensError: no model is loaded, the vector does not fit it, an argument is invalid, or no question is left.

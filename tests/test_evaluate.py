@@ -671,7 +671,7 @@ def test_the_demo_models_persona_is_steered_in_its_middle() -> None:
     """On questions whose groups and situations neither the direction nor the model has seen."""
     once.load("demo")
     vector = lens.train_vector(DEMO_DATA / "persona-pairs.jsonl", layers=[3], site="resid_post", position="mean")
-    report = lens.evaluate(vector, DEMO_DATA / "persona-heldout.jsonl", alphas=(-1.5, 1.5), random_directions=2)
+    report = lens.evaluate(vector, DEMO_DATA / "persona-heldout.jsonl", alphas=(-1.5, 1.5), random_directions=5)
     row = report.summary().loc[3]
     assert report.counts == {"test": 48, "unmeasured": 0, "train": len(vector.training.digests), "excluded": 0, "rejected": 0}
     assert row["p_value"] < 0.01

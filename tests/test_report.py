@@ -66,7 +66,7 @@ def slopes_around(mean: float, prompts: int = 40, spread: float = 0.2, layers: i
 
 def test_planted_slopes_are_found() -> None:
     truth = slopes_around(0.7)
-    report = planted(truth, noise=0.02)
+    report = planted(truth, noise=0.02, random_directions=10)
     assert report.slopes.shape == (40,)
     assert np.abs(report.slopes - truth[0]).max() < 0.05
     row = report.summary().loc[2]
@@ -125,6 +125,21 @@ def test_statistics_recomputed_otherwise() -> None:
         assert row["random_slope"] == pytest.approx(random.mean())
         assert abs(row["random_steepest"]) == pytest.approx(np.abs(random.mean(1)).max())
     assert (summary["p_value"] >= summary["p_uncorrected"]).all()
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 3, 10])
+def test_a_random_direction_is_no_more_than_a_random_one(drawn: int) -> None:
+    """But as often as p says, though all prompts agree, and however many they are."""
+    slopes = np.random.default_rng(drawn).normal(0, 0.02, (2000, 1 + drawn))
+    found = np.array([statistics.p_among(row[0], row[1:]) for row in slopes])
+    for level in (0.01, 0.05, 0.5):
+        assert (found < level).mean() == pytest.approx(level, abs=3 * np.sqrt(level / 2000))
+    assert np.isnan(statistics.p_among(0.1, np.zeros(drawn)))
+    report = planted(np.zeros((1, 60)), noise=0.01, random_directions=drawn)
+    each = np.where(np.arange(1 + drawn) % 2, 0.1, -0.15)[:, None, None, None, None]  # the vector's is the steepest
+    row = replace(report, propensities=report.propensities + each * np.array(ALPHAS)).summary().loc[2]
+    assert row["p_value"] < 1e-10
+    assert row["p_against_random"] > 0.05
 
 
 def test_holm_is_the_closed_test_of_bonferroni() -> None:

@@ -107,8 +107,8 @@ class SteerabilityReport:
                 NaN if none of them reaches it. multiplier_for_0.3: the same in units of the raw difference's norm.
             monotone: share of prompts whose propensity rises at every step of α.
             anti_steerable: share of prompts with a negative slope.
-            random_slope: mean slope of the random directions; random_steepest: that of the steepest; p_against_random:
-                paired t-test of the prompts' slopes against their mean under the random directions, corrected.
+            random_slope: mean slope of the random directions; random_steepest: that of the steepest; p_against_random: of the
+                mean slope among theirs, two-sided, corrected: t with as many degrees of freedom as random directions.
             label_bias: mean of logit(A) − logit(B) over both orders, unsteered, which does not depend on the answers'
                 content; label_slope: its change per α.
         """
@@ -156,7 +156,7 @@ class SteerabilityReport:
             "anti_steerable": (slopes < 0).mean(),
             "random_slope": random_means.mean(),
             "random_steepest": random_means[np.abs(random_means).argmax()],
-            "p_against_random": statistics.paired_p(random.mean(0), slopes),
+            "p_against_random": statistics.p_among(slopes.mean(), random_means),
             "label_bias": (self.unsteered[:, 0] - self.unsteered[:, 1]).mean() / 2,
             "label_slope": statistics.fit_lines(alphas, by_letter.mean(0))[0],
         }

@@ -53,6 +53,20 @@ def paired_p(low: Array, high: Array, test: Callable[..., tuple[float, float]] |
         return float((test or stats.ttest_rel)(high, low)[1])
 
 
+def p_among(slope: float, random: Array) -> float:
+    """Return the two-sided p-value of a mean slope among those of random directions, ``[random]``: each is one observation.
+
+    A direction and its opposite are equally likely to be drawn, so their slopes lie about 0: exactly if the α do; where these
+    do not, p is too large rather than too small. A slope sums over many coordinates of its direction, so it is about normal.
+    Hence t, with as many degrees of freedom as there are random directions.
+
+    Returns:
+        The p-value; NaN if no random direction moves anything.
+    """
+    size = float(np.sqrt((random**2).mean()))
+    return float(2 * stats.t.sf(abs(slope) / size, len(random))) if size > 0 else float("nan")
+
+
 def holm(p_values: Array) -> Array:
     """Correct p-values of several tests, ``[test]``, for their number (Holm 1979); NaN does not count as a test."""
     corrected = np.full(len(p_values), np.nan)
