@@ -179,6 +179,14 @@ def test_what_cannot_be_said_is_not_said() -> None:
     alone = planted(np.array([[0.5]])).summary().loc[2]
     assert np.isnan(alone["p_value"])
     assert np.isnan(alone["slope_std"])
+    for prompts in (1, 2, 4, 5):
+        few = planted(slopes_around(0.5, prompts=prompts, layers=2))
+        assert few.summary()[["slope_low", "slope_high"]].isna().to_numpy().all() == (prompts < 5)
+        assert ("– … –" in repr(few)) == (prompts < 5)
+        propensity, by_layer, _ = few.plot().axes
+        bars = [bar for drawn in by_layer.containers for bar in drawn[2][0].get_paths()]
+        bands = [band.vertices for drawn in propensity.collections for band in drawn.get_paths() if len(band.vertices)]
+        assert np.isfinite([bar.vertices for bar in bars]).all() == bool(bands) == (prompts >= 5)
     still = planted(np.zeros((1, 10)), noise=0.0).summary().loc[2]
     assert still["mean_slope"] == 0
     assert still["p_value"] == 1
@@ -186,6 +194,14 @@ def test_what_cannot_be_said_is_not_said() -> None:
     assert np.isnan(still["r2"])
     assert np.isnan(still["alpha_for_0.3"])
     assert still["monotone"] == 0
+
+
+def test_two_alphas_do_not_tell_how_straight_a_line_is() -> None:
+    two = planted(slopes_around(0.5))
+    two = replace(two, alphas=(-1.5, 1.5), propensities=two.propensities[..., [0, -1]])
+    row = two.summary().loc[2]
+    assert np.isnan(row["r2"])
+    assert row["mean_slope"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_report_is_a_value() -> None:

@@ -98,8 +98,9 @@ class SteerabilityReport:
         """Return a table with one row per layer.
 
         Columns:
-            mean_slope, slope_std: over prompts; slope_low, slope_high: 95 % bootstrap interval of the mean.
-            r2: mean R² of the prompts' lines.
+            mean_slope, slope_std: over prompts; slope_low, slope_high: 95 % bootstrap interval of the mean, NaN for fewer than
+                5 prompts.
+            r2: mean R² of the prompts' lines, NaN for two α.
             p_value: paired t-test, lowest against highest α, two-sided, corrected for the number of layers (Holm);
                 p_uncorrected: before correction; p_wilcoxon: of the signed-rank test instead, corrected too.
             mean_change: mean propensity at the highest α minus that at the lowest.

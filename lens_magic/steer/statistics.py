@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 Array = np.ndarray
+_FEWEST = 5  # prompts that resampling can say something of: of one, every resample is the same
 _DRAWN = 1_000_000  # prompts drawn at a time by the bootstrap
 
 
@@ -24,7 +25,8 @@ def fit_lines(alphas: Array, propensities: Array) -> tuple[Array, Array]:
         propensities: ``[…, alpha]``.
 
     Returns:
-        Slopes and R², each ``[…]``. R² is NaN for a prompt that does not move at all: there is nothing to explain.
+        Slopes and R², each ``[…]``. R² is NaN for a prompt that does not move at all, as there is nothing to explain, and for
+        two α, as a line goes through any two points.
     """
     centred = alphas - alphas.mean()
     deviations = propensities - propensities.mean(-1, keepdims=True)
@@ -32,7 +34,7 @@ def fit_lines(alphas: Array, propensities: Array) -> tuple[Array, Array]:
     total = np.where(np.ptp(propensities, axis=-1) > 0, (deviations**2).sum(-1), 0.0)
     residual = ((deviations - slopes[..., None] * centred) ** 2).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return slopes, np.where(total > 0, 1 - residual / total, np.nan)
+        return slopes, np.where((total > 0) & (len(alphas) > 2), 1 - residual / total, np.nan)
 
 
 def paired_p(low: Array, high: Array, test: Callable[..., tuple[float, float]] | None = None) -> float:
@@ -78,7 +80,12 @@ def holm(p_values: Array) -> Array:
 
 
 def bootstrap_interval(values: Array, seed: int = 0, resamples: int = 10_000, level: float = 0.95) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the mean of ``values``, ``[prompt]``, resampling prompts (Efron 1979)."""
+    """Return the percentile bootstrap interval of the mean of ``values``, ``[prompt]``, resampling prompts (Efron 1979).
+
+    NaN twice for fewer than 5 prompts, of which it would say too much: of one, that its mean is certain.
+    """
+    if len(values) < _FEWEST:
+        return float("nan"), float("nan")
     random = np.random.default_rng(seed)
     at_a_time = max(1, _DRAWN // len(values))
     counts = [min(at_a_time, resamples - done) for done in range(0, resamples, at_a_time)]
