@@ -161,21 +161,26 @@ class OnGPU:
                     result = step()  # recorded, not run
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)
-                self._give_up(error, pool)
+                self._give_up(error, graph, pool)
                 result = None
         if result is None:
             return None, step()
         graph.replay()
         return graph.replay, result
 
-    def _give_up(self, error: RuntimeError, pool: tuple[int, int]) -> None:
+    def _give_up(self, error: RuntimeError, graph: torch.cuda.CUDAGraph, pool: tuple[int, int]) -> None:
         """Clean up after a failed recording, and warn.
 
         Some operations copy to the host internally (grouped products, before Hopper), which cannot be detected from outside.
         """
-        for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
-            with contextlib.suppress(RuntimeError):  # if torch has done so already
-                give_back(torch.cuda.current_device(), pool)
+        try:
+            graph.pool()  # raises if the recording did not end
+        except RuntimeError:  # an error of CUDA's: torch leaves the pool as it was, in use
+            for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+                with contextlib.suppress(RuntimeError):  # if torch has done so already
+                    give_back(torch.cuda.current_device(), pool)
+        else:  # an error of torch's, before it called CUDA: the graph gives its pool back, and twice would end the process
+            graph.reset()
         if self._telling:
             words = f"tokens come more slowly: a decode step cannot be made a CUDA graph ({reason_of(error)})"
             warnings.warn(words, stacklevel=2)
