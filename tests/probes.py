@@ -34,6 +34,18 @@ def fail(rank: Any, who: int) -> None:
     rank.wait_for(rank.communicator.Ibarrier())
 
 
+def fail_alone(rank: Any, who: int = 0) -> None:
+    """The other ranks wait for nobody."""
+    if rank.rank == who:
+        raise ValueError(f"planned on {who}")
+
+
+def give_up(rank: Any) -> None:
+    from lens_magic.ranks.rank import Aborted
+
+    raise Aborted
+
+
 def die(rank: Any, who: int) -> None:
     if rank.rank == who:
         os.kill(os.getpid(), signal.SIGKILL)

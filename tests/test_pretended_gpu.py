@@ -9,11 +9,13 @@ from typing import Any
 import models
 import numpy as np
 import pretended
+import probes
 import pytest
 import steering_items
 import torch
 
 import lens_magic as lens
+from lens_magic.errors import RankError
 from lens_magic.session import current
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
@@ -123,6 +125,16 @@ def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[flo
         *compared.steered.log_prob_change[:4],
     ]
     return runs, numbers
+
+
+def test_a_failed_call_leaves_no_kernel_for_the_next(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:
+    """Every rank has waited for its own GPU when the call is over, those that noticed no failure too."""
+    group = with_gpus(2)
+    lens.load(str(checkpoints("llama-gqa")), ranks=2)
+    group.call(pretended.waits)
+    with pytest.raises(RankError, match="planned on 1"):
+        group.call(probes.fail_alone, 1)
+    assert group.call(pretended.waits) == [2, 2], "that call's, and the one's that asked before"
 
 
 def test_ranks_that_share_a_gpu(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:

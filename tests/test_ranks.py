@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import Interrupted, LensError, RankError, RanksLost
-from lens_magic.ranks import board, collectives, environment, loopback, memory, start
+from lens_magic.ranks import board, channel, collectives, environment, loopback, memory, start, worker
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -504,11 +504,20 @@ def test_a_forked_process_neither_uses_ends_nor_keeps_them(pair: Group, tmp_path
     assert runtime_folder().is_dir()
 
 
+@pytest.fixture
+def finished(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Rank 0 waits for the others in kernels, which the group ends soon after a failure; its waits for its GPU."""
+    waits: list[str] = []
+    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
+    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append(str(device)))
+    return waits
+
+
+@pytest.mark.usefixtures("finished")
 def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """In NCCL's kernels a rank does not hear that another has failed: here one sleeps in its place."""
     ended = []
-    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
-    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
     monkeypatch.setattr("lens_magic.ranks.collectives.abort_kernels", lambda: ended.append(True))
     assert pair.call(probes.place) == [(0, 2), (1, 2)]
     started = time.monotonic()
@@ -519,11 +528,11 @@ def test_ranks_that_wait_in_kernels_are_given_up_when_one_has_failed(pair: Group
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.usefixtures("finished")
 def test_rank_0_is_released_from_a_kernel_even_if_another_failed_before_it_began(
     pair: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
-    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+    monkeypatch.setattr(probes, "released", threading.Event())
     monkeypatch.setattr("lens_magic.ranks.collectives.abort_kernels", probes.released.set)
     pair.call(probes.import_everything)
     ((_, link),) = pair._workers.values()
@@ -555,9 +564,46 @@ def test_what_ranks_that_are_gone_would_take_part_in_is_not_waited_for(
     assert not collectives._connected
 
 
-def test_ranks_that_end_after_a_failure_are_not_given_up(pair: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lens_magic.ranks.group.GRACE_S", 0.3)
-    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: True)
+@pytest.mark.parametrize(("outcome", "function"), [("ok", "place"), ("error", "fail_alone"), ("aborted", "give_up")])
+def test_a_call_ends_when_its_kernels_have(
+    outcome: str, function: str, finished: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever comes of it: a kernel left waiting for another rank's would meet one of the next call."""
+    call = channel.Call(1, "probes", function, (), {})
+    assert worker.run(Rank(), call).outcome == outcome
+    assert finished
+    monkeypatch.setattr("lens_magic.ranks.collectives.waits_in_kernels", lambda: False)
+    finished.clear()
+    assert worker.run(Rank(), call).outcome == outcome
+    assert not finished, "without such kernels nobody waits"
+
+
+@pytest.mark.parametrize(("function", "told"), [("place", "RuntimeError: CUDA error"), ("fail_alone", "ValueError: planned")])
+@pytest.mark.usefixtures("finished")
+def test_an_error_of_a_calls_kernels_is_the_calls(function: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: torch.device) -> None:
+        raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", fails)
+    status = worker.run(Rank(), channel.Call(1, "probes", function, (), {}))
+    assert status.outcome == "error"
+    assert status.summary.startswith(told)
+
+
+def test_a_rank_whose_kernels_wait_for_one_that_has_failed_is_given_up(
+    pair: Group, finished: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has returned what it was asked for, and all the same the call goes on."""
+    ended = threading.Event()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: finished.append(str(ended.wait(10))))
+    monkeypatch.setattr("lens_magic.ranks.collectives.abort_kernels", ended.set)
+    with pytest.raises(RanksLost, match="given up"):
+        pair.call(probes.fail_alone, 1)
+    assert finished == ["True"]
+
+
+@pytest.mark.usefixtures("finished")
+def test_ranks_that_end_after_a_failure_are_not_given_up(pair: Group) -> None:
     pair.call(probes.import_everything)
     with pytest.raises(ValueError, match="planned on 0"):
         pair.call(probes.fail, 0)

@@ -75,9 +75,12 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
     try:
         function = getattr(importlib.import_module(call.module), call.function)
         value = function(rank, *call.arguments, **call.options)
+        _finish_kernels(rank)
     except BaseException as error:
         if on_error is not None:
             on_error(error)
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            _finish_kernels(rank)
         if is_abort(error):
             error.__traceback__ = None  # nobody needs it, and its frames keep alive what the ranks share
             return channel.Status(call.number, "aborted")
@@ -102,6 +105,16 @@ def is_abort(error: BaseException) -> bool:
     """
     mpi = sys.modules.get("mpi4py.MPI")
     return isinstance(error, Aborted) or (mpi is not None and isinstance(error, mpi.Exception))
+
+
+def _finish_kernels(rank: Rank) -> None:
+    """Wait for all that this rank has asked of its GPU, if ranks wait for each other in its kernels.
+
+    A kernel whose counterpart another rank never started, as it failed before, would else meet one of the next call. As long as
+    it waits, the call is under way, and the group gives the ranks up.
+    """
+    if (collectives := sys.modules.get(f"{__package__}.collectives")) is not None and collectives.waits_in_kernels():
+        collectives.torch.cuda.synchronize(collectives.device_for(rank))
 
 
 def _read(link: channel.Link, commands: queue.SimpleQueue[Any], aborted: threading.Event) -> None:
