@@ -24,7 +24,9 @@ import torch
 import xarray as xr
 
 import lens_magic as lens
+from lens_magic import results
 from lens_magic.lens.files import RUN_ENDINGS, packed
+from lens_magic.lens.tracking import NOBODY
 from lens_magic.lens.variables import VARIABLES
 from lens_magic.outputs import check_output
 from lens_magic.view.terminal import table_text
@@ -54,6 +56,21 @@ def test_dataset(run: lens.LensRun) -> None:
     assert (data["prob"].diff("k") <= 0).all()
     hit = data["target_rank"] == 0
     assert np.allclose(data["target_prob"].values[hit], data["prob"].isel(k=0).values[hit])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+@pytest.mark.parametrize("positions", [0, 1, 400])
+def test_the_ids_that_occur_in_a_run(positions: int, tracked: bool) -> None:
+    """Those that sorting them all would give, which takes long; −1, where no token is followed, is none of them."""
+    drawn = np.random.default_rng(0)
+    ids = {"token_id": drawn.integers(0, 5000, (3, 2, positions, 5), dtype=np.int32)}
+    if tracked:
+        ids["tracked_id"] = drawn.integers(NOBODY, 9000, (positions, 3), dtype=np.int32)
+    occurring = np.unique(np.concatenate([each.reshape(-1) for each in ids.values()]))
+    expected = occurring[occurring != NOBODY].tolist()
+    found = results._candidates({"entropy": np.zeros((3, 2, positions)), **ids})
+    assert found == expected
+    assert all(type(index) is int for index in found), "as they go into JSON"
 
 
 def test_table(run: lens.LensRun) -> None:
