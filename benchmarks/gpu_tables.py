@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .tables import generating, spread
+from .tables import generating, spread, steps_a_second
 
 
 def table(whole: Mapping[str, Any]) -> str:
@@ -16,7 +16,8 @@ def table(whole: Mapping[str, Any]) -> str:
     header += ["projection ÷ generation", "peak beyond weights, GB", "N"]
     lines = [
         f"{about['machine']['gpu']}, copies at {about['copy_bytes_per_s'] / 1e9:,.0f} GB/s (read and written)"
-        f"; T = {about['tokens']}, bfloat16, one rank. Rates are by the seconds from asking to having, less the projection's.",
+        f"; T = {about['tokens']}, bfloat16, one rank. Rates are by the seconds from asking to having, less the projection's;"
+        " ours of the copy rate by those of the decode steps alone, of which each reads weights, keys and values once.",
         *(f"Without {whose} kernels: {reason}." for whose, reason in about["kernels_not_used"].items()),
         "",
         "| " + " | ".join(header) + " |",
@@ -58,7 +59,8 @@ def _rows(model: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
 def _rate(model: Mapping[str, Any], about: Mapping[str, Any], samples: Sequence[dict[str, Any]]) -> list[str]:
     """Tokens per second, and how close that is to memory bandwidth."""
     rate = [about["tokens"] / generating(sample) for sample in samples]
-    reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in rate]
+    steps = [steps_a_second(sample, about["tokens"]) for sample in samples]
+    reached = [100 * speed * model["bytes_a_token"] / about["copy_bytes_per_s"] for speed in steps]
     return [spread(rate), f"{spread(reached)} %"]
 
 

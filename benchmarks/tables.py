@@ -80,6 +80,11 @@ def generating(sample: dict[str, Any]) -> float:
     return wall(sample) - float(sample.get("project_s", 0.0))
 
 
+def steps_a_second(sample: dict[str, Any], tokens: int) -> float:
+    """Decode steps per second, if the method tells their seconds; else tokens per second, the prompt's pass included."""
+    return (tokens - 1) / float(sample["decode_s"]) if "decode_s" in sample else tokens / generating(sample)
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return "Not measured yet."
@@ -159,6 +164,7 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
 
         ours, bare, plain = group[OURS], group.get(BARE), group.get("generate")
         rate = [tokens / generating(s) for s in ours.samples]
+        steps = statistics.median(steps_a_second(s, tokens) for s in ours.samples)
         projection = [s["project_s"] / generating(s) for s in ours.samples]
         rows.append(
             [
@@ -168,7 +174,7 @@ def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, 
                 spread(rate),
                 spread(ratios(bare, ours, generating)),
                 spread(ratios(plain, ours, generating)),
-                f"{100 * statistics.median(rate) * read(model, dtype, tokens) / copy_rate:.0f} %",
+                f"{100 * steps * read(model, dtype, tokens) / copy_rate:.0f} %",
                 f"{100 * statistics.median(projection):.0f} %",
                 _short(ours),
             ]
