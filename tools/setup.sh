@@ -47,6 +47,8 @@ case "$installed" in
         ;;
 esac
 
+# DeepSpeed would ask which of its kernels can be compiled for the GPU, of which none is, and fail without a CUDA toolkit.
+export DS_IGNORE_CUDA_DETECTION=1
 pip install --quiet --constraint constraints.txt hatchling editables
 pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[lab,test]'
 printf '%s' "$state" > "$STAMP"
