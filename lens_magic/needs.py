@@ -202,14 +202,14 @@ def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
     """
     import torch
 
-    from .ranks.memory import host_memory, stated_memory
+    from .ranks.memory import free_on_gpu, host_memory, stated_memory
 
     host, stated = host_memory() // ranks, stated_memory()
     if not torch.cuda.is_available():
         model = sum(room.model for room in before) // ranks
         return [Room("cpu", host if stated is None else stated, host, model)] * ranks
     devices = torch.cuda.device_count()
-    free = [torch.cuda.mem_get_info(device)[0] // len(range(device, ranks, devices)) for device in range(min(devices, ranks))]
+    free = [free_on_gpu(device) // len(range(device, ranks, devices)) for device in range(min(devices, ranks))]
     found = []
     for rank in range(ranks):
         device = rank % devices

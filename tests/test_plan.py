@@ -273,6 +273,59 @@ def test_an_attached_model_is_measured_where_it_is(monkeypatch: pytest.MonkeyPat
     assert memory.describe_rank(rank)["free"] > 8 << 20
 
 
+class FakeNVML:
+    """The driver's library, for two GPUs that are each used by half; ``refuses`` is a function of it that fails."""
+
+    def __init__(self, refuses: str, kind: str) -> None:
+        self.refuses = refuses
+        self.known = [f"{kind}-first".encode(), f"{kind}-second".encode()]
+        self.open = 0
+
+    def nvmlInit_v2(self) -> int:  # noqa: N802 - NVML's names
+        self.open += self.refuses != "init"
+        return int(self.refuses == "init")
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, name: bytes, handle: Any) -> int:  # noqa: N802
+        if name not in self.known or self.refuses == "handle":
+            return 6
+        handle._obj.value = 1 + self.known.index(name)
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any, found: Any) -> int:  # noqa: N802
+        found._obj.free = handle.value * 40
+        return int(self.refuses == "memory")
+
+
+@pytest.mark.parametrize("kind", ["GPU", "MIG"])
+@pytest.mark.parametrize("refuses", ["", "init", "handle", "memory", "load"])
+def test_what_other_gpus_have_free_is_told_without_taking_any_of_it(
+    refuses: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA would keep half a gigabyte of each for rank 0, which never uses them; it is asked where nothing else can be."""
+    library = FakeNVML(refuses, kind)
+
+    def load(name: str) -> FakeNVML:
+        assert name == "libnvidia-ml.so.1"
+        if refuses == "load":
+            raise OSError("no such file")
+        return library
+
+    asked: list[int] = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", load)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=("first", "second")[number]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (asked.append(number), (60 + number, 100))[1])
+    rooms = needs.rooms_here(3)
+    assert [room.device for room in rooms] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [room.free for room in rooms] == ([30, 61, 30] if refuses else [20, 80, 20])
+    assert asked == ([0, 1] if refuses else [])
+    assert library.open == 0
+
+
 def test_what_a_run_keeps_on_the_host_is_free_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is dropped before the next is kept: the same run again is no more than the first was."""
     monkeypatch.setattr("lens_magic.ranks.collectives.device_for", lambda rank: torch.device("cuda", 0))

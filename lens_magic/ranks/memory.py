@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -74,6 +75,41 @@ def free_memory(rank: Rank, device: torch.device) -> int:
         devices = torch.cuda.device_count()
         sharing = len(range(rank.local_rank % devices, rank.local_size, devices))
     return free // sharing + kept
+
+
+class _Memory(ctypes.Structure):
+    """NVML's ``nvmlMemory_t``."""
+
+    _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
+
+
+def free_on_gpu(number: int) -> int:
+    """Return the bytes that one of the GPUs this process sees has free, for a process that need not use it itself.
+
+    CUDA tells only who has a context on the GPU, which takes about half a gigabyte there for as long as the process lives.
+    The driver's management library (NVML) tells anybody; where it is missing or refuses, CUDA is asked.
+    """
+    import torch
+
+    free = _told_by_nvml(str(torch.cuda.get_device_properties(number).uuid))
+    return int(torch.cuda.mem_get_info(number)[0]) if free is None else free
+
+
+def _told_by_nvml(uuid: str) -> int | None:
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    if library.nvmlInit_v2():
+        return None
+    try:
+        handle, memory = ctypes.c_void_p(), _Memory()
+        names = [f"{kind}-{uuid}".encode() for kind in ("GPU", "MIG")]  # a part of a GPU has a name of its own
+        found = any(library.nvmlDeviceGetHandleByUUID(name, ctypes.byref(handle)) == 0 for name in names)
+        told = found and library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
+        return int(memory.free) if told else None
+    finally:
+        library.nvmlShutdown()
 
 
 def pinned_bytes(count: int) -> int:
