@@ -273,14 +273,14 @@ def _attention(dtype: str) -> dict[str, Any]:
     queries, keys, values = some(1, 32, 1, width), some(1, 8, COLUMNS, width), some(1, 8, COLUMNS, width)
     mask = torch.ones((1, 1, 1, COLUMNS), dtype=torch.bool, device=device)
     mask[..., -5:] = False
-    scale = width**-0.5
+    scale, last = width**-0.5, torch.tensor([COLUMNS - 6], device=device)
 
     def theirs(*given: Any) -> Any:
         keys, values = (each.repeat_interleave(4, 1) for each in given[1:])
         return F.scaled_dot_product_attention(given[0], keys, values, attn_mask=mask, scale=scale)
 
     exact = theirs(*(each.double() for each in (queries, keys, values)))
-    return _apart(dtype, [(attention.attend(queries, keys, values, mask, scale), theirs(queries, keys, values), exact)])
+    return _apart(dtype, [(attention.attend(queries, keys, values, mask, scale, last), theirs(queries, keys, values), exact)])
 
 
 def _sums(vocabulary: int) -> dict[str, Any]:

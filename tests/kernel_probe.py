@@ -27,14 +27,15 @@ def sums(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> t
     return *figures, *onepass.top(logits.flatten(0, 1), maxima, min(4, logits.shape[-1]))
 
 
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def attend(*given: torch.Tensor) -> torch.Tensor:
     """Keys and values have room for more columns than are read, as a cache has."""
+    queries, keys, values, mask, last = given
     keys, values = (each[:, :, : mask.shape[-1]] for each in (keys, values))
-    return attention.attend(queries, keys, values, mask, 0.3)
+    return attention.attend(queries, keys, values, mask, 0.3, last)
 
 
 # What kernels of attention take that is no whole number, and of it what is in float32 always.
-_NO_NUMBERS = ("queries", "keys", "values", "mask", "sums", "peaks", "totals", "out", "scale")
+_NO_NUMBERS = ("queries", "keys", "values", "mask", "last", "sums", "peaks", "totals", "out", "scale")
 _WIDE = ("sums", "peaks", "totals")
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -113,7 +114,7 @@ def _compile(
     from triton.compiler import ASTSource
 
     names, fixed = kernel.arg_names, {**constants, **dict.fromkeys(ones, 1)}
-    known = {"epsilon": "fp32", "scale": "fp32", "mask": "*i1", **dict.fromkeys(wide, "*fp32")}
+    known = {"epsilon": "fp32", "scale": "fp32", "mask": "*i1", "last": "*i64", **dict.fromkeys(wide, "*fp32")}
     known |= dict.fromkeys(numbers, "i32") | dict.fromkeys(fixed, "constexpr")
     signature = {name: known.get(name, f"*{dtype}") for name in names}
     pointers = [name for name in names if signature[name].startswith("*") and name not in kernel.do_not_specialize_on_alignment]

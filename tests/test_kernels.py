@@ -117,9 +117,26 @@ def of_attention() -> dict[str, list[torch.Tensor]]:
             if name == "as many keys as queries":
                 mask = mask[:1]
             queries = torch.randn(batch, 1, heads, width).mul(4).transpose(1, 2)
-            cases[f"attend/{name} {dtype}"] = [*(each.to(dtype) for each in (queries, keys, values)), mask]
+            given = [each.to(dtype) for each in (queries, keys, values)]
+            cases[f"attend/{name} {dtype}"] = [*given, mask, torch.tensor([columns - 1])]
+            if columns > 128:
+                cases |= {f"attend/{name} {dtype}, {way}": told for way, told in _not_filled(*given, mask).items()}
     wide = [torch.randn(1, heads, columns, 256).half() for heads, columns in ((2, 1), (1, 80), (1, 80))]
-    return {**cases, "attend/wide heads": [*wide, torch.ones(1, 1, 1, 77, dtype=torch.bool)]}
+    return {**cases, "attend/wide heads": [*wide, torch.ones(1, 1, 1, 77, dtype=torch.bool), torch.tensor([76])]}
+
+
+def _not_filled(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor
+) -> dict[str, list[torch.Tensor]]:
+    """A cache that is filled up to one of its columns: as the mask tells, which is read whole, and as its number tells."""
+    last = 101  # 128 are read: two times 64
+    mask = mask & (torch.arange(mask.shape[-1]) <= last)
+    mask[..., last] = True
+    behind = [torch.where(torch.arange(each.shape[2])[:, None] >= 128, torch.nan, each) for each in (keys, values)]
+    return {
+        "by the mask": [queries, keys, values, mask, torch.tensor([mask.shape[-1] - 1])],
+        "by its number": [queries, *behind, mask, torch.tensor([last])],
+    }
 
 
 STEPS, ATTENTION = of_steps(), of_attention()
@@ -229,9 +246,9 @@ def test_a_steps_kernels_round_as_its_operations_do(name: str, interpreted: Inte
             assert (ours != theirs).float().mean() < 0.02
 
 
-@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("name", [name for name in ATTENTION if "number" not in name])
 def test_attention_in_parts_is_the_whole(name: str, interpreted: Interpreted) -> None:
-    (found,), (queries, keys, values, mask) = interpreted(name), ATTENTION[name]
+    (found,), (queries, keys, values, mask, _) = interpreted(name), ATTENTION[name]
     group, columns = queries.shape[1] // keys.shape[1], mask.shape[-1]
     wide = [each[:, :, :columns].double().repeat_interleave(group, 1) for each in (keys, values)]
     scores = (0.3 * queries.double() @ wide[0].mT).masked_fill(~mask, -torch.inf)
@@ -239,6 +256,13 @@ def test_attention_in_parts_is_the_whole(name: str, interpreted: Interpreted) ->
     # In float32 a score's last digit, of up to 30 here, is what the weights differ by.
     near = (2 if found.dtype == torch.float16 else 32) * torch.finfo(found.dtype).eps
     np.testing.assert_allclose(found.double(), (scores.softmax(-1) @ wide[1]), rtol=near, atol=near)
+
+
+@pytest.mark.parametrize("name", [name for name in ATTENTION if "number" in name])
+def test_columns_that_are_not_filled_are_not_read(name: str, interpreted: Interpreted) -> None:
+    """They hold no numbers here, which would spoil all; and the rest is to the bit what the mask makes of it."""
+    (found,), (masked,) = (interpreted(name.replace("its number", way)) for way in ("its number", "the mask"))
+    assert torch.equal(found, masked)
 
 
 @pytest.mark.parametrize("columns", [1, 256, 1536, 131_072])

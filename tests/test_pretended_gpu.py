@@ -16,6 +16,7 @@ import torch
 
 import lens_magic as lens
 from lens_magic.errors import RankError
+from lens_magic.model import graph
 from lens_magic.session import current
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
@@ -125,6 +126,48 @@ def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[flo
         *compared.steered.log_prob_change[:4],
     ]
     return runs, numbers
+
+
+@pytest.mark.parametrize(
+    ("name", "with_triton", "once"),
+    [("llama-gqa", True, True), ("mistral-window", True, True), ("llama-gqa", False, False), ("gemma2", True, False)],
+)
+def test_where_attention_stops_at_a_steps_column_few_recordings_do(
+    name: str,
+    with_triton: bool,
+    once: bool,
+    checkpoints: Callable[[str], Path],
+    with_gpus: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each costs a step that is run and one that is recorded. Torch's attention, which caps Gemma 2's scores, reads on."""
+    reference = looked_at(checkpoints(name))
+    monkeypatch.setattr(graph.Recorded, "boundary", 8)
+    monkeypatch.setattr(graph, "LEAST", 3)
+    group = with_gpus(with_triton=with_triton)
+    assert_alike(looked_at(checkpoints(name)), reference)
+    ((replays, _),) = group.call(pretended.recorded)
+    if once:
+        assert replays == [TOKENS - 2] * 2
+    else:
+        assert len(replays) >= 2 * 3
+        assert max(replays) < 8
+
+
+def test_ranks_record_together_or_not_at_all(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:
+    """NCCL's exchanges are in graphs on all ranks or on none; here rank 0 alone has a hook of the user's to call."""
+    folder = checkpoints("llama-gqa")
+    group = with_gpus(2)
+    lens.load(str(folder), ranks=2)
+    group.call(pretended.recorded)
+    lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    assert [replays for replays, _ in group.call(pretended.recorded)] == [[TOKENS - 2]] * 2
+    handle = group.rank.store["model"].model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    try:
+        lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
+    finally:
+        handle.remove()
+    assert [replays for replays, _ in group.call(pretended.recorded)] == [[], []]
 
 
 def test_a_failed_call_leaves_no_kernel_for_the_next(checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]) -> None:

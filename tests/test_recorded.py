@@ -194,7 +194,7 @@ def test_a_step_that_waits_for_a_value_is_run_anew_each_time(checkpoints: Callab
 def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[str], Path]) -> None:
     """There, it would be an error."""
     dynamic_rope(checkpoints)
-    waiting, fine = (OnGPU(torch.device("cuda")) for _ in range(2))
+    waiting, fine = (OnGPU(torch.device("cuda"), torch.zeros(1)) for _ in range(2))
     loaded = current().group.rank.store["model"]
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
@@ -298,7 +298,7 @@ def test_a_graph_that_cannot_be_recorded_costs_speed_alone(
             raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
         return torch.ones(1)
 
-    recorded = Recorded(OnGPU(torch.device("cuda", 0), telling))
+    recorded = Recorded(OnGPU(torch.device("cuda", 0), torch.zeros(1), telling))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         results = [recorded(step, "shape", like_it=100) for _ in range(4)]
@@ -310,7 +310,7 @@ def test_a_graph_that_cannot_be_recorded_costs_speed_alone(
     assert [words in str(one.message) for one in said] == [True] * telling
 
     fails = False
-    recorded, streams = Recorded(OnGPU(torch.device("cuda", 0))), []
+    recorded, streams = Recorded(OnGPU(torch.device("cuda", 0), torch.zeros(1))), []
     for _ in range(4):
         recorded(step, "shape", like_it=100)
     assert streams == ["own", "side"]

@@ -23,7 +23,9 @@ _PROGRAMS = 256  # how many there should be at least: two for each of an H100's 
 _LEAST = 16  # fewest rows and lanes of a product on tensor cores
 
 
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float, last: torch.Tensor
+) -> torch.Tensor:
     """Return softmax(scale · q·k) v over the visible columns, ``[batch, heads, 1, width]``.
 
     The softmax is in float32; its weights are rounded to the dtype of the values before the sum over them.
@@ -32,6 +34,7 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask
         queries: ``[batch, heads, 1, width]``.
         keys, values: ``[batch, key heads, columns, width]`` of one dtype; the number of heads is a multiple of key heads.
         mask: bool ``[batch or 1, 1, 1, columns]``, True for visible columns.
+        last: int64 ``[1]`` on their device: no column behind this one is visible. They are not read, but for the next few.
     """
     from .attention_kernels import attend_to_part, put_together
 
@@ -47,7 +50,7 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask
     out = torch.empty_like(queries)
     with torch.cuda.device_of(queries):
         attend_to_part[(parts, batch * key_heads)](
-            *(queries, keys, values, mask, sums, peaks, totals, scale, columns, part, key_heads, group, width),
+            *(queries, keys, values, mask, last, sums, peaks, totals, scale, columns, part, key_heads, group, width),
             *(*keys.stride()[:3], *values.stride()[:3], mask.stride(0) if mask.shape[0] > 1 else 0),
             ROWS=power_of_two(max(group, _LEAST)),
             LANES=lanes,
@@ -86,12 +89,14 @@ def _alike(device: torch.device, dtype: torch.dtype, batch: int, heads: int, key
     queries, room = some(batch, heads, 1, width), (batch, key_heads, columns + 20, width)
     keys, values = (some(*room)[:, :, :columns] for _ in range(2))
     mask = torch.ones((batch, 1, 1, columns), dtype=torch.bool, device=device)
+    last = torch.tensor([columns * 2 // 3], device=device)
     mask[0, ..., :65] = False  # more than is read at a time
-    mask[..., -5:] = False
+    mask[..., columns * 2 // 3 + 1 :] = False
     q, k, v = (each.double() for each in (queries, keys, values))  # which TF32 settings do not affect
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
     near = max(4 * torch.finfo(dtype).eps, 1e-5)
-    return torch.allclose(attend(queries, keys, values, mask, 0.3).double(), expected, rtol=near, atol=near)
+    mask[..., -1] = True  # far behind the last
+    return torch.allclose(attend(queries, keys, values, mask, 0.3, last).double(), expected, rtol=near, atol=near)
 
 
 trouble = trial(_is_right)

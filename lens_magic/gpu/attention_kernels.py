@@ -12,6 +12,7 @@ def attend_to_part(
     keys,
     values,
     mask,
+    last,
     sums,
     peaks,
     totals,
@@ -41,6 +42,7 @@ def attend_to_part(
         queries: ``[batch, key_heads · group, width]``, contiguous.
         keys, values: ``[batch, key_heads, columns, width]``, read by their strides in elements; the last is 1.
         mask: ``[batch, columns]`` or one row for all: which columns are visible.
+        last: one int64, the last column that any query sees; nothing is read behind the AT_ONCE columns that it is among.
         sums, peaks, totals: ``[batch, key_heads, parts, group, width]`` in float32, the latter two without the width.
         part: columns of a part, a multiple of AT_ONCE.
         ROWS, LANES: powers of two, at least 16; at least group and width.
@@ -55,10 +57,11 @@ def attend_to_part(
     values += sequence.to(tl.int64) * value_of_sequence + head.to(tl.int64) * value_of_head
     mask += sequence.to(tl.int64) * mask_of_sequence
     end = tl.minimum((number + 1) * part, columns)
+    stop = tl.minimum(end, tl.load(last).to(tl.int32) + 1)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     summed = tl.zeros([ROWS, LANES], tl.float32)
-    for first in range(number * part, end, AT_ONCE):
+    for first in range(number * part, stop, AT_ONCE):
         at = first + step
         there = (at < end)[:, None] & (lanes < width)[None, :]
         k = tl.load(keys + at.to(tl.int64)[:, None] * key_of_column + lanes[None, :], mask=there, other=0.0)

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,18 +28,23 @@ _ROTATION, _HALVES = "apply_rotary_pos_emb", "rotate_half"
 _FUNCTIONS, _CHOICE = "ALL_ATTENTION_FUNCTIONS", "get_interface"
 _BY_TORCH = "transformers.integrations.sdpa_attention"
 
-_recording = False
+_column: torch.Tensor | None = None  # of the step that is being recorded
+_by_kernels: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # attentions that are left to our kernels now
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[None]:
-    """Declare that steps within the ``with`` block are recorded, or will be: the time to launch a kernel does not count."""
-    global _recording
-    before, _recording = _recording, True
+def recorded(column: torch.Tensor) -> Iterator[None]:
+    """Declare that steps within the ``with`` block are recorded, or will be: the time to launch a kernel does not count.
+
+    Args:
+        column: int64 ``[1]`` on the device: the cache's column that a step writes, the last that its attention sees.
+    """
+    global _column
+    before, _column = _column, column
     try:
         yield
     finally:
-        _recording = before
+        _column = before
 
 
 @contextlib.contextmanager
@@ -49,14 +55,17 @@ def fused(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterato
         return
     kernels, attends = (there.trouble(device, dtype) is None for there in (steps, attention))
     found = {module: forward for module in model.modules() if (forward := _fused(module, kernels, attends)) is not None}
+    attending = [module for module, forward in found.items() if isinstance(forward, _Attending)]
     plans = torch.backends.cuda.cudnn_sdp_enabled()
     # On Hopper torch prefers cuDNN's attention, which plans for tens of milliseconds at every new length, and all are new.
     torch.backends.cuda.enable_cudnn_sdp(False)
+    _by_kernels.update(attending)
     try:
         with standing_in(found):
             yield
     finally:
         torch.backends.cuda.enable_cudnn_sdp(plans)
+        _by_kernels.difference_update(attending)
 
 
 def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
@@ -71,6 +80,26 @@ def _fused(module: nn.Module, kernels: bool, attends: bool) -> Forward | None:
         return gate_in_one(module)
     turns, attends = kernels and has_known_rotation(module), (attends or _is_headless(module)) and has_known_attention(module)
     return attention_in_few(module, turns, attends) if turns or attends else None
+
+
+def stops_in_time(model: nn.Module) -> bool:
+    """Whether the attention of recorded steps, within :func:`fused`, does not read the columns behind a step's own.
+
+    Our kernels do not. If a module asks for torch's after all, its results are the same, and only take longer.
+    """
+    attentions = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    return bool(attentions) and all(map(_stops_in_time, attentions))
+
+
+def _stops_in_time(module: Any) -> bool:
+    dtype = next((parameter.dtype for parameter in module.parameters()), torch.float32)
+    narrow = 0 < getattr(module, "head_dim", 0) <= attention.WIDEST.get(dtype, 0)
+    capped = getattr(module, "attn_logit_softcapping", None) is not None
+    return module in _by_kernels and narrow and not capped
+
+
+class _Attending(functools.partial[Any]):
+    """The forward of an attention that is left to our kernels in a recorded step."""
 
 
 def has_known_norm(module: nn.Module) -> bool:
@@ -140,7 +169,7 @@ def norm_in_few(norm: Any, kernels: bool = False) -> Forward:
     width, epsilon = tuple(norm.weight.shape), norm.variance_epsilon
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        if kernels and _recording and hidden_states.dtype in steps.KINDS:
+        if kernels and _column is not None and hidden_states.dtype in steps.KINDS:
             return steps.rms_norm(hidden_states, norm.weight, epsilon)
         rounded = F.rms_norm(hidden_states, width, None, epsilon)
         scaled: torch.Tensor = norm.weight * rounded
@@ -154,7 +183,7 @@ def gate_in_one(mlp: Any) -> Forward:
     inner = mlp.forward
 
     def forward(x: torch.Tensor) -> Any:
-        if _recording and x.dtype in steps.KINDS:
+        if _column is not None and x.dtype in steps.KINDS:
             return mlp.down_proj(steps.gated(mlp.gate_proj(x), mlp.up_proj(x)))
         return inner(x)
 
@@ -174,7 +203,7 @@ def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
         names[_FUNCTIONS] = types.SimpleNamespace(**{_CHOICE: _choosing(getattr(names[_FUNCTIONS], _CHOICE))})
     other = types.FunctionType(own.__code__, names, own.__name__, own.__defaults__, own.__closure__)
     other.__kwdefaults__ = own.__kwdefaults__
-    return functools.partial(other, attention)
+    return (_Attending if attends else functools.partial)(other, attention)
 
 
 def _turning(theirs: Forward) -> Forward:
@@ -182,7 +211,7 @@ def _turning(theirs: Forward) -> Forward:
 
     def rotate(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any) -> Any:
         alike = q.shape[2] == 1 and q.dtype in steps.KINDS and {q.dtype, k.dtype, cos.dtype, sin.dtype} == {q.dtype}
-        if not _recording or not alike or more or named:
+        if _column is None or not alike or more or named:
             return theirs(q, k, cos, sin, *more, **named)
         return steps.rotate(q, k, cos, sin)
 
@@ -208,10 +237,10 @@ def _attend(
     scale = named.get("scaling")
     asks = named.get("dropout") or named.get("output_attentions")
     asks = asks or any(named.get(what) is not None for what in ("softcap", "position_bias", "cache"))
-    if not _recording or asks or scale is None or not _suits(q, k, v, mask):
+    if _column is None or asks or scale is None or not _suits(q, k, v, mask):
         attended: tuple[torch.Tensor, Any] = theirs(module, q, k, v, mask, **named)
         return attended
-    return attention.attend(q, k, v, mask, float(scale)).transpose(1, 2), None
+    return attention.attend(q, k, v, mask, float(scale), _column).transpose(1, 2), None
 
 
 def _suits(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any) -> bool:

@@ -212,7 +212,7 @@ class _Loop:
         """Choose the first tokens from the prefill's states, then step until all sequences have ended."""
         loaded = self.sequence.loaded
         # Not an attribute: its recording refers to this loop, and both must be freed when the run ends.
-        run_step = runner_for(self.rank, loaded.backbone, loaded.device)
+        run_step = runner_for(self.rank, loaded.backbone, self.sequence.place.column)
         try:
             self._steps(run_step, normalised, started)
         finally:

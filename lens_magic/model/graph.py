@@ -22,12 +22,13 @@ from torch.nn.modules import module as torch_module
 from ..errors import reason_of
 from ..ranks.rank import Rank
 from ..ranks.recording import Recording, Watching
-from .fused import recorded
+from .fused import recorded, stops_in_time
 
 Step = Callable[[], torch.Tensor]
 Replay = Callable[[], object]
 
 BOUNDARY = 256  # columns: a recorded step's attention reads up to a multiple of this; there is a recording for each
+FAR = 2048  # columns: the same where attention stops at the step's own column: each recording takes tens of milliseconds
 LEAST = 16  # steps: with fewer to come none is recorded, since recording takes as long as eight of them save
 
 _KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
@@ -128,19 +129,21 @@ class OnGPU:
 
     Args:
         device: the model's, which need not be the process's own.
+        column: int64 ``[1]`` there: the cache's column that a step writes.
         telling: whether this rank warns if a step cannot be recorded; one rank is enough.
     """
 
     calls_python = False
 
-    def __init__(self, device: torch.device, telling: bool = True) -> None:
+    def __init__(self, device: torch.device, column: torch.Tensor, telling: bool = True) -> None:
         self._device = device
+        self._column = column
         self._telling = telling
         self._watched: Watching | None = None
 
     def warm_up(self, step: Step) -> torch.Tensor:
         """Run the step and watch for what would be an error while a graph is recorded."""
-        with recorded():  # so that every kernel is compiled before one is recorded
+        with recorded(self._column):  # so that every kernel is compiled before one is recorded
             if self._watched is not None:
                 return step()
             with Watching() as self._watched:
@@ -157,7 +160,7 @@ class OnGPU:
         with torch.cuda.device(self._device):
             stream = torch.cuda.current_stream()
             try:
-                with _no_garbage_collected(), recording, recorded():
+                with _no_garbage_collected(), recording, recorded(self._column):
                     result = step()  # recorded, not run
             except RuntimeError as error:
                 torch.cuda.set_stream(stream)
@@ -204,18 +207,33 @@ def _recording_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def runner_for(rank: Rank, backbone: nn.Module, device: torch.device) -> Eager | Recorded:
-    """Choose how to run a model's decode steps, given its device and what is attached to it by now."""
-    if not all(map(_is_plain, backbone.modules())) or torch_module._has_any_global_hook():
+def runner_for(rank: Rank, backbone: nn.Module, column: torch.Tensor) -> Eager | Recorded:
+    """Choose how to run a model's decode steps, given its device and what is attached to it by now.
+
+    With NCCL it is a collective: an exchange has to be recorded by all ranks or by none.
+
+    Args:
+        column: the cache's column that a step writes, int64 ``[1]`` on the model's device.
+    """
+    device, boundary = column.device, _boundary_of(backbone, column.device)
+    if device.type == "cuda" and rank.size > 1:  # the ranks' exchanges have to be kernels too
+        by_kernels = dist.get_backend() == "nccl"
+        boundary = int(rank.all_reduce(torch.tensor([boundary], device=device), "min")) if by_kernels else 0
+    if not boundary:
         return Eager()
+    run = Recorded(OnCPU() if device.type == "cpu" else OnGPU(device, column, telling=rank.rank == 0))
+    if boundary == FAR:
+        run.boundary = FAR
+    return run
+
+
+def _boundary_of(backbone: nn.Module, device: torch.device) -> int:
+    """Return up to a multiple of how many columns recorded steps read; 0 if they cannot be recorded."""
     config: Any = backbone.config
-    if config._attn_implementation not in _ATTENTION:
-        return Eager()
-    if device.type == "cpu":
-        return Recorded(OnCPU())
-    # On a GPU the ranks' exchanges have to be kernels too.
-    kernels = device.type == "cuda" and (rank.size == 1 or dist.get_backend() == "nccl")
-    return Recorded(OnGPU(device, telling=rank.rank == 0)) if kernels else Eager()
+    plain = all(map(_is_plain, backbone.modules())) and not torch_module._has_any_global_hook()
+    if not plain or config._attn_implementation not in _ATTENTION or device.type not in ("cpu", "cuda"):
+        return 0
+    return FAR if device.type == "cuda" and config._attn_implementation == "sdpa" and stops_in_time(backbone) else BOUNDARY
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -65,8 +65,11 @@ def gated(gates: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return F.silu(gates) * values
 
 
-def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+def attend(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, scale: float, last: torch.Tensor
+) -> torch.Tensor:
     """See :func:`lens_magic.gpu.attention.attend`."""
     (batch, _, _, width), key_heads = queries.shape, keys.shape[1]
+    mask = mask & (torch.arange(mask.shape[-1], device=mask.device) <= last)
     packed = queries.reshape(batch, key_heads, -1, width)  # as transformers does it: the same sums, to the bit
     return F.scaled_dot_product_attention(packed, keys, values, attn_mask=mask, scale=scale).reshape(queries.shape)
