@@ -256,7 +256,7 @@ def _require_memory(rooms: Sequence[Room], count: int, bytes_each: int) -> None:
 def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torch.Tensor:
     """Return the direction and random ones of its norm, ``[1 + count, d]``; they do not depend on the other layers swept."""
     generator = torch.Generator().manual_seed(options.generator_seed(seed * 100_003 + layer))
-    random = torch.randn((count, own.shape[0]), generator=generator)
+    random = torch.randn((count, own.shape[0]), generator=generator, dtype=torch.float32, device="cpu")
     random *= own.float().norm() / random.norm(dim=1, keepdim=True)
     return torch.cat([own.float()[None], random])
 

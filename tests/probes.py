@@ -355,3 +355,8 @@ def fail_and_die_when_renewed(rank: Any, who: int) -> None:
         rank.renew = lambda: os._exit(1)
         raise MemoryError("planned")
     rank.wait_for(rank.communicator.Ibarrier())
+
+
+def torch_settings(rank: Any) -> tuple[Any, ...]:
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+    return torch.get_default_dtype(), torch.empty(0).device.type, *modes

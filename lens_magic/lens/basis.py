@@ -40,10 +40,10 @@ class Basis:
 
     def __init__(self, matrix: Any, labels: Sequence[str] | None = None, name: str = "basis") -> None:
         try:
-            given = torch.as_tensor(matrix).detach()
+            given = torch.as_tensor(matrix, device="cpu").detach()
             if given.is_complex():  # of which the imaginary part would be lost
                 raise LensError("a basis should be a matrix of real numbers, not of complex ones")
-            rows = given.to("cpu", torch.float32).clone()
+            rows = given.to(torch.float32).clone()
         except (TypeError, ValueError, RuntimeError) as error:
             raise LensError(f"a basis should be a matrix of numbers, not {type(matrix).__name__}") from error
         if rows.ndim != 2 or 0 in rows.shape:

@@ -183,12 +183,13 @@ def _hand_out_rows(rank: Rank, loaded: Loaded, look: Look, given: Basis | None) 
         if number == rank.rank:
             mine = rows
     if mine is None or not len(mine):
-        mine = torch.zeros((1, loaded.width), device=loaded.device)
-        bias = torch.full((1,), _NOTHING, device=loaded.device)
+        mine = torch.zeros((1, loaded.width), dtype=torch.float32, device=loaded.device)
+        bias = torch.full((1,), _NOTHING, dtype=torch.float32, device=loaded.device)
     return HeadShard(mine, bias, bounds[rank.rank])
 
 
 def _from_rank_0(rank: Rank, loaded: Loaded, values: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
     """Return rank 0's values on every rank, float32 on the model's device. Collective."""
-    sent = torch.zeros(shape, device=loaded.device)  # NCCL takes contiguous tensors alone, and values may be a transposed view
+    # NCCL takes contiguous tensors alone, and values may be a transposed view.
+    sent = torch.zeros(shape, dtype=torch.float32, device=loaded.device)
     return rank.all_reduce(sent if values is None else sent.copy_(values))

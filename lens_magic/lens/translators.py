@@ -166,7 +166,7 @@ def _checked(weights: Any, biases: Any) -> tuple[tuple[torch.Tensor, ...], tuple
 def _float32(values: Any) -> torch.Tensor:
     """Return a tensor on the CPU, empty if these are not numbers; NumPy arrays are copied, as their changes go unnoticed."""
     try:
-        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values)
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(values, device="cpu")
         return tensor.detach().to("cpu", torch.float32)
     except (TypeError, ValueError, RuntimeError):
         return torch.empty(0)
@@ -261,4 +261,5 @@ def _translators(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[list[
     first = weights[0] if weights else None
     if first is None or first.ndim != 2:
         raise LensError(f"{file} holds no translators; tensors named 0.weight, 0.bias, 1.weight, … would be some")
-    return weights, [tensors.get(f"{index}.bias", torch.zeros(first.shape[1])) for index in range(layers)]
+    no_bias = torch.zeros(first.shape[1], dtype=torch.float32, device="cpu")
+    return weights, [tensors.get(f"{index}.bias", no_bias) for index in range(layers)]

@@ -99,9 +99,12 @@ class _Trainer:
         self.norm: FinalNorm = take_apart(loaded.norm, loaded.width, loaded.device, loaded.dtype)
         self.own = list(range(rank.rank, loaded.layers, rank.size))
         self.rounds = -(-loaded.layers // rank.size)
-        shape, device = (loaded.width, loaded.width), loaded.device
-        self.weights = {index: torch.zeros(shape, device=device, requires_grad=True) for index in self.own}
-        self.biases = {index: torch.zeros(shape[0], device=device, requires_grad=True) for index in self.own}
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=loaded.device, requires_grad=True)
+
+        self.weights = {index: zeros(loaded.width, loaded.width) for index in self.own}
+        self.biases = {index: zeros(loaded.width) for index in self.own}
         self.rate = learning_rate
         values = [*self.weights.values(), *self.biases.values()]
         self.optimiser = torch.optim.Adam(values, lr=learning_rate, betas=_BETAS, eps=_EPS) if values else None

@@ -83,7 +83,7 @@ class Resumption:
         self._attention_gives_more = any(issubclass(kind, tuple) for kind in of_attention)
         with self.at(layer, kept):
             resumed = read_forward(self.loaded, sequences)
-        same = torch.tensor([float(torch.equal(whole, resumed))], device=self.loaded.device)
+        same = torch.tensor([int(torch.equal(whole, resumed))], device=self.loaded.device)
         return bool(rank.all_reduce(same, "min"))
 
     @contextlib.contextmanager

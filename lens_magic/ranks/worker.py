@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from ..errors import LensError
 from ..importing import AHEAD
-from . import channel, start
+from . import channel, settings, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
 
@@ -74,7 +74,8 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
     """
     try:
         function = getattr(importlib.import_module(call.module), call.function)
-        value = function(rank, *call.arguments, **call.options)
+        with settings.plain():
+            value = function(rank, *call.arguments, **call.options)
         _finish_kernels(rank)
     except BaseException as error:
         if on_error is not None:

@@ -22,7 +22,7 @@ def as_direction(name: str, values: Any) -> torch.Tensor:
         LensError: it is not one row of real numbers.
     """
     with suppress(TypeError, ValueError, RuntimeError):
-        row = torch.as_tensor(values).detach().cpu()
+        row = torch.as_tensor(values, device="cpu").detach()
         if not row.is_complex() and row.numel() == max(row.shape, default=0) > 0:
             return row.double().reshape(-1)
     raise LensError(f"{name[:60]!r} is not one direction (a row of d numbers)")

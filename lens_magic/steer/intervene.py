@@ -50,7 +50,7 @@ class Steering(Visitor):
         self._device = loaded.device
         shape = (len(self.terms), 3, batch, 1, 1)  # term, (m, m a, c), sequence, column
         self._now: list[Values] = []
-        self._one = OnePosition(self._operations, torch.zeros(shape, device=loaded.device))
+        self._one = OnePosition(self._operations, torch.zeros(shape, dtype=torch.float32, device=loaded.device))
         self._ahead = range(0)  # positions whose values have been computed
 
     def move(self, strengths: Sequence[Strength]) -> None:
@@ -77,10 +77,10 @@ class Steering(Visitor):
 
     def _values(self, positions: range) -> torch.Tensor:
         """Return m, m a and c for every term, sequence and position: ``[terms, 3, batch, positions, 1]``."""
-        values = torch.zeros((len(self.terms), 3, self.batch, len(positions), 1))
+        values = torch.zeros((len(self.terms), 3, self.batch, len(positions), 1), dtype=torch.float32)
         for number, term in enumerate(self.terms):
-            mask = torch.tensor([float(term.covers(p)) for p in positions])
-            factors = mask * torch.tensor([term.factor(p) for p in positions])
+            mask = torch.tensor([term.covers(p) for p in positions], dtype=torch.float32)
+            factors = mask * torch.tensor([term.factor(p) for p in positions], dtype=torch.float32)
             clip = self._clips[number]
             values[number, 2] = UNCLIPPED if clip is None else min(clip, UNCLIPPED)
             for sequence, alpha in enumerate(self._alphas[number]):
