@@ -489,6 +489,20 @@ def test_weights_under_another_name(folder: Path) -> None:
     refused(folder, "has consolidated.safetensors, but neither model.safetensors nor model.safetensors.index.json")
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_weights_that_the_model_does_not_use_are_told_once(ranks: int, folder: Path) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    surplus = {f"model.layers.{layer}.self_attn.q_proj.bias": torch.ones(128) for layer in (0, 1)}
+    constants = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    file.unlink()
+    save_file({**weights, **surplus, **constants}, file, metadata={"format": "pt"})
+    words = r"has model\.layers\.0\.self_attn\.q_proj\.bias, which the 'llama' model .* \(2 of its weights are not used\)$"
+    with pytest.warns(UserWarning, match=words) as told:
+        lens.load(str(folder), ranks=ranks)
+    assert len(told) == 1
+
+
 def test_weights_of_another_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = json.loads((folder / "config.json").read_text())
     had = config["vocab_size"]

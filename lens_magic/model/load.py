@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +84,8 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
     except Exception as error:
         raise unbuildable(checkpoint.name, error) from error
     _require_all_weights(checkpoint.name, anatomy, info)
+    if rank.rank == 0:
+        _tell_of_weights_not_used(checkpoint, anatomy, info["unexpected_keys"])
     if anatomy.experts is not None:  # transformers has copied the config with narrower experts
         setattr(model.config, anatomy.experts, getattr(config, anatomy.experts))
     model.eval().requires_grad_(False)
@@ -135,6 +138,22 @@ def _require_all_weights(name: str, anatomy: Anatomy, info: Mapping[str, Any]) -
     lacking = sorted(key for key in info["missing_keys"] if not key.startswith(anatomy.unused))
     if lacking:
         raise LensError(f"{name} lacks {lacking[0]} ({len(lacking)} of its weights are missing)")
+
+
+def _tell_of_weights_not_used(checkpoint: Checkpoint, anatomy: Anatomy, keys: Iterable[str]) -> None:
+    """Warn of weights that the model has no place for: its configuration may be another model's.
+
+    Args:
+        keys: those weights, less those that transformers knows older versions to have saved.
+    """
+    # GPT-2's masked_bias is a constant that old versions saved, which transformers does not know of any more.
+    surplus = sorted(key for key in keys if not key.startswith(anatomy.unused) and not key.endswith("attn.masked_bias"))
+    if surplus:
+        warnings.warn(
+            f"{checkpoint.name} has {surplus[0]}, which the {checkpoint.model_type!r} model of its config.json does not use "
+            f"({len(surplus)} of its weights are not used)",
+            stacklevel=2,
+        )
 
 
 def require_attachable(model: Any) -> None:
