@@ -60,6 +60,7 @@ class Session:
         self._to_reload: tuple[Model, int] | None = None
         self._group: Group | None = None
         self._starting: threading.Thread | None = None
+        self._making = threading.RLock()  # threads that need the first ranks at the same time get the same ones
         self._start_error: LensError | None = None
         self._misconfigured: LensError | None = None  # why the number of ranks is not known
 
@@ -91,8 +92,8 @@ class Session:
 
     def _settle(self, timeout_s: float | None = None) -> None:
         """Wait for ranks that are being started."""
-        if self._starting is not None:
-            self._starting.join(timeout_s)
+        if (starting := self._starting) is not None:
+            starting.join(timeout_s)
             self._starting = None
 
     @property
@@ -104,9 +105,10 @@ class Session:
         if self._start_error is not None:
             error, self._start_error = self._start_error, None
             raise error
-        if self._group is None:
-            self._group = self._new_group(self.default_ranks)
-        return self._group
+        with self._making:
+            if self._group is None:
+                self._group = self._new_group(self.default_ranks)
+            return self._group
 
     @property
     def running_group(self) -> Group | None:

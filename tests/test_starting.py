@@ -65,11 +65,15 @@ import sys
 from lens_magic.errors import LensError
 from lens_magic.ranks import arrival, entry
 from lens_magic.ranks.group import Group
-entry.__file__, arrival._NONE_FOR_S, arrival._GONE_FOR_S = sys.argv[1], 3.0, 1.0
+real, entry.__file__, arrival._NONE_FOR_S, arrival._GONE_FOR_S = entry.__file__, sys.argv[1], 3.0, 1.0
 try:
     Group(3)
 except LensError as error:
     print(error)
+entry.__file__, arrival._NONE_FOR_S, arrival._GONE_FOR_S = real, 60.0, 2.0
+group = Group(2)  # MPI may still wait for those that have ended
+print(group.size)
+group.close()
 """
 
 
@@ -77,7 +81,9 @@ except LensError as error:
 def test_ranks_that_end_on_their_way_are_not_waited_for(seconds: int, tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(f"import time; time.sleep({seconds}); raise SystemExit('ended')")
     code = DIES.replace("sys.argv[1]", repr(str(tmp_path / "rank.py")))
-    assert "ranks ended while they were starting" in program(code, tmp_path)
+    told, size = program(code, tmp_path).splitlines()[-2:]
+    assert "ranks ended while they were starting" in told
+    assert size == "2"
 
 
 REFUSED = """
@@ -108,6 +114,79 @@ def test_a_start_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith("the ranks could not be started (AF_UNIX path too long); `lens-magic doctor` says")
     assert third == "[(0, 2), (1, 2)]"
+
+
+AT_ONCE_AGAIN = """
+import contextlib, os, signal, time
+import probes
+from lens_magic.ranks import arrival, environment, start
+from lens_magic.ranks.group import Group
+folder, apart = environment.prepare(), start.daemon_apart
+names = ("PATH", "TMPDIR", "LENS_TMPDIR", "LENS_WORKER")
+before = [os.environ.get(name) for name in names]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+@contextlib.contextmanager
+def interrupted(folder):
+    start.daemon_apart = apart
+    with apart(folder):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)  # the next start begins meanwhile
+        yield
+
+start.daemon_apart = interrupted
+try:
+    Group(2)
+except KeyboardInterrupt:
+    print("interrupted")
+group = Group(2)
+deadline = time.monotonic() + 30
+while len(arrival._ranks_of_the_daemon()) > 1 and time.monotonic() < deadline:
+    time.sleep(0.05)  # until those that nobody waited for have gone
+print(group.call(probes.place), folder.is_dir(), environment.runtime_folder() == folder)
+print([os.environ.get(name) for name in names] == before)
+group.close()
+"""
+
+
+@pytest.mark.ranks(2)
+def test_a_start_after_one_that_was_interrupted_waits_for_it_and_keeps_its_folder(tmp_path: Path) -> None:
+    """Together they would mix up the environment that MPI starts in; and ranks sent home would remove a folder in use."""
+    assert program(AT_ONCE_AGAIN, tmp_path).splitlines() == ["interrupted", "[(0, 2), (1, 2)] True True", "True"]
+
+
+def test_starts_of_several_threads_come_one_after_another() -> None:
+    under_way, most = [], []
+
+    def start_ranks() -> None:
+        under_way.append(1)
+        most.append(len(under_way))
+        time.sleep(0.3)
+        under_way.pop()
+
+    threads = [threading.Thread(target=arrival.waited_for, args=(start_ranks, lambda _: None)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert most == [1, 1, 1]
+
+
+def test_threads_that_need_the_first_ranks_together_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, session, got = [], Session(2), []
+
+    def make(size: int) -> int:
+        time.sleep(0.2)
+        made.append(size)
+        return len(made)
+
+    monkeypatch.setattr(session, "_new_group", make)
+    threads = [threading.Thread(target=lambda: got.append(session.group)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert (made, got) == ([2], [1, 1])
 
 
 WITHOUT_A_FOLDER = """

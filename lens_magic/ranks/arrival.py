@@ -44,6 +44,9 @@ def spawned(size: int) -> tuple[Any, channel.Workers]:
 def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
     """Run an action that starts ranks in a thread of its own, wait for it and return its result.
 
+    Starts come one after another, also those of several threads: MPI finds the environment changed while it starts ranks.
+    So whatever would start ranks first waits for a start that nobody waits for any more.
+
     Args:
         action: may never return.
         discard: called with the action's result if nobody waits for it any more.
@@ -62,6 +65,7 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
             value = action()
         except BaseException as error:
             failed.append(error)
+            watch.end_ranks()  # here: the next start's would be among them
             return
         with changing:
             given.append(value)
@@ -71,7 +75,7 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
     thread = threading.Thread(target=run, daemon=True, name="lens-arrival")
     watch = _Watch()
     try:
-        thread.start()
+        _begin(thread, watch)
         while thread.is_alive():
             thread.join(_LOOKS_EVERY_S)
             watch.look()
@@ -82,7 +86,6 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
                 discard(value)
         raise
     if failed:
-        watch.end_ranks()
         if isinstance(failed[0], OSError):  # of a socket, say
             raise LensError(
                 f"the ranks could not be started ({reason_of(failed[0])}); `lens-magic doctor` says what is missing, "
@@ -92,13 +95,45 @@ def waited_for(action: Callable[[], T], discard: Callable[[T], None]) -> T:
     return given[0]
 
 
+_beginning = threading.Lock()
+_begun: list[tuple[threading.Thread, _Watch]] = []  # the last start
+
+
+def _begin(thread: threading.Thread, watch: _Watch) -> None:
+    """Begin a start, once the last has come to its end, or can come to none because its ranks have died.
+
+    Raises:
+        KeyboardInterrupt: the user stopped waiting.
+    """
+    while True:
+        with _beginning:
+            if not any(last.is_alive() and not its.lost for last, its in _begun):
+                watch.begin()
+                _begun[:] = [(thread, watch)]
+                thread.start()
+                return
+            last, its = _begun[0]
+        last.join(_LOOKS_EVERY_S)
+        with contextlib.suppress(LensError):  # told to whoever waited for it
+            its.look()
+
+
 class _Watch:
-    """Checks that the ranks that MPI's daemon has started meanwhile are all still running."""
+    """Checks that the ranks that MPI's daemon has started meanwhile are all still running.
+
+    Attributes:
+        lost: a rank has ended, and MPI may wait for it for ever.
+    """
 
     def __init__(self) -> None:
-        self._before = _ranks_of_the_daemon()
+        self.lost = False
         self._seen: set[int] = set()
         self._gone_since: float | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Watch the ranks that start from here on."""
+        self._before = _ranks_of_the_daemon()
         self._begun = time.monotonic()
 
     def look(self) -> None:
@@ -111,6 +146,7 @@ class _Watch:
         self._gone_since = self._gone_since or time.monotonic()
         if time.monotonic() - self._gone_since < _GONE_FOR_S:
             return
+        self.lost = True
         self.end_ranks()
         raise LensError(
             "ranks ended while they were starting; what they said is in the terminal that this runs in. "

@@ -174,7 +174,8 @@ def daemon_apart(folder: Path) -> Iterator[None]:
     the daemon, which would then end every rank. It works in a folder that stays: from one that has been removed it would
     start none.
     """
-    before = os.environ.get("PATH", "")
+    found = os.environ.get("PATH", "").split(os.pathsep)
+    before = os.pathsep.join(entry for entry in found if entry != str(folder))  # of a start that never ended
     real = shutil.which("prte", path=before)
     with _for_programs(folder) as place:
         if real is None or place is None:

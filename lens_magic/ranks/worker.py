@@ -119,16 +119,22 @@ def _finish_kernels(rank: Rank) -> None:
 
 
 def _read(link: channel.Link, commands: queue.SimpleQueue[Any], aborted: threading.Event) -> None:
-    """Queue what rank 0 sends; when rank 0 is gone, clean up after it and exit at once."""
+    """Queue what rank 0 sends; when rank 0 is gone, clean up after it and exit at once.
+
+    One that has said so first lives on: it has ended this rank, not itself, and its folder is in use.
+    """
+    ended = False
     try:
         while True:
             command = link.receive()
             if isinstance(command, channel.Abort):  # the main thread may be waiting for a rank that will never come
                 aborted.set()
             else:
+                ended = ended or isinstance(command, channel.End)
                 commands.put(command)
     except (EOFError, OSError):
-        remove_runtime_folder()
+        if not ended:
+            remove_runtime_folder()
         os._exit(1)
 
 
