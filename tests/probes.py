@@ -18,6 +18,10 @@ def place(rank: Any) -> tuple[int, int]:
     return rank.rank, rank.size
 
 
+def variable(rank: Any, name: str) -> str | None:
+    return os.environ.get(name)
+
+
 def import_everything(rank: Any) -> None:
     """What ranks import between calls, so that they hear the next at once."""
     import transformers.activations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -114,6 +115,47 @@ def test_a_start_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
     assert first == second
     assert first.startswith("the ranks could not be started (AF_UNIX path too long); `lens-magic doctor` says")
     assert third == "[(0, 2), (1, 2)]"
+
+
+@pytest.mark.ranks(2)
+def test_programs_started_while_ranks_are_find_nothing_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would take themselves for a rank, and the ranks' folder, which is in memory, for the one of temporary files."""
+    found, apart = [], start.daemon_apart
+
+    @contextlib.contextmanager
+    def seen(folder: Path) -> Iterator[None]:
+        with apart(folder):
+            found.append(subprocess.run("env", capture_output=True, text=True).stdout.splitlines())
+            yield
+
+    start.load_mpi()
+    monkeypatch.setenv("TMPDIR", "/of/the/user")
+    monkeypatch.setattr(start, "daemon_apart", seen)
+    group = Group(2)
+    try:
+        (variables,) = found
+        assert "TMPDIR=/of/the/user" in variables
+        assert not [line for line in variables if line.startswith(("LENS_WORKER=", "LENS_TMPDIR="))]
+        assert [name == "1" for name in group.call(probes.variable, "LENS_WORKER")] == [False, True]
+    finally:
+        group.close()
+
+
+SESSION_FILES = """
+import os
+import probes
+from lens_magic.ranks import environment
+from lens_magic.ranks.group import Group
+group = Group(2)
+print([*environment.runtime_folder().glob("prte.*")] != [], group.call(probes.variable, "TMPDIR"))
+group.close()
+"""
+
+
+@pytest.mark.ranks(2)
+def test_mpis_session_files_are_in_the_folder_and_the_ranks_temporary_files_where_the_user_has_them(tmp_path: Path) -> None:
+    ours = str(tmp_path)
+    assert program(SESSION_FILES, tmp_path, TMPDIR=ours) == f"True {[ours, ours]}"
 
 
 AT_ONCE_AGAIN = """

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
+_BEFORE = "LENS_TMPDIR"  # the TMPDIR to restore, "" for none
 _PREFIX = "lens-magic-"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - segments belong in memory, and the folder made there is private
 _LEAST_FREE = 24 << 20  # bytes: Open MPI complains if there are not 16.8 MiB left when the last rank starts
@@ -172,7 +173,8 @@ def daemon_apart(folder: Path) -> Iterator[None]:
 
     Otherwise signals to this process's group (Ctrl-C in a terminal, interrupts of kernels in signal mode) would also reach
     the daemon, which would then end every rank. It works in a folder that stays: from one that has been removed it would
-    start none.
+    start none. Its session files go to ``folder``, by a ``TMPDIR`` that it alone has, with the ranks that it starts, which
+    restore their own.
     """
     found = os.environ.get("PATH", "").split(os.pathsep)
     before = os.pathsep.join(entry for entry in found if entry != str(folder))  # of a start that never ended
@@ -184,7 +186,9 @@ def daemon_apart(folder: Path) -> Iterator[None]:
         script = place / "prte"
         apart = "import os, sys; os.setsid(); os.chdir('/'); os.execv(sys.argv[1], sys.argv[1:])"
         command = f'exec {shlex.quote(sys.executable)} -ISc "{apart}" {shlex.quote(str(Path(real).absolute()))} "$@"'
-        script.write_text(f"#!/bin/sh\n{command}\n", encoding="utf-8")
+        places = {"TMPDIR": str(folder), _BEFORE: os.environ.get("TMPDIR", "")}
+        exports = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in places.items())
+        script.write_text(f"#!/bin/sh\n{exports}\n{command}\n", encoding="utf-8")
         script.chmod(0o700)
         os.environ["PATH"] = f"{place}{os.pathsep}{before}"
         try:
@@ -210,23 +214,23 @@ def _runs_programs(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def temporary_files_in(folder: Path) -> Iterator[None]:
-    """Point ``TMPDIR``, below which MPI's runtime puts session files, at ``folder`` while MPI starts, and only then."""
+    """Point ``TMPDIR``, below which MPI puts session files, at ``folder`` while MPI is loaded, and only then."""
     tempfile.gettempdir()  # Python remembers its own choice from here on, so user code never sees the change
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)
-    os.environ["LENS_TMPDIR"] = before or ""
+    os.environ[_BEFORE] = before or ""
     try:
         yield
     finally:
         if os.environ.get("TMPDIR") == str(folder):
             restore_temporary_files()
         else:  # the user has set it meanwhile, in a cell
-            os.environ.pop("LENS_TMPDIR", None)
+            os.environ.pop(_BEFORE, None)
 
 
 def restore_temporary_files() -> None:
     """Put ``TMPDIR`` back to the user's own value (in a worker: the one rank 0 had)."""
-    before = os.environ.pop("LENS_TMPDIR", None)
+    before = os.environ.pop(_BEFORE, None)
     if before:
         os.environ["TMPDIR"] = before
     elif before is not None:

@@ -45,27 +45,28 @@ _FROM_LOOPBACK = [
 def listening() -> set[str]:
     """Return the names in /proc of the sockets on which this process listens on every interface."""
     found = set()
-    for name, handle in _wildcard_sockets(os.getpid(), set()):
+    for name, handle in _wildcard_sockets(os.getpid()):
         handle.close()
         found.add(name)
     return found
 
 
-def restrict(pid: int | None = None, but_not: set[str] | None = None) -> int:
+def restrict(pid: int | None = None, only: set[str] | None = None) -> int:
     """Restrict the sockets on which a process listens on every interface to traffic from this host.
 
     Args:
         pid: this process (the default), or a child of it.
-        but_not: sockets to leave as they are (see :func:`listening`): those the user had opened before.
+        only: the sockets to restrict (see :func:`listening`): others are the user's. By default all.
 
     Returns:
         How many sockets were restricted.
     """
     done = 0
-    for _, handle in _wildcard_sockets(pid or os.getpid(), but_not or set()):
+    for name, handle in _wildcard_sockets(pid or os.getpid()):
         with handle, contextlib.suppress(OSError):
-            _attach(handle)
-            done += 1
+            if only is None or name in only:
+                _attach(handle)
+                done += 1
     return done
 
 
@@ -75,7 +76,7 @@ def _attach(handle: socket.socket) -> None:
     handle.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(_FROM_LOOPBACK), ctypes.addressof(buffer)))
 
 
-def _wildcard_sockets(pid: int, but_not: set[str]) -> Iterator[tuple[str, socket.socket]]:
+def _wildcard_sockets(pid: int) -> Iterator[tuple[str, socket.socket]]:
     """Yield the name in /proc and a handle of each of a process's TCP sockets that listen on 0.0.0.0 or ::."""
     try:
         entries = list(Path(f"/proc/{pid}/fd").iterdir())
@@ -84,7 +85,7 @@ def _wildcard_sockets(pid: int, but_not: set[str]) -> Iterator[tuple[str, socket
     for entry in entries:
         with contextlib.suppress(OSError):
             name = str(entry.readlink())
-            if not name.startswith("socket:") or name in but_not:
+            if not name.startswith("socket:"):
                 continue
             handle = socket.socket(fileno=_handle_of(pid, int(entry.name)))
             if _listens_everywhere(handle):

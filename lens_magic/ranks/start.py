@@ -27,7 +27,8 @@ _mpis_sockets: set[str] = set()  # on which MPI listens in this process since th
 def launched_ranks() -> int:
     """Return the number of ranks that a launcher (``mpiexec -n N``) started, this process included; 1 without a launcher.
 
-    It is read from the environment, so that a kernel need not load MPI to know. ``LENS_WORKER`` marks spawned ranks.
+    It is read from the environment, so that a kernel need not load MPI to know. ``LENS_WORKER``, which their script sets,
+    marks spawned ranks.
     """
     if os.environ.get("LENS_WORKER"):
         return 1
@@ -93,12 +94,10 @@ def spawn(size: int) -> Any:
     info = mpi.Info.Create()
     if several_hosts():
         info.Set("hostfile", os.environ[HOSTFILE])
-    os.environ["LENS_WORKER"] = "1"
     folder = prepare(one_host=not several_hosts())
-    users = loopback.listening() - _mpis_sockets
     script = ["-P", entry.__file__]
     try:
-        with temporary_files_in(folder), daemon_apart(folder):
+        with daemon_apart(folder):
             merged = mpi.COMM_SELF.Spawn(sys.executable, args=script, maxprocs=size - 1, info=info).Merge(high=False)
     except mpi.Exception as error:
         where = mpi_prefix() or "the system's MPI"
@@ -108,11 +107,9 @@ def spawn(size: int) -> Any:
         ) from error
     except OSError as error:
         raise LensError(f"the ranks' folder {folder} cannot be written: {reason_of(error)}; `--ranks 1` needs none") from error
-    finally:
-        os.environ.pop("LENS_WORKER", None)
     merged.Set_errhandler(mpi.ERRORS_RETURN)
     if not several_hosts():
-        keep_to_this_host(users)
+        keep_to_this_host()
     return merged
 
 
@@ -129,11 +126,14 @@ def several_hosts() -> bool:
     return bool(os.environ.get(HOSTFILE))
 
 
-def keep_to_this_host(users: set[str]) -> None:
-    """Restrict MPI's sockets, here and in its daemon, to traffic from this host; ``users`` are sockets that are not MPI's."""
+def keep_to_this_host() -> None:
+    """Restrict MPI's sockets, here and in its daemon, to traffic from this host.
+
+    In this process they are those it had once MPI was loaded: spawning opens no more, and the user's code may meanwhile.
+    """
     import psutil
 
-    loopback.restrict(but_not=users)
+    loopback.restrict(only=_mpis_sockets)
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if child.name() == "prte":

@@ -29,6 +29,7 @@ _MARK = "\0lens-magic\0\n"  # written to a rank's own output to learn when all b
 
 def main() -> None:
     """Entry point of a spawned rank."""
+    restore_temporary_files()
     serve(start.spawned_world())
 
 
@@ -40,7 +41,6 @@ def serve_unless_first() -> None:
 
 def serve(communicator: Any) -> NoReturn:
     """Take part in the group that the communicator's rank 0 leads, until that ends; then end this process."""
-    restore_temporary_files()
     link = channel.connect(communicator)
     wait_until_relayed = _relay_output(link)
     commands: queue.SimpleQueue[Any] = queue.SimpleQueue()
