@@ -197,14 +197,14 @@ def flag(what: str, given: Any) -> bool:
 
 
 def choice(what: str, given: Any, known: Sequence[str]) -> str:
-    """Return one of the ``known`` words.
+    """Return one of the ``known`` words, itself: what equals it may be of a class that ranks do not know (an enumeration's).
 
     Raises:
         LensError: it is none of them.
     """
     if not isinstance(given, str) or given not in known:
         raise LensError(f"{what} {quoted(given)} is not one of {', '.join(known)}")
-    return given
+    return known[known.index(given)]
 
 
 def _piece(piece: str, spec: str, layers: int) -> Sequence[int]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,18 @@ def place(rank: Any) -> tuple[int, int]:
 
 def variable(rank: Any, name: str) -> str | None:
     return os.environ.get(name)
+
+
+def of_a_module_only_here(name: str) -> Any:
+    """A value of a class in a module that only this process has."""
+    module = sys.modules[name] = ModuleType(name)
+    module.Thing = type("Thing", (), {"__module__": name})  # type: ignore[attr-defined]
+    return module.Thing()
+
+
+def given_or_made(rank: Any, given: Any, who: int | None = None) -> Any:
+    """On one rank something that no other can read, on all others what they were given."""
+    return of_a_module_only_here("only_there") if rank.rank == who else given
 
 
 def import_everything(rank: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from fractions import Fraction
 
 import numpy as np
@@ -80,6 +81,12 @@ def test_seeds() -> None:
         check_sampling(0.0, 1.0, seed)
     with pytest.raises(LensError, match="seed 99999999999999999999 has more than 64 bits"):
         check_sampling(0.0, 1.0, 99999999999999999999)
+
+
+def test_a_word_of_an_enumeration_becomes_the_known_one() -> None:
+    """The other ranks do not have the enumeration."""
+    sites = Enum("Sites", {"POST": "post_ln"}, type=str)
+    assert [type(site) for site in parse_sites([sites.POST])] == [str]  # type: ignore[attr-defined]
 
 
 def test_sites() -> None:

@@ -169,6 +169,27 @@ def test_tensors_travel_as_values(group: Group) -> None:
         assert received.tolist() == [value + number for value in range(5)]
 
 
+def test_what_a_rank_cannot_read_fails_the_call_alone(pair: Group) -> None:
+    """It took the rank for dead, and the rank the living rank 0, whose folder it removed."""
+    told = r"what one rank sent another cannot be read there \(No module named 'only_(here|there)'\); plain values would do"
+    for given, who in ((probes.of_a_module_only_here("only_here"), None), (1, 1)):
+        with pytest.raises(LensError, match=told):
+            pair.call(probes.given_or_made, given, who)
+        assert pair.call(probes.given_or_made, 1) == [1, 1]
+    assert runtime_folder().is_dir()
+
+
+def test_what_a_notebook_defines_is_not_sent(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks have another ``__main__``."""
+    Mine = type("Mine", (), {"__module__": "__main__"})  # noqa: N806 - a class
+    monkeypatch.setattr(sys.modules["__main__"], "Mine", Mine, raising=False)
+    if group.size > 1:
+        for given in (Mine, Mine(), [torch.ones(2), {"a": Mine()}]):
+            with pytest.raises(LensError, match="Mine is defined in this notebook or script, where ranks do not find it"):
+                group.call(probes.given_or_made, given)
+    assert group.call(probes.given_or_made, 1) == [1] * group.size
+
+
 @pytest.mark.parametrize("way", [probes.reductions, probes.reductions_by_torch])
 def test_collectives(group: Group, way: Callable[..., Any]) -> None:
     for rank, got in enumerate(group.call(way)):

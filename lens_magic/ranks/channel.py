@@ -10,6 +10,7 @@ Both ends prove to each other that they know a random key, which travels by MPI.
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import secrets
@@ -17,9 +18,10 @@ import socket
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
+from types import FunctionType
 from typing import Any
 
-from ..errors import LensError, RankError
+from ..errors import LensError, RankError, reason_of
 from .environment import SOCKET, runtime_folder
 
 
@@ -95,10 +97,28 @@ class Joined:
     host: str
 
 
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, given: Any) -> Any:
+        """Refuse what pickle would write as a name in ``__main__``, which another process has its own of."""
+        if isinstance(given, type | FunctionType) and given.__module__ == "__main__":
+            raise LensError(
+                f"{given.__qualname__} is defined in this notebook or script, where ranks do not find it; "
+                "plain values, or one from a module that can be imported, would do"
+            )
+        return NotImplemented
+
+
 def written(message: object) -> bytes:
-    """Return a message as it is sent."""
+    """Return a message as it is sent: its call's number, so that one that cannot be read can be answered, and itself.
+
+    Raises:
+        LensError: it holds something that the user's notebook or script defines.
+    """
     # Pickled here: the connection's own pickling would share a tensor's memory between processes instead of sending it.
-    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    pickled = io.BytesIO()
+    pickle.dump(getattr(message, "number", 0), pickled)
+    _Pickler(pickled, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
+    return pickled.getvalue()
 
 
 class Link:
@@ -118,12 +138,18 @@ class Link:
             self.connection.send_bytes(message)
 
     def receive(self) -> Any:
-        """Wait for the next message. EOFError or OSError if the other process is gone; OSError if the message is unreadable."""
-        message = self.connection.recv_bytes()
+        """Wait for the next message; in place of one that cannot be read, return the status of a call that has failed so.
+
+        Raises:
+            EOFError, OSError: the other process is gone.
+        """
+        message = io.BytesIO(self.connection.recv_bytes())
+        number = pickle.load(message)  # noqa: S301 - from a process that has shown it knows the group's key
         try:
-            return pickle.loads(message)  # noqa: S301 - from a process that has shown it knows the group's key
+            return pickle.load(message)  # noqa: S301 - likewise
         except Exception as error:
-            raise OSError(f"a message of {len(message)} bytes cannot be read: {error!r}") from error
+            summary = f"what one rank sent another cannot be read there ({reason_of(error)}); plain values would do"
+            return Status(number, "error", None, summary, expected=True)
 
     def close(self) -> None:
         """Close this end."""

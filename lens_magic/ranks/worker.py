@@ -61,6 +61,8 @@ def serve(communicator: Any) -> NoReturn:
             os._exit(0)
         elif isinstance(command, channel.Renew):
             rank.renew()
+        elif isinstance(command, channel.Status):  # of a call that could not be read
+            link.send(command)
         else:
             status = run(rank, command)
             wait_until_relayed()  # what a call printed comes before its status, so that it belongs to the user's cell
