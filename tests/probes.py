@@ -377,4 +377,6 @@ def fail_and_die_when_renewed(rank: Any, who: int) -> None:
 
 def torch_settings(rank: Any) -> tuple[Any, ...]:
     modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
-    return torch.get_default_dtype(), torch.empty(0).device.type, *modes
+    kinds = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    products = [kind.fp32_precision.replace("none", "ieee") for kind in kinds]  # none has been chosen: exact ones
+    return torch.get_default_dtype(), torch.empty(0).device.type, *modes, *products

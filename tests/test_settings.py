@@ -46,6 +46,17 @@ def default_device(device: str) -> Iterator[None]:
         torch.set_default_device(None)
 
 
+@contextlib.contextmanager
+def less_exact() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "float64": lambda: default_dtype(torch.float64),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
@@ -54,6 +65,7 @@ SETTINGS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "default_device": lambda: default_device("meta"),
     "device": lambda: torch.device("meta"),
+    "less_exact": less_exact,
 }
 
 
@@ -102,7 +114,7 @@ def everything(folder: Path) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("setting", ["float64", "inference_mode", "autocast", "default_device"])
+@pytest.mark.parametrize("setting", ["float64", "inference_mode", "autocast", "default_device", "less_exact"])
 def test_results_do_not_depend_on_them(setting: str, ranks: int, checkpoints: Any) -> None:
     folder = checkpoints("llama-gqa")
     once.load(folder, ranks)
