@@ -50,6 +50,7 @@ class Ask:
         forced: the new tokens are known, and read with the prompt in one forward pass.
         tuned: a tuned lens is used, whose translators are on the ranks that keep the matching states.
         directions: rows of a basis, which are split like the vocabulary; 0 without a basis.
+        top_k, tracked: candidates and followed tokens kept of every cell.
     """
 
     tokens: int
@@ -63,6 +64,8 @@ class Ask:
     forced: bool = False
     tuned: bool = False
     directions: int = 0
+    top_k: int = 0
+    tracked: int = 0
 
     @property
     def columns(self) -> int:
@@ -86,7 +89,8 @@ class Need:
         forward: the model's activations in the prefill, roughly.
         projection: workspace of the projection. It and ``forward`` are not needed at the same time.
         lens: this rank's translators of a tuned lens, or rows of a basis.
-        on_host: the part of ``captures`` that is in the host's memory instead of a GPU's.
+        results: the lens's variables, which rank 0 has on the host.
+        on_host: the part of ``captures`` and ``results`` that is in the host's memory instead of a GPU's.
     """
 
     weights: int
@@ -95,12 +99,14 @@ class Need:
     forward: int = 0
     projection: int = 0
     lens: int = 0
+    results: int = 0
     on_host: int = 0
 
     @property
     def total(self) -> int:
         """The most bytes needed on the rank's device at one time."""
-        return self.weights + self.cache + self.captures - self.on_host + self.lens + max(self.forward, self.projection)
+        kept = self.captures + self.results - self.on_host
+        return self.weights + self.cache + kept + self.lens + max(self.forward, self.projection)
 
     def fits(self, room: Room) -> bool:
         """Whether the device and the host have enough free memory."""
@@ -123,7 +129,8 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
     Args:
         rooms, weights: for each rank, its free memory and the bytes of its parameters (0 if they are loaded already).
     """
-    from .lens.decode import workspace_bytes
+    from .lens.decode import result_bytes, workspace_bytes
+    from .lens.projector import bytes_needed
     from .model.footprint import cache_bytes, forward_bytes
     from .model.head import shard_bounds
     from .ranks.memory import pinned_bytes
@@ -140,6 +147,7 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
         captures = ask.rows * state * (ask.capture_itemsize or facts.itemsize)
         offloaded = ask.offload and room.kind != "cpu"
         captures = pinned_bytes(captures) if offloaded else captures
+        results = 0 if rank else result_bytes(len(asked), ask.rows * ask.batch, ask.top_k, ask.tracked)
         work = (room.kind, least, rows, facts.width, facts.itemsize, len(kept), ask.rows, facts.softcapped)
         found.append(
             Need(
@@ -147,24 +155,13 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
                 cache=cache_bytes(facts, ranks, rank, ask.columns, ask.batch),
                 captures=captures + state * facts.itemsize,
                 forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
-                projection=workspace_bytes(*work) if kept else 0,
-                lens=_lens_bytes(facts, ask, kept[rank::ranks], ranks),
-                on_host=captures if offloaded else 0,
+                projection=workspace_bytes(*work, ask.top_k, ranks, rank) if kept else 0,
+                lens=bytes_needed(kept[rank::ranks], facts.layers, facts.width, ranks, ask.tuned, ask.directions),
+                results=results,
+                on_host=(captures if offloaded else 0) + (results if room.kind != "cpu" else 0),
             )
         )
     return found
-
-
-def _lens_bytes(facts: Facts, ask: Ask, keys: Sequence[tuple[str, int]], ranks: int) -> int:
-    """Return the bytes of a tuned lens or basis, in float32, on a rank that keeps states of these (site, layer) pairs."""
-    from .lens.translators import translator_of
-
-    if ask.directions:
-        return -(-ask.directions // ranks) * facts.width * 4
-    if not ask.tuned:
-        return 0
-    translators = {translator_of(site, layer, facts.layers) for site, layer in keys} - {None}
-    return len(translators) * (facts.width + 1) * facts.width * 4
 
 
 def weight_bytes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) -> list[int]:
@@ -246,7 +243,7 @@ def fit(needs: Sequence[Need], rooms: Sequence[Room]) -> bool:
     return all(need.fits(room) for need, room in zip(needs, rooms, strict=True))
 
 
-SMALLER = frozenset({"tokens", "layers", "sites", "capture_itemsize", "offload", "batch"})
+SMALLER = frozenset({"tokens", "layers", "sites", "top_k", "capture_itemsize", "offload", "batch"})
 """Fields of :class:`Ask` that may be changed to propose a smaller run."""
 
 
@@ -264,6 +261,8 @@ def run_alternatives(
         yield replace(ask, layers=ask.layers[:count]), f"{count} of the {len(ask.layers)} layers"
     if len(ask.sites) > 1 and (count := _most(len(ask.sites), lambda count: fits(sites=ask.sites[:count]))):
         yield replace(ask, sites=ask.sites[:count]), f"{count} of the {len(ask.sites)} sites"
+    if count := _most(ask.top_k, lambda count: fits(top_k=count)):
+        yield replace(ask, top_k=count), f"k of at most {count:,}"
     if facts.itemsize == 4 and ask.capture_itemsize is None and fits(capture_itemsize=2):
         yield replace(ask, capture_itemsize=2), "states kept in bfloat16"
     if rooms[0].kind != "cpu" and not ask.offload and fits(offload=True):
@@ -297,7 +296,7 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] 
     if fit(needs, rooms):
         return
     rank, need, room = _worst(needs, rooms)
-    named = {"captures": need.captures, "keys and values": need.cache, "lens": need.lens}
+    named = {"captures": need.captures, "results": need.results, "keys and values": need.cache, "lens": need.lens}
     parts = ", ".join(f"{name} {size(count)}" for name, count in named.items() if count)
 
     def needs_of(one: Ask) -> list[Need]:

@@ -104,7 +104,7 @@ def make(
     check_room(prompt, tokens, facts.context)
     check_top_k(top_k, facts.vocabulary)
     seen = parse_layers(layers, facts.layers), parse_sites(sites)
-    ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned)
+    ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned, top_k=top_k)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
     said = checkpoints.stated_dtype(stated)
     mapped = set(stored or [said or "float32"]) <= {chosen}
@@ -196,11 +196,11 @@ def table(plan: Plan) -> str:
         "",
     ]
     lens = ("tuned lens",) if plan.ask.tuned else ()
-    columns = ("rank", "weights", "KV cache", "captures", *lens, "forward", "projection", "in all", "free", "")
+    columns = ("rank", "weights", "KV cache", "captures", "results", *lens, "forward", "projection", "in all", "free", "")
     rows: list[tuple[str, ...]] = [columns]
     for first, last, need, room in _alike(plan.needs, plan.rooms):
         name = str(first) if first == last else f"{first}–{last}"
-        own = (need.weights, need.cache, need.captures, *([need.lens] if lens else []))
+        own = (need.weights, need.cache, need.captures, need.results, *([need.lens] if lens else []))
         parts = (*own, need.forward, need.projection, need.total, room.free)
         rows.append((name, *map(size, parts), "fits" if need.fits(room) else "too large"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]

@@ -138,6 +138,8 @@ def ask_of(request: Request) -> Ask:
         forced=request.forced is not None,
         tuned=request.look.kind == "tuned",
         directions=request.look.directions,
+        top_k=request.top_k,
+        tracked=len(request.look.track) or request.look.track_first,
     )
 
 

@@ -99,6 +99,40 @@ def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoint
     assert abs(measured - planned) <= 0.1 * planned + ranks * (2 << 20)
 
 
+@pytest.mark.parametrize("tracked", [0, 2])
+def test_results_are_what_rank_0_makes(tracked: int, ranks: int, checkpoints: Checkpoints) -> None:
+    """To the byte."""
+    folder = checkpoints("llama-odd-vocab")
+    once.load(folder, ranks)
+    whole = decode._room(6, 7, 200, tracked)
+    assert decode.result_bytes(6, 7, 200, tracked) == sum(array.nbytes for array in whole.values())
+    runs = lens.run([models.PROMPT, models.PROMPT], 4, layers="1-", top_k=200, ignore_eos=True, prompt_tokens=True)
+    options = {"layers": "1-", "top_k": 200, "whole_prompt": True, "rooms": [CPU] * ranks}
+    made = plan.make(str(folder), ranks, 4, len(runs[0].prompt_ids), batch=2, **options)
+    arrays = [array.nbytes for run in runs for array in run.variables.values()]
+    assert [need.results for need in made.needs] == [sum(arrays), *[0] * (ranks - 1)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_many_candidates_are_planned_for(ranks: int, large: Path) -> None:
+    lens.load(str(large), ranks=ranks)
+    lens.run(models.PROMPT, 4)
+    group, options = current().group, {"top_k": 2000, "layers": "0-3"}
+    group.call(plan_probes.use_onednn, False)
+    group.call(plan_probes.keep_freed_memory, False)
+    resident = group.call(peaks.begin)
+    run = lens.run("Z#" * 120, 4, prompt_tokens=True, **options)
+    grown = [most - before for most, before in zip(group.call(peaks.peak), resident, strict=True)]
+    group.call(plan_probes.keep_freed_memory, True)
+    group.call(plan_probes.use_onednn, True)
+    made = plan.make(str(large), ranks, 4, len(run.prompt_ids), whole_prompt=True, rooms=[CPU] * ranks, **options)
+    for rank, (need, most) in enumerate(zip(made.needs, grown, strict=True)):
+        planned = need.total - need.weights
+        print(f"rank {rank} of {ranks}: {planned / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
+        assert 0.9 * most < planned < 1.4 * most
+
+
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
 @pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
 def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpoints) -> None:
@@ -255,10 +289,11 @@ def test_captures_offloaded_are_the_hosts(checkpoints: Checkpoints) -> None:
     kept, moved = (
         plan.make(str(checkpoints("llama-gqa")), 1, 100, offload=flag, rooms=[gpu]).needs[0] for flag in (False, True)
     )
-    assert kept.on_host == 0
+    assert kept.on_host == kept.results == moved.results == 100 * 12 * (5 * 16 + 16)
     wanted = 100 * 12 * 128 * 4
-    assert wanted < moved.on_host < 2 * wanted, "torch pins powers of two"
-    assert moved.on_host.bit_count() == 1
+    on_host = moved.on_host - moved.results
+    assert wanted < on_host < 2 * wanted, "torch pins powers of two"
+    assert on_host.bit_count() == 1
     assert kept.total - moved.total == wanted
 
 
@@ -429,6 +464,23 @@ def test_a_run_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch:
     monkeypatch.setenv("LENS_FREE_MEMORY", "1000")
     with pytest.raises(lens.LensError, match="keys and values"):
         lens.generate(models.PROMPT, 50)
+
+
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_more_candidates_than_fit_are_refused(ranks: int, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=ranks)
+    current().group.call(plan_probes.forget_lens)
+    monkeypatch.setenv("LENS_FREE_MEMORY", "5000000")
+    assert len(lens.run(models.PROMPT, 40, ignore_eos=True).output_ids) == 40
+    words = r"needs [\d.]+ MB on rank 0 \(.*, results 2.5 MB, .*\) and 5.\d MB is free there; .* k of at most \d+ would fit"
+    with pytest.raises(lens.LensError, match=words) as refused:
+        lens.run(models.PROMPT, 40, top_k=320)
+    assert "\n" not in str(refused.value)
+    most = int(str(refused.value).split("k of at most ")[1].split()[0])
+    assert 5 < most < 320
+    assert lens.run(models.PROMPT, 40, top_k=most).variables["token_id"].shape[-1] == most
+    with pytest.raises(lens.LensError, match=rf" k of at most {most} or "):
+        lens.run(models.PROMPT, 40, top_k=most + 1)
 
 
 def test_comparing_what_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ _BLOCK_CELLS = {"cpu": 256, "cuda": 4096}
 _SHARE_OF_FREE = 1 / 8
 # Positions in a block. Progress is reported between blocks; smaller ones would mean many small exchanges.
 _MOST_POSITIONS, _FEWEST_POSITIONS = 256, 64
+_FOLLOWED = {"tracked_id": np.int32, **TRACKED}
 
 
 def project(
@@ -97,7 +98,17 @@ def block_bytes(device: str, free: int) -> int:
 
 
 def workspace_bytes(
-    device: str, free: int, rows: int, width: int, itemsize: int, keys: int, total: int, softcapped: bool
+    device: str,
+    free: int,
+    rows: int,
+    width: int,
+    itemsize: int,
+    keys: int,
+    total: int,
+    softcapped: bool,
+    k: int = 0,
+    ranks: int = 1,
+    rank: int = 0,
 ) -> int:
     """Return the bytes that projecting needs at a time on one rank, however many positions and layers there are in all.
 
@@ -106,6 +117,7 @@ def workspace_bytes(
         rows: vocabulary rows on this rank.
         itemsize: bytes per number of the model's dtype.
         keys, total: numbers of (site, layer) pairs and of positions in the run.
+        k: candidates per cell.
     """
     room = _cells_in(device, block_bytes(device, free), rows)
     positions = _positions_at_once(total, keys, room)
@@ -113,7 +125,26 @@ def workspace_bytes(
     logits = 4 * rows * (cells * (3 if softcapped else 1) + 2 * positions)
     scratch = 4 * rows * cells_in_tile(device, rows, cells)
     converted = 4 * CONVERTED_ELEMENTS if device == "cpu" and itemsize < 4 else 0
-    return logits + scratch + min(converted, 4 * rows * width) + cells * width * (2 * itemsize + 8)
+    candidates = cells * _bytes_of_candidates(k, rows, ranks, rank)
+    return logits + scratch + min(converted, 4 * rows * width) + cells * width * (2 * itemsize + 8) + candidates
+
+
+def _bytes_of_candidates(k: int, rows: int, ranks: int, rank: int) -> int:
+    """Return the bytes of one cell's candidates, 8 for each number, at the time when there are most.
+
+    On one rank they are combined as they are found. Ranks pack them for an exchange, which takes what it returns twice. Rank 0
+    also has the block before, on its way to the host.
+    """
+    found = min(k, rows)
+    exchanged = 32 * ranks * found if ranks > 1 else 0
+    return 48 * found + exchanged + (8 * ranks * found + 24 * k if rank == 0 else 0)
+
+
+def result_bytes(keys: int, positions: int, k: int, tracked: int) -> int:
+    """Return the bytes of the variables that rank 0 keeps, as :func:`_room` allocates them."""
+    each = [np.dtype(dtype).itemsize * (k if per_candidate else 1) for per_candidate, dtype in VARIABLES.values()]
+    followed = sum(np.dtype(dtype).itemsize for dtype in _FOLLOWED.values())
+    return keys * positions * (sum(each) + followed * tracked)
 
 
 def most_cells(rank: Rank, loaded: Loaded, widest: int) -> int:
@@ -329,5 +360,5 @@ def _room(keys: int, positions: int, k: int, tracked: int) -> dict[str, np.ndarr
         name: np.empty((keys, positions, k) if per_candidate else (keys, positions), dtype)
         for name, (per_candidate, dtype) in VARIABLES.items()
     }
-    followed = {"tracked_id": np.int32, **TRACKED} if tracked else {}
+    followed = _FOLLOWED if tracked else {}
     return room | {name: np.empty((keys, positions, tracked), dtype) for name, dtype in followed.items()}

@@ -158,6 +158,16 @@ def bytes_held(held: Any) -> int:
     return sum(int(tensor.nbytes) for translator in held.values() for tensor in translator)
 
 
+def bytes_needed(keys: Sequence[Key], layers: int, width: int, ranks: int, tuned: bool, directions: int) -> int:
+    """Return the bytes of a tuned lens or basis, in float32, on a rank that keeps states of these (site, layer) pairs."""
+    if directions:
+        return -(-directions // ranks) * width * 4
+    if not tuned:
+        return 0
+    translators = {translator_of(site, layer, layers) for site, layer in keys} - {None}
+    return len(translators) * (width + 1) * width * 4
+
+
 def _hand_out(rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories: Trajectories) -> dict[int, Any]:
     """Return the translators of this rank's states, by index. Collective."""
     wanted: dict[int, set[int]] = {}
