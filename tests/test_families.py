@@ -145,6 +145,8 @@ def changed(folder: Path, **settings: Any) -> Path:
         ("opt", {"word_embed_proj_dim": 32}, "another width.*those of one width work"),
         ("gpt2", {"add_cross_attention": True}, "cross-attention.*those without it work"),
         ("gemma3-text", {"use_bidirectional_attention": True}, "both directions.*causal ones work"),
+        ("llama-gqa", {"is_causal": False}, "both directions.*causal ones work"),
+        ("gpt2", {"is_causal": False}, "both directions.*causal ones work"),
         ("gpt2", {"n_layer": "many"}, "not a configuration of a 'gpt2' model"),
         ("opt", {"model_type": "galactica"}, "'galactica' are not supported; supported are: llama"),
     ],

@@ -39,6 +39,13 @@ class Need:
     otherwise: str
 
 
+def _is_causal(config: Any) -> bool:
+    text = config.get_text_config()
+    return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", False)
+
+
+_CAUSAL = Need(_is_causal, "that attend in both directions (EmbeddingGemma) predict no tokens; causal ones work")
+
 _PRE_NORM = {
     "resid_pre": Tap("", "input"),
     "attn_out": Tap("self_attn", "output"),
@@ -105,15 +112,7 @@ FAMILIES: Mapping[str, Anatomy] = {
     "qwen3": Anatomy(),
     "gemma": Anatomy(),
     "gemma2": Anatomy(sites=_POST_NORM, has_sdpa=False),  # it soft-caps scores
-    "gemma3_text": Anatomy(
-        sites=_POST_NORM,
-        needs=(
-            Need(
-                lambda config: not config.use_bidirectional_attention,
-                "that attend in both directions (EmbeddingGemma) predict no tokens; causal ones work",
-            ),
-        ),
-    ),
+    "gemma3_text": Anatomy(sites=_POST_NORM),
     "gemma3": Anatomy(  # multimodal checkpoints; only their language model
         backbone="model.language_model",
         blocks="model.language_model.layers",
@@ -177,7 +176,7 @@ def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
     """Return the family's row.
 
     Args:
-        config: the model's configuration, checked against the row's ``needs``.
+        config: the model's configuration, checked against the row's ``needs`` and what all families need.
 
     Raises:
         LensError: the family is not in the table, or the model does not meet its needs.
@@ -187,7 +186,7 @@ def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
     except KeyError:
         known = ", ".join(FAMILIES)
         raise LensError(f"models of type {model_type!r} are not supported; supported are: {known}") from None
-    for need in anatomy.needs if config is not None else ():
+    for need in (_CAUSAL, *anatomy.needs) if config is not None else ():
         if not need.met(config):
             raise LensError(f"models of type {model_type!r} {need.otherwise}")
     return anatomy
