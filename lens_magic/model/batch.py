@@ -249,5 +249,5 @@ def read_batch(loaded: Loaded, batch: Batch, visitors: Sequence[Visitor] = ()) -
         )
         for visitor in visitors:
             visitor.finish(window)
-    states: torch.Tensor = output.last_hidden_state  # [rows, columns, d]
+    states: torch.Tensor = output[0]  # [rows, columns, d]; by number, as a configuration may ask for tuples
     return states[batch.ends]

@@ -184,7 +184,7 @@ class _Sequence:
             past_key_values=self.cache,
             use_cache=True,
         )
-        states: torch.Tensor = output.last_hidden_state  # [batch, length, d]
+        states: torch.Tensor = output[0]  # [batch, length, d]; by number, as a configuration may ask for tuples
         return states[:, -1]
 
 

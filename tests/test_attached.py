@@ -1,0 +1,45 @@
+"""Models as users have them in memory, or saved: settings and pieces of their own that change nothing in the results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+
+import lens_magic as lens
+
+Checkpoints = Callable[[str], Path]
+
+
+def same(one: lens.LensRun, other: lens.LensRun) -> bool:
+    alike = all(np.array_equal(one.variables[name], other.variables[name]) for name in ("token_id", "logit", "entropy"))
+    return one.output_ids == other.output_ids and alike
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "gemma3-sees"])
+def test_a_model_whose_configuration_asks_for_tuples(name: str, checkpoints: Checkpoints) -> None:
+    model, tokenizer = models.load_plain(checkpoints(name))
+    lens.attach(model, tokenizer)
+    expected = lens.run(models.PROMPT, 20, ignore_eos=True)
+    model.config.return_dict = model.config.get_text_config().return_dict = False
+    assert same(lens.run(models.PROMPT, 20, ignore_eos=True), expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2], scope="session")
+def test_a_checkpoint_whose_configuration_asks_for_tuples(ranks: int, checkpoints: Checkpoints, tmp_path: Path) -> None:
+    texts = [{"positive": "near and bright", "negative": "dark and far"}]
+    runs: list[Any] = []
+    for settings in ({}, {"return_dict": False}):
+        folder = Path(shutil.copytree(checkpoints("llama-gqa"), tmp_path / str(len(runs))))
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **settings}))
+        lens.load(str(folder), ranks=ranks)
+        vector = lens.train_vector(texts, layers=[1], site="resid_post", position="last")
+        runs.append(lens.run(models.PROMPT, 20, ignore_eos=True, steer=(vector * 2.0,)))
+    assert same(*runs)
