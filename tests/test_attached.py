@@ -11,6 +11,8 @@ from typing import Any
 import models
 import numpy as np
 import pytest
+import reference as ref
+import torch
 
 import lens_magic as lens
 
@@ -43,3 +45,22 @@ def test_a_checkpoint_whose_configuration_asks_for_tuples(ranks: int, checkpoint
         vector = lens.train_vector(texts, layers=[1], site="resid_post", position="last")
         runs.append(lens.run(models.PROMPT, 20, ignore_eos=True, steer=(vector * 2.0,)))
     assert same(*runs)
+
+
+@pytest.mark.parametrize(("name", "head"), [("llama-bf16", torch.float32), ("llama-gqa", torch.bfloat16)])
+def test_states_are_kept_in_the_blocks_type_whatever_the_heads(name: str, head: torch.dtype, checkpoints: Checkpoints) -> None:
+    model, tokenizer = models.load_plain(checkpoints(name))
+    lens.attach(model, tokenizer)
+    blocks, usual = model.dtype, lens.run(models.PROMPT, 20, ignore_eos=True)
+    model.lm_head.to(head)
+    lens.attach(model, tokenizer)
+    run = lens.run(models.PROMPT, 20, force=usual.output_ids)
+    assert run.memory["captures"] == usual.memory["captures"]
+    states = run.activations("resid_post", -1)
+    assert states.dtype == blocks != head
+    ids = [*run.prompt_ids, *run.output_ids]
+    expected = ref.states(model, ids, len(run.prompt_ids), ["resid_post"], [model.config.num_hidden_layers - 1], run.positions)
+    distance = (states.float().flatten() - expected["resid_post"].float().flatten()).abs().max()
+    assert distance < (0.1 if blocks == torch.bfloat16 else 1e-4)
+    if head == torch.float32:  # which holds all that was in the other type
+        assert np.array_equal(run.variables["token_id"][..., 0], usual.variables["token_id"][..., 0])

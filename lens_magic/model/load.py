@@ -33,6 +33,7 @@ class Loaded:
         backbone: the part of it that returns normalised final states; it never runs the head.
         head: this rank's rows of the head.
         bounds: where each rank's rows begin (``ranks + 1`` numbers).
+        dtype: that of the blocks, so of the states.
         whole_bytes: bytes of the weights that every rank keeps in full; 0 on a single rank.
     """
 
@@ -252,11 +253,14 @@ def describe(
         offset=first,
         softcap=getattr(config, "final_logit_softcapping", None),
     )
+    blocks = part(model, anatomy.blocks)
+    # Of the states; in a model in memory the head may have another. (Weights that are coded in integers are none of it.)
+    dtype = next(weight.dtype for weight in blocks.parameters() if weight.is_floating_point())
     # Kernels are tried now, not when somebody waits. (A step's are compiled for the model's own widths in its first one.)
     if device.type == "cuda":
         onepass.trouble(device, torch.float32)
         for kernels in (steps, attention):
-            kernels.trouble(device, weight.dtype)
+            kernels.trouble(device, dtype)
     return Loaded(
         model=model,
         backbone=part(model, anatomy.backbone),
@@ -264,9 +268,9 @@ def describe(
         head=rows,
         bounds=bounds,
         device=device,
-        layers=len(part(model, anatomy.blocks)),
+        layers=len(blocks),
         width=int(weight.shape[1]),
-        dtype=weight.dtype,
+        dtype=dtype,
         vocabulary=vocabulary,
         whole_bytes=whole_bytes,
     )
