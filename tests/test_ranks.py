@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from lens_magic.errors import Interrupted, LensError, RankError, RanksLost
-from lens_magic.ranks import board, channel, collectives, environment, memory, start, worker
+from lens_magic.ranks import board, channel, collectives, environment, forks, memory, start, worker
 from lens_magic.ranks.board import CAPACITY
 from lens_magic.ranks.environment import prepare, runtime_folder
 from lens_magic.ranks.group import Group
@@ -528,6 +528,38 @@ def test_a_forked_process_neither_uses_ends_nor_keeps_them(pair: Group, tmp_path
     assert "MPI was started before this process was forked" in said.read_text()
     assert pair.call(probes.place) == [(0, 2), (1, 2)]
     assert runtime_folder().is_dir()
+
+
+FORKS = """
+import os, signal
+import torch
+import lens_magic as lens
+from lens_magic.errors import RanksLost
+from lens_magic.ranks.group import Group
+torch.set_num_threads(2)
+lens.load("demo")
+text = lens.generate("Once upon a time", 5).text
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    for use in (lambda: lens.generate("Once upon a time", 5), lambda: lens.load("demo"), lambda: Group(1)):
+        try:
+            use()
+        except RanksLost as error:
+            print(error, flush=True)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert lens.generate("Once upon a time", 5).text == text
+"""
+
+
+def test_a_process_forked_from_a_single_rank_is_refused_and_does_not_hang() -> None:
+    """torch would wait there for threads that were not forked."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.splitlines()
+    assert len(told) == 3
+    assert set(told) == {forks.NO_THREADS}
 
 
 @pytest.fixture

@@ -17,13 +17,12 @@ import socket
 import sys
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import wait
 from typing import Any
 
 from ..errors import Interrupted, LensError, Outcome, RanksLost, reason_of
-from . import arrival, channel, interrupts, start, worker
+from . import arrival, channel, forks, interrupts, start, worker
 from .rank import Rank
 
 GRACE_S = 10.0  # after a failure, the time for the ranks to end the call
@@ -43,6 +42,8 @@ class Group:
 
     def __init__(self, size: int = 1, joined: bool = False) -> None:
         communicator, self._workers = None, channel.Workers()
+        if size == 1:
+            forks.require_own_threads()
         if joined:
             communicator = start.joined_world()
             self._workers = channel.accept_all(communicator)
@@ -61,8 +62,9 @@ class Group:
         self._given_up = ""  # why
         self._under_way: int | None = None  # the number of the running call
         self._loss: RanksLost | None = None
-        self.closed = self._forked = False
-        _groups.add(self)
+        self.closed = False
+        self._forked = ""  # where the ranks are, if not here
+        forks.tell(self)
         if self._workers:
             threading.Thread(target=self._listen, daemon=True, name="lens-ranks").start()
 
@@ -338,7 +340,7 @@ class Group:
     def require_all(self) -> None:
         """Raise RanksLost, naming them, if any rank is gone."""
         if self._forked:
-            raise RanksLost("the ranks belong to the process that this one was forked from; use them there")
+            raise RanksLost(self._forked)
         if self.closed:
             raise RanksLost("these ranks were ended; `%lens restart` starts new ones")
         if self.lost:
@@ -358,11 +360,20 @@ class Group:
             self._kill_workers()
         return self._loss
 
-    def _disown(self) -> None:
-        """Let go of the ranks in a forked process: they are not its own, and would live as long as it is connected to them."""
-        self._forked = self.closed = bool(self._workers)
+    def disown(self) -> bool:
+        """Let go of the ranks in a forked process: they are not its own, and would live as long as it is connected to them.
+
+        Returns:
+            Whether calls may have given torch threads, which are not forked.
+        """
+        used = self._number > 0 and "torch" in sys.modules
+        if self._workers:
+            self._forked, self.closed = "the ranks belong to the process that this one was forked from; use them there", True
+        elif used:
+            self._forked = forks.NO_THREADS
         for _, link in self._workers.values():
             link.close()
+        return used
 
     def _kill_workers(self) -> None:
         here = socket.gethostname()
@@ -370,17 +381,6 @@ class Group:
             if joined.host == here and joined.rank not in self._gone:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(joined.pid, signal.SIGKILL)
-
-
-_groups: weakref.WeakSet[Group] = weakref.WeakSet()
-
-
-def _disown_all() -> None:
-    for group in list(_groups):
-        group._disown()
-
-
-os.register_at_fork(after_in_child=_disown_all)
 
 
 def _waits_in_kernels() -> bool:
