@@ -240,7 +240,7 @@ class Session:
         """
         from . import needs
         from .model import load as loading
-        from .ranks import start
+        from .ranks import followed, start
 
         if self.model is None:
             self._group_of(ranks)  # no model is lost by starting them, and they know best what they have free
@@ -250,6 +250,7 @@ class Session:
             return
         rooms = []
         if group is not None and group.usable:
+            group.call(followed.require_in_time)
             rooms = group.call(needs.room_of_rank)
         if self.model is not None and self.model.checkpoint is None:
             rooms = [replace(room, model=0) for room in rooms]  # attached: the user still holds it, so nothing is freed

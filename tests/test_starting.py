@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import lens_magic as lens
 from lens_magic.errors import LensError, RanksLost
-from lens_magic.ranks import arrival, collectives, entry, environment, memory, start
+from lens_magic.ranks import arrival, collectives, entry, environment, followed, memory, start
 from lens_magic.ranks.group import Group
 from lens_magic.session import Session, current
 
@@ -468,6 +468,39 @@ def test_attaching_waits_for_no_other_threads_call() -> None:
         leave.set()
         thread.join()
     assert lens.generate("Hi", 2).output_ids
+
+
+@pytest.mark.ranks(2)
+def test_ranks_follow_what_a_cell_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have the environment of MPI's daemon, from the first start on."""
+    lens.load("demo", ranks=2)
+    monkeypatch.setenv("LENS_FREE_MEMORY", "123456789")
+    assert [rank["free"] for rank in lens.status().ranks] == [123456789] * 2
+    monkeypatch.delenv("LENS_FREE_MEMORY")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    for _ in range(2):
+        assert current().group.call(probes.variable, "CUDA_VISIBLE_DEVICES") == ["2,3"] * 2
+        assert current().group.call(probes.variable, "LENS_FREE_MEMORY") == [None] * 2
+        current().restart()
+
+
+@pytest.mark.ranks(2)
+@pytest.mark.parametrize("late", [0, 1])
+def test_other_gpus_than_a_rank_can_still_have_are_refused(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA reads the variable once, so rank 1 might take a GPU that is somebody else's."""
+    monkeypatch.setattr(followed, "_shown", [])
+    monkeypatch.setattr(followed, "_cuda_has_begun", followed._cuda_has_begun)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    current().close()
+    lens.load("demo", ranks=2)
+    current().group.call(probes.begin_cuda, late)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(LensError, match=f"CUDA_VISIBLE_DEVICES was changed from nothing to '3' when rank {late} already used"):
+        lens.load("demo", ranks=2)
+    assert lens.generate("Once upon a time", 3).output_ids, "the model stays"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    lens.load("demo", ranks=2)
+    current().close()
 
 
 def test_ranks_that_are_ended_while_they_work_are_not_said_to_have_died() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import LensError
 from ..gpu import attention, onepass, steps
-from ..ranks import collectives
+from ..ranks import collectives, followed
 from ..ranks.memory import give_back_cached
 from ..ranks.rank import Rank
 from .anatomy import Anatomy, anatomy_of, part, replace_part
@@ -62,9 +62,13 @@ def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
 
     Returns:
         The model's ``vocabulary``, ``layers``, ``width`` and ``whole_bytes``, and in words what is ``whole`` on every rank.
+
+    Raises:
+        LensError: the ranks cannot have the GPUs that the environment names now.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    followed.require_in_time(rank)
     collectives.connect(rank)
     device = collectives.device_for(rank)
     folder = str(checkpoint.folder)

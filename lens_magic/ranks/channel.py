@@ -16,7 +16,7 @@ import pickle
 import secrets
 import socket
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener
 from types import FunctionType
 from typing import Any
@@ -27,13 +27,17 @@ from .environment import SOCKET, runtime_folder
 
 @dataclass(frozen=True)
 class Call:
-    """Down: run ``module:function`` with these arguments and report under ``number``."""
+    """Down: run ``module:function`` with these arguments and report under ``number``.
+
+    Before, each rank sets the variables of its ``environment`` to what they are on rank 0.
+    """
 
     number: int
     module: str
     function: str
     arguments: tuple[Any, ...]
     options: dict[str, Any]
+    environment: dict[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from ..errors import Interrupted, LensError, Outcome, RanksLost, reason_of
-from . import arrival, channel, forks, interrupts, start, worker
+from . import arrival, channel, followed, forks, interrupts, start, worker
 from .rank import Rank
 
 GRACE_S = 10.0  # after a failure, the time for the ranks to end the call
@@ -96,10 +96,11 @@ class Group:
             self.require_all()
             self._number += 1
             before, self.rank.on_event = self.rank.on_event, self._relaying(on_event)
+            # A launcher, or a host, may show each of its ranks other GPUs.
+            own = followed.stated() if self._workers and not (self.joined or start.several_hosts()) else {}
+            command = channel.Call(self._number, function.__module__, function.__qualname__, arguments, options, own)
             try:
-                return self._run_everywhere(
-                    channel.Call(self._number, function.__module__, function.__qualname__, arguments, options)
-                )
+                return self._run_everywhere(command)
             finally:
                 self.rank.on_event = before
                 self.flush_output()

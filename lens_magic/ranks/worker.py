@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from ..errors import LensError
 from ..importing import AHEAD
-from . import channel, settings, start
+from . import channel, followed, settings, start
 from .environment import remove_runtime_folder, restore_temporary_files
 from .rank import Aborted, Rank
 
@@ -75,6 +75,7 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
     Once rank 0 learns of a failure, it releases the ranks that wait for this one in a collective.
     """
     try:
+        followed.follow(call.environment)
         function = getattr(importlib.import_module(call.module), call.function)
         with settings.plain():
             value = function(rank, *call.arguments, **call.options)
@@ -91,6 +92,7 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
         summary = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
         return channel.Status(call.number, "error", None, summary, traceback.format_exc(), expected)
     finally:
+        followed.note_gpus()
         _flush()
     return channel.Status(call.number, "ok", value)
 
