@@ -338,7 +338,7 @@ def test_a_full_folder_in_memory_is_passed_over(free: int, monkeypatch: pytest.M
         monkeypatch.delenv(environment.RUNTIME_VARIABLE, raising=False)
         monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: temporary)
         monkeypatch.setattr(environment, "_free", lambda folder: free)
-        monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+        monkeypatch.setattr(environment.util, "Finalize", lambda *_, **options: None)
         assert environment.runtime_folder().parent == Path(temporary)
 
 
@@ -348,7 +348,7 @@ def test_a_temporary_folder_too_deep_for_sockets_is_passed_over(tmp_path: Path, 
     monkeypatch.delenv(environment.RUNTIME_VARIABLE, raising=False)
     monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(deep))
     monkeypatch.setattr(environment, "_free", lambda folder: 0)
-    monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(environment.util, "Finalize", lambda *_, **options: None)
     folder = environment.runtime_folder()
     try:
         assert folder.stat().st_mode & 0o777 == 0o700
@@ -365,7 +365,7 @@ def made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("LENS_WORKER", raising=False)
     monkeypatch.setattr(environment.os, "access", lambda *_: False)
     monkeypatch.setattr(environment.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(environment.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(environment.util, "Finalize", lambda *_, **options: None)
     return tmp_path
 
 
@@ -378,6 +378,9 @@ def test_no_folder_is_used_that_others_could_have_made_or_can_enter(made_in: Pat
     monkeypatch.setenv("LENS_WORKER", "1")  # a rank that is started uses its rank 0's
     assert environment.runtime_folder() == ours
     ours.chmod(0o770)
+    with pytest.raises(SystemExit):  # it does not make one that its rank 0 does not know
+        environment.runtime_folder()
+    monkeypatch.delenv("LENS_WORKER")
     others = environment.runtime_folder()
     assert others != ours
     link = others.with_name(f"{others.name}x")
@@ -387,6 +390,43 @@ def test_no_folder_is_used_that_others_could_have_made_or_can_enter(made_in: Pat
     other = os.getuid() + 1
     monkeypatch.setattr(environment.os, "getuid", lambda: other)
     assert not environment._is_private(others)
+
+
+def test_a_process_that_ends_makes_no_folder_any_more(made_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks may just be starting, in a thread, and nobody would remove it."""
+    monkeypatch.setattr(environment, "_ended", [])
+    environment.runtime_folder()
+    environment._remove_own(os.getpid())
+    with pytest.raises(LensError, match="this process is ending"):
+        environment.runtime_folder()
+    assert not list(made_in.iterdir())
+
+
+def test_a_rank_whose_rank_0_has_ended_while_it_started_ends_too(tmp_path: Path) -> None:
+    gone = f"/dev/shm/lens-magic-{os.getuid()}-{environment._pid_namespace()}-{os.getpid()}-gone"
+    command, environ = [sys.executable, "-P", entry.__file__], {**os.environ, environment.RUNTIME_VARIABLE: gone}
+    environ.pop(start.HOSTFILE, None)
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+FORKED = """
+import multiprocessing
+from lens_magic.ranks import environment
+def work():
+    print(environment.runtime_folder(), flush=True)
+print(environment.runtime_folder(), flush=True)
+process = multiprocessing.get_context("fork").Process(target=work)
+process.start()
+process.join(60)
+assert environment.runtime_folder().is_dir()
+"""
+
+
+def test_processes_of_multiprocessing_remove_their_folders_too(tmp_path: Path) -> None:
+    folders = program(FORKED, tmp_path).splitlines()
+    assert len(set(folders)) == 2
+    assert not [folder for folder in folders if Path(folder).exists()]
 
 
 def test_folders_of_processes_that_are_gone_are_removed(made_in: Path) -> None:

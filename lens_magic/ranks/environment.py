@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import pwd
@@ -14,7 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
+from multiprocessing import util
 from pathlib import Path
+
+from ..errors import LensError
+
+HOSTFILE = "LENS_HOSTFILE"
+"""The environment variable that names a file of hosts."""
 
 RUNTIME_VARIABLE = "LENS_RUNTIME_DIR"
 _BEFORE = "LENS_TMPDIR"  # the TMPDIR to restore, "" for none
@@ -38,6 +43,9 @@ _MPI_ENVIRONMENT = {
     "PRTE_ALLOW_RUN_AS_ROOT": "1",
     "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
 }
+
+
+_ended: list[int] = []  # this process, once its folder has been removed at its end
 
 
 def mpi_prefix() -> Path | None:
@@ -86,19 +94,29 @@ def prepare(one_host: bool = True) -> Path:
 
 
 def runtime_folder() -> Path:
-    """Return this group's folder for sockets, shared-memory segments and MPI's session files; made at the first call."""
+    """Return this group's folder for sockets, shared-memory segments and MPI's session files; made at the first call.
+
+    Raises:
+        SystemExit: this is a spawned rank, and rank 0 has ended while it was starting, and removed the folder.
+        LensError: this is rank 0, and is ending. Nobody would remove a folder made now.
+    """
     known = Path(os.environ.get(RUNTIME_VARIABLE) or "/")
     # A program that a kernel's user starts inherits the variable, and would remove the kernel's folder when it ends.
-    own = _process_of(known) == (_pid_namespace(), os.getpid()) or "LENS_WORKER" in os.environ
+    spawned = "LENS_WORKER" in os.environ
+    own = _process_of(known) == (_pid_namespace(), os.getpid()) or spawned
     if own and _is_private(known):
         return known
+    if spawned and not os.environ.get(HOSTFILE):  # of another host it has none
+        raise SystemExit(1)
+    if os.getpid() in _ended:
+        raise LensError("this process is ending, and can start no ranks any more")
     name = f"{_PREFIX}{os.getuid()}-{_pid_namespace()}-{os.getpid()}-"
     parent = _place_for(name)
     remove_stale(parent)
     # Everyone may write there: a name that can be foreseen could be another user's by now, and MPI's script run from it.
     folder = Path(tempfile.mkdtemp(prefix=name, dir=parent))
     os.environ[RUNTIME_VARIABLE] = str(folder)
-    atexit.register(_remove_own, os.getpid())
+    util.Finalize(None, _remove_own, (os.getpid(),), exitpriority=0)  # a process of multiprocessing's runs no atexit handlers
     return folder
 
 
@@ -146,6 +164,7 @@ def _free(folder: Path) -> int:
 
 def _remove_own(pid: int) -> None:
     if os.getpid() == pid:  # a process forked from this one leaves it in place
+        _ended.append(pid)
         remove_runtime_folder()
 
 

@@ -13,10 +13,7 @@ from typing import Any
 
 from ..errors import LensError, reason_of
 from . import entry, loopback
-from .environment import daemon_apart, mpi_prefix, prepare, temporary_files_in
-
-HOSTFILE = "LENS_HOSTFILE"
-"""The environment variable that names a file of hosts."""
+from .environment import HOSTFILE, daemon_apart, mpi_prefix, prepare, temporary_files_in
 
 _OF_THE_WORLD = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_")  # how the variables begin by which a launcher's ranks know their place
 
