@@ -326,13 +326,16 @@ class Session:
         """Start fresh ranks and load the model again; if that fails or is stopped, the next restart tries again.
 
         Raises:
-            LensError: the model was attached, its files are gone or have changed, or the ranks were started by a launcher
-                (nothing is ended then); or it cannot be loaded.
+            LensError: another call is under way, the model was attached, its files are gone or have changed, or the ranks were
+                started by a launcher (nothing is ended then); or it cannot be loaded.
         """
         from .model.checkpoint import find_again
         from .ranks.start import require_working_folder
 
         self._settle()
+        if self._group is not None and self._group.usable:
+            with self._group.exclusive():  # as in attach; a call that does not end is given up by interrupts
+                pass
         before: Model | None = self.model
         if before is None and self._to_reload is not None:
             before, size = self._to_reload

@@ -488,7 +488,7 @@ def test_programs_started_by_a_launched_rank_are_none_of_its_world(monkeypatch: 
 
 
 @pytest.mark.ranks(2)
-def test_attaching_waits_for_no_other_threads_call() -> None:
+def test_attaching_and_restarting_wait_for_no_other_threads_call() -> None:
     lens.load("demo", ranks=2)
     held, leave = threading.Event(), threading.Event()
 
@@ -502,11 +502,31 @@ def test_attaching_waits_for_no_other_threads_call() -> None:
     held.wait(30)
     model = SimpleNamespace(config=LlamaConfig())
     try:
-        with pytest.raises(LensError, match="busy with another call"):
-            lens.attach(model, current().require_model().tokenizer)
+        for use in (lambda: lens.attach(model, current().require_model().tokenizer), current().restart):
+            with pytest.raises(LensError, match="busy with another call"):
+                use()
     finally:
         leave.set()
         thread.join()
+    assert lens.generate("Hi", 2).output_ids
+
+
+@pytest.mark.ranks(2)
+def test_a_restart_within_a_call_is_refused_and_ends_nothing() -> None:
+    """By an ``on_event``: the call waited for ranks that its own thread had ended."""
+    lens.load("demo", ranks=2)
+    group, told = current().group, []
+
+    def restart(_: object) -> None:
+        try:
+            current().restart()
+        except LensError as error:
+            told.append(str(error))
+        group.rank.request_stop()
+
+    group.call(probes.until_stopped, on_event=restart)
+    assert told[0] == "the ranks are in the middle of a call, and what is called meanwhile cannot begin another"
+    assert current().group is group
     assert lens.generate("Hi", 2).output_ids
 
 
