@@ -463,6 +463,19 @@ def test_kept_runs(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kept.listing().files == []
 
 
+def test_an_old_run_that_may_not_be_deleted_costs_no_new_one(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import kept
+
+    monkeypatch.setattr(kept, "MOST", 1)
+    stuck, old = (kept.folder() / f"2000010{day}-000000-000000000Z.nc" for day in (2, 1))
+    stuck.mkdir(parents=True)  # a folder, which no user's rights unlink
+    old.touch()
+    path = kept.keep(run)
+    assert path is not None
+    assert path.exists()
+    assert not old.exists(), "the others are"
+
+
 def test_kept_runs_are_in_order_when_clocks_are_put_back(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names are in UTC; older ones, in local time, are still known."""
     from lens_magic.lens import kept

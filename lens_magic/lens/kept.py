@@ -40,7 +40,8 @@ def keep(run: LensRun) -> Path | None:
         seconds, rest = divmod(time.time_ns(), 10**9)  # one reading: from two, a name could sort before the previous run's
         path = run.save(place / f"{time.strftime(_TIME, time.gmtime(seconds))}-{rest:09d}Z.nc")  # UTC: no hour comes twice
         for old in _files()[MOST:]:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may not be deleted, and this run is kept all the same
+                old.unlink(missing_ok=True)
         return path
     except (LensError, OSError, RuntimeError) as error:
         said = reason_of(error, whole=not isinstance(error, RuntimeError))  # by which HDF5 reports a full disk, at length
