@@ -10,11 +10,14 @@ from typing import Any
 
 import models
 import numpy as np
+import probes
 import pytest
 import reference as ref
 import torch
 
 import lens_magic as lens
+from lens_magic.model.graph import runner_for
+from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
 
@@ -64,3 +67,28 @@ def test_states_are_kept_in_the_blocks_type_whatever_the_heads(name: str, head: 
     assert distance < (0.1 if blocks == torch.bfloat16 else 1e-4)
     if head == torch.float32:  # which holds all that was in the other type
         assert np.array_equal(run.variables["token_id"][..., 0], usual.variables["token_id"][..., 0])
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt2", "mixtral"])
+def test_steps_are_recorded_after_hidden_states_were_asked_for(name: str, checkpoints: Checkpoints) -> None:
+    """transformers then leaves hooks on its modules for good, which do nothing unless it is asked again."""
+    model, tokenizer = models.load_plain(checkpoints(name))
+    lens.attach(model, tokenizer)
+    expected = lens.run(models.PROMPT, 24, ignore_eos=True)
+    model(torch.tensor([[1, 2, 3]]), output_hidden_states=True, output_attentions=True)
+    lens.attach(model, tokenizer)
+    rank = current().group.rank
+    backbone = rank.store["model"].backbone
+    assert any(module._forward_hooks for module in backbone.modules())
+    assert runner_for(rank, backbone, torch.zeros(1, dtype=torch.int64)).recorded
+    probes.step_by(rank, "replay", 8)
+    try:
+        assert same(lens.run(models.PROMPT, 24, ignore_eos=True), expected)
+        assert probes.replays(rank) > 8
+    finally:
+        probes.step_by(rank, "as usual")
+    model.config.output_hidden_states = True  # now they keep what they see, at every step
+    assert not runner_for(rank, backbone, torch.zeros(1, dtype=torch.int64)).recorded
+    model.config.output_hidden_states = False
+    with backbone.register_forward_hook(lambda *given: None):
+        assert not runner_for(rank, backbone, torch.zeros(1, dtype=torch.int64)).recorded

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import gc
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +33,9 @@ LEAST = 16  # steps: with fewer to come none is recorded, since recording takes 
 
 _KNOWN = ("torch", "transformers", "deepspeed", __package__.split(".")[0])
 _ATTENTION = ("sdpa", "eager")  # others may take no mask, but a recorded step also reads columns not filled yet
+_VISITS = f"{__package__}.sites"
+_CAPTURING = "transformers.utils.output_capturing"  # whose hooks a model keeps once it has been asked for hidden states
+_CAPTURED = ("output_hidden_states", "output_attentions", "output_router_logits")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -230,18 +233,24 @@ def runner_for(rank: Rank, backbone: nn.Module, column: torch.Tensor) -> Eager |
 def _boundary_of(backbone: nn.Module, device: torch.device) -> int:
     """Return up to a multiple of how many columns recorded steps read; 0 if they cannot be recorded."""
     config: Any = backbone.config
-    plain = all(map(_is_plain, backbone.modules())) and not torch_module._has_any_global_hook()
+    # transformers' hooks return at once unless the configuration asks for what they keep (a step's call asks for nothing).
+    known = (_VISITS,) if any(getattr(config, name, False) for name in _CAPTURED) else (_VISITS, _CAPTURING)
+    plain = all(_is_plain(module, known) for module in backbone.modules()) and not torch_module._has_any_global_hook()
     if not plain or config._attn_implementation not in _ATTENTION or device.type not in ("cpu", "cuda"):
         return 0
     return FAR if device.type == "cuda" and config._attn_implementation == "sdpa" and stops_in_time(backbone) else BOUNDARY
 
 
-def _is_plain(module: nn.Module) -> bool:
+def _is_plain(module: nn.Module, known: Container[str]) -> bool:
     """Whether a module runs no third-party Python code at every call, which a replay would skip.
 
     Such code is that of hooks, of accelerate when it fetches parameters, and of models whose checkpoint brings its own.
     Compiled modules run operations that a recording cannot see.
+
+    Args:
+        known: names of Python modules whose hooks do nothing, or nothing that is not recorded.
     """
-    hooked = any(getattr(module, hooks) for hooks in _HOOKS) or hasattr(module, "_hf_hook")
+    hooks = (hook for kind in _HOOKS for hook in getattr(module, kind).values())
+    hooked = any(getattr(hook, "__module__", None) not in known for hook in hooks) or hasattr(module, "_hf_hook")
     compiled = module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
     return not hooked and not compiled and type(module).__module__.split(".")[0] in _KNOWN
