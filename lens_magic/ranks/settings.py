@@ -30,7 +30,8 @@ def plain() -> Iterator[None]:
                 kind.fp32_precision = "ieee"
         settings.callback(torch.set_default_dtype, dtype)
         torch.set_default_dtype(torch.float32)
-        settings.enter_context(torch.inference_mode(False))  # first: it also sets the other mode
+        if torch.is_inference_mode_enabled():  # not always, as leaving it undoes a mode that the call has entered and left on
+            settings.enter_context(torch.inference_mode(False))  # first: it also sets the other mode
         settings.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
