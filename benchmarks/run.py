@@ -127,9 +127,10 @@ class Runner:
             if needed > 0.6 * memory.available():
                 cell.left_out = f"its projections alone are {needed / 1e9:.0f} GB, more than this machine has"
                 continue
-            if (process := self._try(cell, lambda m=method: self._alone(row, m))) is None:
+            if (process := self._try(cell, lambda m=method: self._alone(m))) is None:
                 continue
             try:
+                self._try(cell, lambda m=method, p=process: p.ask(self._load_alone(row, m), self.left_s))
                 for tokens in (row.tokens, WARM_TOKENS):
                     warm = self._try(cell, lambda t=tokens, m=method, p=process: p.ask(self._run(row, m, t), self.left_s))
                 resident: list[int] | None = None
@@ -146,15 +147,14 @@ class Runner:
             finally:
                 process.close()
 
-    def _alone(self, row: Row, method: str) -> Process:
-        """Return a fresh process that has loaded what a method needs and can measure its own memory."""
+    def _alone(self, method: str) -> Process:
+        """Return a fresh process for one method that can measure its own memory."""
         if method in PEERS:
-            process = self._peer_process(method, {**memory.ENVIRONMENT, **with_this_tree()})
-            process.ask(self._load_peer(row), self.left_s)
-        else:
-            process = self._bench_process(method, memory.ENVIRONMENT)
-            process.ask(self._load(row, method), self.left_s)
-        return process
+            return self._peer_process(method, {**memory.ENVIRONMENT, **with_this_tree()})
+        return self._bench_process(method, memory.ENVIRONMENT)
+
+    def _load_alone(self, row: Row, method: str) -> dict[str, Any]:
+        return self._load_peer(row) if method in PEERS else self._load(row, method)
 
     def _run(self, row: Row, method: str, tokens: int) -> dict[str, Any]:
         what = {"prompt_ids": self._prompt_ids(row)} if method in PEERS else {"method": method}

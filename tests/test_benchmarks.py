@@ -220,6 +220,24 @@ def test_the_peak_of_another_library_is_measured_in_its_own_process(
     assert [sample["grown"][0] / (1 << 20) for sample in cell.samples] == pytest.approx([64, 64], rel=0.1)
 
 
+def test_a_method_that_cannot_be_loaded_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoints: Checkpoints
+) -> None:
+    begun: list[Process] = []
+
+    def begin(runner: Runner, name: str, environment: Any = None) -> Process:
+        library = "import json, sys\nfor line in sys.stdin: print(json.dumps({'error': 'no such model'}), flush=True)"
+        begun.append(Process([sys.executable, "-c", library], tmp_path / "log", environment))
+        return begun[-1]
+
+    monkeypatch.setattr(Runner, "_peer_process", begin)
+    monkeypatch.setattr("benchmarks.checkpoints.folder", lambda name, out: checkpoints("llama-gqa"))
+    runner = Runner(tmp_path / "out", tell=lambda line: None)
+    found = runner.run(Suite("memory", "", (Row("small", 1, 3, ("nnsight",), rounds=2, memory=True),)))
+    assert [cell.left_out for cell in found.cells.values()] == ["no such model"]
+    assert [process._process.poll() is not None for process in begun] == [True]
+
+
 def test_ratios_are_taken_round_by_round() -> None:
     ours = Cell("m", "float32", 1, 10, OURS, samples=[{"round": 0, "wall_s": 1.0}, {"round": 1, "wall_s": 2.0}])
     theirs = Cell("m", "float32", 1, 10, "published", samples=[{"round": 1, "wall_s": 8.0}])
