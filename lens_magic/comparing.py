@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from . import options, prompts, results, runs, vectors
 from .errors import LensError
+from .generating import Generating
 from .needs import Ask
 from .provenance import provenance
 from .session import Model, OnEvent, Session
@@ -41,40 +42,27 @@ def compare(
         on_event: receives ("token", id, sequence): sequence 0 is the unsteered text, 1 the steered one.
     """
     from .lens.compared import LIVE, run_compared
-    from .model.choose import Sampling
 
     model = session.require_model()
-    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
-    max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
-    ignore_eos, chat = options.flag("ignore_eos", ignore_eos), options.flag("chat", chat)
-    ids = tuple(prompts.prompt_ids(model, prompt, chat))
-    prompts.check_length(len(ids), max_new_tokens, model.context)
-    terms = vectors.steering_terms(model, steer, [len(ids)], [max_new_tokens])
+    asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
+    ids, most = tuple(prompts.prompt_ids(model, prompt, asked.chat)), asked.max_new_tokens
+    prompts.check_length(len(ids), most, model.context)
+    terms = vectors.steering_terms(model, steer, [len(ids)], [most])
     if not terms:
         raise LensError("there is nothing to steer with; a vector, or NAME:1.5, would do")
-    ask = Ask(max_new_tokens, len(ids), batch=2)
+    ask = Ask(most, len(ids), batch=2)
     if live is None:  # both texts are read again under both models, which takes more than generating them
         ask = replace(ask, layers=(model.layers - 1,), sites=("resid_post",), batch=4, forced=True)
-    stop_ids = () if ignore_eos else model.stop_ids
-    asked = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "seed": sampling.seed,
-        "ignore_eos": ignore_eos,
-        "chat": chat,
-    }
     group = session.group
     with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
         runs.refuse_what_cannot_fit(session, ask, smaller={"tokens"})
         group.rank.store[LIVE] = live
         try:
-            answer = group.call(
-                run_compared, ids, max_new_tokens, sampling, stop_ids, terms, live is not None, on_event=on_event
-            )[0]
+            told = (ids, most, asked.sampling, asked.stop_ids(model), terms, live is not None)
+            answer = group.call(run_compared, *told, on_event=on_event)[0]
         finally:
             group.rank.store.pop(LIVE, None)
-        result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked)
+        result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked.recorded())
         return outcome.keep(result, result.interrupted)
 
 

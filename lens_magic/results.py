@@ -52,9 +52,8 @@ def make_run(
     _warn_of_cells_without_numbers(variables["entropy"], request, finite_again(model.dtype, bool(steering)))
     candidates = _candidates(variables)
     occurring = {*ids, *output_ids, *(() if labels else candidates)}
-    before = len(ids) - 1 if request.prompt_tokens else 0
     run_id = f"{request.run_id}:{number}"
-    skipped = request.longest - 1 - before - request.plan.first  # captured rows before this sequence's first
+    before, first_row = request.before(number), request.first_row(number)
 
     def gather(site: str, layers: Sequence[int], rows: Sequence[int]) -> Any:
         from .lens.capture import gather as gather_states
@@ -62,7 +61,7 @@ def make_run(
         group = session.running_group
         if group is None or not group.usable:
             return None
-        return group.call(gather_states, run_id, site, list(layers), [skipped + row for row in rows])[0]
+        return group.call(gather_states, run_id, site, list(layers), [first_row + row for row in rows])[0]
 
     return LensRun(
         prompt=prompt,
@@ -102,8 +101,7 @@ def make_run(
 
 def _steering_of(request: Request, number: int) -> list[SteeringTerm]:
     """Return the terms that steered one of the prompts: those that meet a position of its own."""
-    new = request.max_new_tokens if request.forced is None else len(request.forced[number])
-    positions = range(1 - len(request.prompts[number]), new)
+    positions = range(1 - len(request.prompts[number]), request.new(number))
     terms = (term.of_sequence(number, len(request.prompts)) for term in request.steering)
     return [term for term in terms if term is not None and term.has_effect(positions)]
 

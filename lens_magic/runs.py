@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from . import options, vectors
 from .errors import LensError
+from .generating import Generating
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
 from .prompts import all_forced_ids, all_prompt_ids, check_length, longest_continuation, several
 from .results import GeneratedText, make_run, timings_of
@@ -42,47 +43,45 @@ def run(
     on_event: OnEvent | None = None,
 ) -> Any:
     """See :func:`lens_magic.run`. Raises :class:`Interrupted`, with the partial run, if the user stops it."""
-    from .lens import chosen as asked
+    from .lens import chosen as lenses
     from .lens.pipeline import Request, run_lens
-    from .model.choose import Sampling
 
     model = session.require_model()
-    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
-    max_new_tokens, top_k = options.integer("max-new-tokens", max_new_tokens), options.integer("top-k", top_k)
-    ignore_eos, prompt_tokens = options.flag("ignore_eos", ignore_eos), options.flag("prompt_tokens", prompt_tokens)
-    chat, offload = options.flag("chat", chat), options.flag("offload", offload)
+    asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
+    most, top_k = asked.max_new_tokens, options.integer("top-k", top_k)
+    prompt_tokens, offload = options.flag("prompt_tokens", prompt_tokens), options.flag("offload", offload)
     stream_lens = options.flag("stream_lens", stream_lens)
     sites = options.parse_sites(capture)
     chosen = options.parse_layers(layers, model.layers)
-    given = asked.as_lens(lens)
-    look = asked.look(given, norm, track, model, sites)
+    given = lenses.as_lens(lens)
+    look = lenses.look(given, norm, track, model, sites)
     options.check_top_k(top_k, model.vocabulary, look.directions)
     prompts = several(prompt)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
-    ids = all_prompt_ids(model, prompts, chat)
+    ids = all_prompt_ids(model, prompts, asked.chat)
     forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
-    _check_lengths(model, ids, forced, max_new_tokens, prompt_tokens)
+    _check_lengths(model, ids, forced, most, prompt_tokens)
     request = Request(
         prompts=ids,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=most,
         top_k=min(top_k, look.directions or top_k),
         layers=chosen,
         sites=sites,
-        sampling=sampling,
-        stop_ids=() if ignore_eos else model.stop_ids,
+        sampling=asked.sampling,
+        stop_ids=asked.stop_ids(model),
         forced=forced,
         prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
         steering=vectors.steering_terms(
-            model, steer, [*map(len, ids)], [max_new_tokens] * len(ids) if forced is None else [*map(len, forced)]
+            model, steer, [*map(len, ids)], [most] * len(ids) if forced is None else [*map(len, forced)]
         ),
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
         look=look,
         stream=stream_lens,
     )
-    more = {"chat": chat, "ignore_eos": ignore_eos, **_looked(look)}
+    more = {"chat": asked.chat, "ignore_eos": asked.ignore_eos, **_looked(look)}
     labels = getattr(given, "labels", ())
     group = session.group
     with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
@@ -173,23 +172,20 @@ def generate(
 ) -> Any:
     """See :func:`lens_magic.generate`."""
     from .lens.pipeline import run_plain
-    from .model.choose import Sampling
     from .model.tokens import decode
 
     model = session.require_model()
-    sampling = Sampling(*options.check_sampling(temperature, top_p, seed))
-    max_new_tokens = options.integer("max-new-tokens", max_new_tokens)
-    ignore_eos = options.flag("ignore_eos", ignore_eos)
-    ids = all_prompt_ids(model, several(prompt), options.flag("chat", chat))
+    asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
+    ids, most = all_prompt_ids(model, several(prompt), asked.chat), asked.max_new_tokens
     for one in ids:
-        check_length(len(one), max_new_tokens, model.context)
+        check_length(len(one), most, model.context)
     lengths = [*map(len, ids)]
-    terms = vectors.steering_terms(model, steer, lengths, [max_new_tokens] * len(ids))
+    terms = vectors.steering_terms(model, steer, lengths, [most] * len(ids))
     group = session.group
     with group.exclusive() as outcome:  # as in run
-        refuse_what_cannot_fit(session, Ask(max_new_tokens, max(lengths), batch=len(ids)))
-        stop_ids = () if ignore_eos else model.stop_ids
-        made = group.call(run_plain, ids, max_new_tokens, sampling, stop_ids, terms, on_event=on_event)[0]
+        refuse_what_cannot_fit(session, Ask(most, max(lengths), batch=len(ids)))
+        told = (ids, most, asked.sampling, asked.stop_ids(model), terms)
+        made = group.call(run_plain, *told, on_event=on_event)[0]
         timings = timings_of(made)
         results = [
             GeneratedText(decode(model.tokenizer, output, model.stop_ids), output, timings, made.interrupted)

@@ -208,7 +208,7 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
     import torch
 
     from ..model.load import loaded_on
-    from .pipeline import covered, run_lens
+    from .pipeline import run_lens
     from .projector import projector_for
 
     answer = run_lens(rank, request)
@@ -218,10 +218,10 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
     if int(stopped):
         return {**answer, "kl": None}
     trajectories = rank.store["trajectories"][1]
-    first, targets = covered(request, (request.forced or ((), ()))[0], 0)
+    positions = request.before(0) + request.new(0)
     with torch.inference_mode():
         projector = projector_for(rank, loaded, request.look, trajectories)
-        kl = divergences(rank, loaded, projector, trajectories, first, len(targets))
+        kl = divergences(rank, loaded, projector, trajectories, request.first_row(0), positions)
     if kl is None:
         rank.acknowledge_stop()
     return {**answer, "kl": kl}

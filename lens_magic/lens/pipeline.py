@@ -56,8 +56,8 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """The most tokens that can follow a prompt."""
-        return max(len(ids) for ids in self.forced) if self.forced is not None else self.max_new_tokens
+        """The most tokens that can follow any of the prompts."""
+        return max(map(self.new, range(len(self.prompts))))
 
     @property
     def longest(self) -> int:
@@ -67,10 +67,27 @@ class Request:
     @property
     def plan(self) -> Plan:
         """What to capture: columns from the prompts' last token on, or from the longest prompt's first."""
-        before = self.longest - 1 if self.prompt_tokens else 0
+        before = max(map(self.before, range(len(self.prompts))))
         dtype = getattr(torch, self.capture_dtype) if self.capture_dtype else None
         first, rows = self.longest - 1 - before, before + self.tokens
         return Plan(self.sites, self.layers, first, rows, len(self.prompts), dtype, self.offload)
+
+    def before(self, number: int) -> int:
+        """Number of a prompt's positions that are captured before its last, that is with p < 0."""
+        return len(self.prompts[number]) - 1 if self.prompt_tokens else 0
+
+    def first_row(self, number: int) -> int:
+        """The captured row of a prompt's first position; those before it belong to longer prompts of the batch."""
+        return self.longest - 1 - self.before(number) - self.plan.first
+
+    def targets(self, number: int, output: Sequence[int]) -> list[int]:
+        """The token that follows each captured position of a prompt, continued by ``output``."""
+        prompt = self.prompts[number]
+        return [*prompt[len(prompt) - self.before(number) :], *output]
+
+    def new(self, number: int) -> int:
+        """The most tokens that can follow a prompt."""
+        return self.max_new_tokens if self.forced is None else len(self.forced[number])
 
 
 def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
@@ -87,12 +104,12 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
     made = Generation()
 
     def project_rows(number: int, begin: int, end: int | None, aside: bool = False) -> tuple[Any, bool]:
-        first, targets = covered(request, made.outputs[number], number)
-        wanted = targets[begin:end]
-        return project(rank, loaded, projector, trajectories, first + begin, wanted, request.top_k, number, aside)
+        first, wanted = request.first_row(number) + begin, request.targets(number, made.outputs[number])[begin:end]
+        return project(rank, loaded, projector, trajectories, first, wanted, request.top_k, number, aside)
 
-    before = len(request.prompts[0]) - 1 if request.prompt_tokens else 0
-    stream = Stream(rank, lambda begin, end: project_rows(0, begin, end, aside=True)[0], before) if request.stream else None
+    stream = None
+    if request.stream:
+        stream = Stream(rank, lambda begin, end: project_rows(0, begin, end, aside=True)[0], request.before(0))
     generate(
         rank,
         loaded,
@@ -125,13 +142,6 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
         found[0] = joined([*stream.parts, found[0]])
         made.streamed, made.stream_s = stream.done, stream.spent_s
     return {"memory": memory, "generation": made, "variables": found, "project_s": project_s}
-
-
-def covered(request: Request, output: Sequence[int], number: int) -> tuple[int, list[int]]:
-    """Return the first captured row of a sequence, and the token that follows each of its positions."""
-    prompt = request.prompts[number]
-    before = len(prompt) - 1 if request.prompt_tokens else 0
-    return request.longest - 1 - before - request.plan.first, [*prompt[len(prompt) - before :], *output]
 
 
 def _steering(loaded: Loaded, terms: Sequence[SteeringTerm], batch: int) -> list[Steering]:
