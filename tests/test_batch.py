@@ -150,10 +150,11 @@ def test_which_sequences_share_a_row(checkpoints: Checkpoints) -> None:
     assert sorted(number for row in many for number in row) == list(range(100))
     assert {len(row) for row in many} == {42, 16}
     assert len(rows([[*range(1500), last, *range(600)] for last in range(2)])) == 2
-    # The mask knows no window: sequences longer than one are left alone.
+    # The mask knows no window: beside a sequence that is longer than one, which has the same mask, all are left alone.
     once.load(checkpoints("mistral-window"))
     assert rows([[1, 2, 3, 4], [1, 2, 3, 5]]) == {(0, 1)}
     assert rows([[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 8]]) == {(0,), (1,)}
+    assert rows([[1, 2, 3, 4], [1, 2, 3, 5], [9, 2, 3, 4, 5, 6, 7]]) == {(0,), (1,), (2,)}
 
 
 def test_bad_batches(checkpoints: Checkpoints) -> None:

@@ -110,6 +110,19 @@ def test_propensities_equal_plain_transformers(checkpoints: Checkpoints, name: s
             assert np.abs(steered - unsteered[:, None]).max() > 0.05  # it did steer
 
 
+def test_prompts_longer_than_the_attention_window_beside_short_ones_that_share_a_row() -> None:
+    """A batch has one mask for all of its rows, and that of a shared row knows no window."""
+    model = models.create("mistral-window")
+    model.config.sliding_window = 24
+    lens.attach(model, models.tokenizer_of(311))
+    prompts = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 10, 11], [*range(20, 60)]]
+    labels, directions = LABELS[:3], unit_directions(model.config.hidden_size, [1])
+    measured = swept(current(), Sweep(prompts, labels, "post_ln", directions, ALPHAS))
+    unsteered, steered = expected(model, prompts, labels, "post_ln", directions, ALPHAS)
+    np.testing.assert_allclose(measured.unsteered, unsteered, atol=CLOSE)
+    np.testing.assert_allclose(measured.steered, steered, atol=CLOSE)
+
+
 def test_many_directions_share_forwards_by_twos(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that neither memory nor the time for each of them grows with their number; one is left over."""
     folder = checkpoints("llama-gqa")

@@ -98,6 +98,26 @@ def test_directions_equal_unpadded_unsharded_ones(name: str, ranks: int, checkpo
     assert set(current().group.call(probes.hooks)) == {0}
 
 
+def test_texts_longer_than_the_attention_window_beside_short_ones_that_share_a_row() -> None:
+    """A batch has one mask for all of its rows, and that of a shared row knows no window."""
+    model = models.create("mistral-window")
+    model.config.sliding_window = 24
+    tokenizer = models.tokenizer_of(311)
+    long = "She read the letters through it, and the image grew, as the glass was ground "
+    given = [("A lens bends", "A lens shows"), (f"{long}thinner and thinner", f"{long}by hand at first")]
+    encoded = [[tokenizer(side)["input_ids"] for side in pair] for pair in given]
+    assert max(map(len, encoded[0])) < 24 < min(map(len, encoded[1]))
+    lens.attach(model, tokenizer)
+    vector = lens.train_vector(
+        [{"positive": positive, "negative": negative} for positive, negative in given], [2], "resid_pre", "last"
+    )
+
+    def state(ids: list[int]) -> torch.Tensor:
+        return ref.states(model, ids, 1, ["resid_pre"], [2], [len(ids) - 1])["resid_pre"][0, 0].double()
+
+    require_close(vector, 2, mean_difference([(state(one), state(other)) for one, other in encoded]))
+
+
 @pytest.mark.parametrize("position", ["label", "last", "mean"])
 @pytest.mark.parametrize("method", ["pca", "logistic"])
 def test_other_methods(method: str, position: str, checkpoints: Checkpoints) -> None:

@@ -165,29 +165,35 @@ def rows_of(loaded: Loaded, sequences: Sequence[Ids]) -> list[list[int]]:
 
     They are sorted, and each joins the row of the previous one if that saves more tokens.
     """
+    if not may_fork(loaded, sequences):
+        return [[number] for number in range(len(sequences))]
     rows: list[list[int]] = []
     for number in sorted(range(len(sequences)), key=lambda number: tuple(sequences[number])):
         before = [sequences[member] for member in rows[-1]] if rows else []
         after = [*before, sequences[number]]
-        if before and _spared(after) > _spared(before) and may_share(loaded, after):
+        if before and _spared(after) > _spared(before) and fit_a_row(after):
             rows[-1].append(number)
         else:
             rows.append([number])
     return rows
 
 
-def may_share(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
-    """Whether sequences can share a row: attention uses our mask, the same in all of its layers, and the mask stays small.
+def may_fork(loaded: Loaded, sequences: Sequence[Ids]) -> bool:
+    """Whether rows of a batch of these sequences may fork: attention uses our mask, the same in all of its layers.
 
-    A row is at most twice as long as its longest sequence, and at most 2048 tokens, as attention and its mask cost the square.
+    The mask is also that of the batch's other rows, and knows no sliding window, so none of the sequences may be longer.
     """
-    config, longest = loaded.model.config.get_text_config(), max(map(len, sequences))
-    window = getattr(config, "sliding_window", None)  # our mask does not implement it
-    return (
-        config._attn_implementation in ("eager", "sdpa")
-        and (window is None or longest <= window)
-        and row_length(sequences) <= min(2 * longest, _LONGEST_ROW)
-    )
+    config = loaded.model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    return config._attn_implementation in ("eager", "sdpa") and (window is None or max(map(len, sequences)) <= window)
+
+
+def fit_a_row(sequences: Sequence[Ids]) -> bool:
+    """Whether one row can hold sequences: attention and its mask cost the square of a row.
+
+    It is at most twice as long as its longest sequence, and at most 2048 tokens.
+    """
+    return row_length(sequences) <= min(2 * max(map(len, sequences)), _LONGEST_ROW)
 
 
 def packed(lengths: Sequence[int], tokens: int, most: int | None = None) -> Iterator[list[int]]:

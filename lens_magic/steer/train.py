@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import LensError
-from ..model.batch import Batch, may_share, packed, read_batch, shared_tokens
+from ..model.batch import Batch, fit_a_row, may_fork, packed, read_batch, shared_tokens
 from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Visitor, Window
 from ..model.tokens import common_prefix
@@ -184,8 +184,9 @@ class _Reader(Visitor):
 def _rows(loaded: Loaded, sides: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     """Put the two sides of each example into one row if they begin alike and the model allows it."""
     rows: list[list[tuple[int, ...]]] = []
+    forks = may_fork(loaded, sides)
     for pair in zip(sides[0::2], sides[1::2], strict=True):
-        together = shared_tokens(pair) > 0 and may_share(loaded, pair)
+        together = forks and shared_tokens(pair) > 0 and fit_a_row(pair)
         rows += [list(pair)] if together else [[ids] for ids in pair]
     return rows
 
