@@ -1,7 +1,7 @@
 # Thin: each target is a command that can be typed. `make demo` and `make test` are the two to know.
 BIN := .venv/bin
 
-.PHONY: setup demo test lint lab bench tutorials pictures clean
+.PHONY: setup demo test lint lab bench tutorials pictures clean chromium node triton
 
 setup:
 	@tools/setup.sh
@@ -9,11 +9,12 @@ setup:
 demo: setup
 	$(BIN)/lens-magic demo --out out
 
-test: setup lint
-	@tools/chromium.sh
-	@tools/node.sh
-	@tools/triton.sh
+test: setup
+	@$(MAKE) --no-print-directory --jobs=4 lint chromium node triton
 	$(BIN)/python -m pytest
+
+chromium node triton: setup
+	@tools/$@.sh
 
 lint: setup
 	$(BIN)/ruff check .
@@ -29,8 +30,7 @@ bench: setup
 tutorials: setup
 	$(BIN)/python tools/tutorials.py
 
-pictures: setup
-	@tools/chromium.sh
+pictures: chromium
 	$(BIN)/python tools/pictures.py
 
 clean:
