@@ -78,6 +78,39 @@ def test_a_heatmap_is_of_the_runs_numbers(run: Any) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
+def test_a_rank_of_0_is_shaded_most_and_the_scale_tells_ranks(run: Any, dark: bool) -> None:
+    """As in the explorer, where what is sure is what stands out."""
+    figure = run.plot("heatmap", shade="target_rank", dark=dark)
+    cells, scale = figure.axes
+    (image,) = cells.images
+    likely = run.plot("heatmap", dark=dark).axes[0].images[0]
+    assert image.cmap(image.norm(0)) == likely.cmap(likely.norm(1))
+    worst = int(run.variables["target_rank"][2].max())
+    shown = [label.get_text() for label in scale.get_yticklabels()]
+    assert shown == ["0", *(f"{10**power:,}" for power in range(len(shown) - 1))]
+    assert 10 ** (len(shown) - 2) <= worst + 1 < 10 ** (len(shown) - 1)
+
+
+def test_a_tokens_sites_stand_in_rows_that_a_page_has_room_for(run: Any) -> None:
+    many = fake_run(5, 8, sites=("resid_pre", "attn_out", "post_ln", "mlp_out", "resid_post"))
+    *panels, _ = plot(many, "token").axes
+    assert [axes.get_title() for axes in panels] == ["block input", "attention", "MLP input", "MLP", "residual stream"]
+    assert [sum(bool(tick.get_text()) for tick in axes.get_yticklabels()) for axes in panels] == [8, 0, 0, 8, 0]
+    few = run.plot("token")
+    assert len(few.axes) == 4
+    assert plot(many, "token").get_figwidth() == few.get_figwidth()
+
+
+def test_ranks_that_are_all_0_have_a_scale_of_ranks(run: Any) -> None:
+    none = np.zeros_like(run.variables["tracked_rank"])
+    _, right = dataclasses.replace(run, variables={**run.variables, "tracked_rank": none}).plot("trajectories", position=4).axes
+    low, high = right.get_ylim()
+    assert -1 < high < 0
+    assert low >= 10
+    assert [tick for tick in right.get_yticks() if high <= tick <= low] == [0, 1, 10]
+
+
+@pytest.mark.parametrize("dark", [False, True])
 def test_tokens_can_be_read_on_every_shade(run: Any, dark: bool) -> None:
     """WCAG 2's contrast of small text, on all that a scale has."""
     shades = np.linspace(0, 1, run.variables["prob"][..., 0].size, dtype=np.float32).reshape(run.variables["prob"].shape[:3])

@@ -61,6 +61,8 @@ def styled(dark: bool) -> Iterator[Look]:
     settings: Any = {
         "font.family": [name for name in _FONTS if name in _installed()] or ["sans-serif"],
         "font.size": 9,
+        "axes.titlesize": 9,
+        "figure.titlesize": 11,
         "text.parse_math": False,  # a token may be "$x_1$"
         "text.usetex": False,  # nor LaTeX, whatever the user's settings say
         "figure.facecolor": look.paper,
@@ -75,12 +77,16 @@ def styled(dark: bool) -> Iterator[Look]:
         yield look
 
 
-def panels(widths: Sequence[float], height: float) -> tuple[Figure, list[Any]]:
-    """Return a figure, not registered with pyplot, with axes side by side, of these widths in inches or a little more."""
-    size = max(sum(widths), _LEAST[0]), max(height, _LEAST[1])
+def panels(widths: Sequence[float], height: float, rows: int = 1) -> tuple[Figure, list[Any]]:
+    """Return a figure, not registered with pyplot, with axes side by side, of these widths in inches or a little more.
+
+    Args:
+        rows: so many times, one row below another, each ``height`` high.
+    """
+    size = max(sum(widths), _LEAST[0]), max(height, _LEAST[1]) * rows
     figure: Figure = _figure_class()(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
-    return figure, list(axes[0])
+    axes = figure.subplots(rows, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
+    return figure, list(axes.flat)
 
 
 @cache

@@ -26,7 +26,15 @@ _MOST_CELLS = 4000
 _FOLLOWS = "; lens.run(…, track=…) follows any"
 _DASHES = ("-", "--", ":", "-.")  # lines beyond the number of colours begin again with another of these
 _LEGEND_ROWS = 12
-_TITLES = {"attn_out": "attention", "mlp_out": "MLP", "resid_post": "residual stream", "resid_pre": "block input"}
+_MOST_ACROSS = 3  # panels of a token's sites
+_LEAST_RANKS = 10  # on the scale of trajectories, so that lines that are first everywhere have one
+_TITLES = {
+    "resid_pre": "block input",
+    "attn_out": "attention",
+    "post_ln": "MLP input",
+    "mlp_out": "MLP",
+    "resid_post": "residual stream",
+}
 
 
 def _known(ranks: np.ndarray) -> np.ndarray:
@@ -36,17 +44,27 @@ def _known(ranks: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shade:
-    """A heatmap's shading: a variable of the cells, its title on the scale, and the transformation applied to it."""
+    """A heatmap's shading.
+
+    Attributes:
+        variable: of the cells.
+        title: on the scale.
+        ranks: whether it is a rank, shaded by order of magnitude, and most where it is 0.
+    """
 
     variable: str
     title: str
-    scaled: Callable[[np.ndarray], np.ndarray] = np.asarray
+    ranks: bool = False
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Return what is shaded, of the variable's values."""
+        return np.log10(1 + _known(values)) if self.ranks else values
 
 
 SHADES = {
     "prob": Shade("prob", "probability of the top token"),
     "entropy": Shade("entropy", "entropy (nats)"),
-    "target_rank": Shade("target_rank", "log10(1 + rank of the next token)", lambda ranks: np.log10(1 + _known(ranks))),
+    "target_rank": Shade("target_rank", "rank of the next token, 0 is first", ranks=True),
     "kl_final": Shade("kl_final", "KL(output ‖ cell) (nats)"),
     "target_prob": Shade("target_prob", "probability of the next token"),
 }
@@ -87,32 +105,42 @@ def heatmap(
         raise LensError(f"{cells} cells are not what a figure can show; name fewer positions=…: 1 to {_MOST_CELLS} cells")
     written = cells <= 600 if annotate is None else flag("annotate", annotate)
     figure, (axes,) = panels([1.6 + len(run.layers) * (0.72 if written else 0.16)], 1.3 + len(rows) * 0.2)
-    values = _cells(run, SHADES[shade])[s][:, rows].T  # [position, layer]
-    image = axes.imshow(values, aspect="auto", cmap=look.map_name, interpolation="nearest", **_limits(shade, values))
+    shading = SHADES[shade]
+    values = _cells(run, shading)[s][:, rows].T  # [position, layer]
+    colours = f"{look.map_name}_r" if shading.ranks else look.map_name
+    image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", **_limits(shade, values))
     if written:
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
     _layers_across(axes, run)
     axes.set_yticks(range(len(rows)), [label(_target(run, row)) for row in rows])
     axes.set(ylabel="next token", title=_title(figure, run, _TITLES.get(run.sites[s], run.sites[s])))
-    figure.colorbar(image, ax=axes, label=SHADES[shade].title, shrink=0.8)
+    scale = figure.colorbar(image, ax=axes, label=shading.title, shrink=0.8)
+    if shading.ranks:
+        shown = [0, *(10**power for power in range(int(image.norm.vmax) + 1))]
+        scale.set_ticks(np.log10(1 + np.array(shown)), labels=[f"{rank:,}" for rank in shown])
     return figure
 
 
 def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
     """Draw all sites of one position side by side: layers down, the k candidates across (Figure 2 of the paper)."""
     row = _row(run, run.positions[-1] if position is None else position)
-    k = run.variables["token_id"].shape[-1]
-    figure, all_axes = panels([0.5 + 0.85 * k] * len(run.sites), 1.2 + 0.24 * len(run.layers))
-    for s, axes in enumerate(all_axes):
+    k, sites = run.variables["token_id"].shape[-1], len(run.sites)
+    rows = -(-sites // _MOST_ACROSS)
+    across = -(-sites // rows)
+    figure, all_axes = panels([0.5 + 0.85 * k] * across, 1.2 + 0.24 * len(run.layers), rows)
+    for axes in all_axes[sites:]:
+        axes.remove()
+    for s, axes in enumerate(all_axes[:sites]):
         image = axes.imshow(
             run.variables["prob"][s][:, row], aspect="auto", cmap=look.map_name, vmin=0, vmax=1, interpolation="nearest"
         )
         _write(axes, image, run.variables["token_id"][s][:, row], run)
         axes.set_xticks(range(k), [str(place + 1) for place in range(k)])
-        axes.set_yticks(range(len(run.layers)), [str(layer) for layer in run.layers] if s == 0 else [])
-        axes.set(xlabel="candidate", title=_TITLES.get(run.sites[s], run.sites[s]), ylabel="layer" if s == 0 else "")
-    figure.colorbar(image, ax=all_axes, label="probability", shrink=0.8)
-    figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}{_made(figure, run)}", fontsize=10)
+        first = s % across == 0
+        axes.set_yticks(range(len(run.layers)), [str(layer) for layer in run.layers] if first else [])
+        axes.set(xlabel="candidate", title=_TITLES.get(run.sites[s], run.sites[s]), ylabel="layer" if first else "")
+    figure.colorbar(image, ax=all_axes[:sites], label="probability", shrink=0.8)
+    figure.suptitle(f"before {label(_target(run, row), 30)}, position {run.positions[row]}{_made(figure, run)}")
     return figure
 
 
@@ -129,6 +157,7 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
     if len(chosen) > (most := len(look.lines) * len(_DASHES)):
         raise LensError(f"{len(chosen)} lines could not be told apart; name at most {most} tokens=…")
     figure, (left, right) = panels([4.2, 4.2], 3.0)
+    lowest = _LEAST_RANKS
     for number, token in enumerate(chosen):
         prob, rank = _followed(run, s, row, token)
         name = label(_text(run, token))
@@ -137,11 +166,11 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
         style = {"color": look.lines[colour], "ls": _DASHES[dash], "marker": "o", "markersize": 3, "label": name}
         left.plot(run.layers, prob, **style)
         right.plot(run.layers, rank, **style)
+        lowest = max(lowest, int(np.nanmax(rank, initial=0)))
     left.set(ylabel="probability", ylim=(-0.02, 1.02))
     right.set_yscale("symlog", linthresh=1)
-    right.set(ylabel="rank, 0 is first")
+    right.set(ylabel="rank, 0 is first", ylim=(1.3 * lowest, -0.2))
     right.yaxis.set_major_formatter(lambda rank, _: f"{rank:g}")
-    right.invert_yaxis()
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -155,7 +184,7 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
         left.legend(title=f"{len(chosen)} of {len(found)}" if cut else None, title_fontsize=8, **drawn)
     title = _TITLES.get(run.sites[s], run.sites[s])
     what = f"before {label(_target(run, row), 30)}, position {run.positions[row]}, {title}"
-    figure.suptitle(f"{what}{_made(figure, run)}", fontsize=10)
+    figure.suptitle(f"{what}{_made(figure, run)}")
     return figure
 
 

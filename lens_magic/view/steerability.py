@@ -33,7 +33,7 @@ def plot(report: SteerabilityReport, layer: int | None = None, dark: bool = Fals
         _distribution(axes[-1], look, report, place)
         name = label(report.vector, 40)
         questions = counted(len(report.questions), "question")
-        figure.suptitle(f"{name} at {report.site}, {questions} in both orders", fontsize=10)
+        figure.suptitle(f"{name} at {report.site}, {questions} in both orders")
     return figure
 
 
