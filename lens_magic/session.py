@@ -206,9 +206,9 @@ class Session:
         tokenizer = load_tokenizer(str(checkpoint.folder), checkpoint.trust_remote_code)
         ends = stop_ids(checkpoint.folder, tokenizer)
         before, its_ranks = self.model, self._group.size if self._group is not None else wanted
-        self._require_room(checkpoint, wanted)
         if on_event is not None:  # in a fresh kernel the ranks start and import first, which takes longest
             on_event(("loading", 0, 0))
+        self._require_room(checkpoint, wanted)
         group = self._group_of(wanted)
         collectives.require_free(group.rank)
         self._keep_in_mind(before, its_ranks)
@@ -351,6 +351,8 @@ class Session:
         self._to_reload = None if before is None else (before, size)
         self._drop_group()
         self._start_error = None
+        if on_event is not None:  # as in load
+            on_event(("loading", 0, 0))
         self._group = self._new_group(size)
         return None if known is None else self._load(known, size, on_event)
 

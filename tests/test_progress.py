@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import lens_magic as lens
+from lens_magic.errors import LensError
+from lens_magic.session import Session
 from lens_magic.view import progress
 from lens_magic.view.progress import Bars, watched
 
@@ -78,6 +80,28 @@ def test_what_cannot_be_counted_yet_is_shown_at_once(drawn: Drawn) -> None:
         "loading demo: 3 of 8 blocks, 1.5 a second, 3 s left",
     ]
     assert drawn.open == 0
+
+
+def test_loading_is_told_before_ranks_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a fresh kernel they take most of the time. What is refused before needs no bar."""
+    told: list[Any] = []
+    session = Session(1)
+
+    class Asked(Exception):
+        pass
+
+    def asked(*given: Any, **named: Any) -> Any:
+        raise Asked
+
+    with pytest.raises(LensError):
+        session.load("/no/such/model", on_event=told.append)
+    assert told == []
+    monkeypatch.setattr("lens_magic.ranks.group.Group", asked)
+    for does in (lambda: session.load("demo", on_event=told.append), lambda: session.restart(told.append)):
+        told.clear()
+        with pytest.raises(Asked):
+            does()
+        assert told == [("loading", 0, 0)]
 
 
 def test_what_is_over_soon_needs_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def main() -> None:
             ("dark", one, (1200, 890), "dark", pinned),
             ("narrow", one, (400, 1300), "dark", pinned),
             ("token", one, (1200, 890), "light", of_one_token),
-            ("difference", two, (1200, 990), "dark", difference),
+            ("difference", two, (1200, 1170), "dark", difference),
         ]:
             (IMAGES / f"explorer-{name}.png").write_bytes(taken(browser, page_file, size, scheme, act))
         browser.close()
