@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := sorted(set(parsed.suites) - set(known)):
         parser.error(f"there is no suite {unknown[0]!r}; there are {', '.join(known)}")
     if parsed.publish and not parsed.suites:
-        parser.error("--publish takes the suites to publish; report alone makes the pages of what is published")
+        parser.error("--publish takes the suites to publish; report --publish makes the pages anew of what is published")
     begun = time.monotonic()
     if "report" not in parsed.suites:
         _measure(parsed)

@@ -130,7 +130,7 @@ def every_method(cells: Sequence[Cell]) -> str:
             seconds = [wall(s) for s in cell.samples]
             rate = f"{tokens / statistics.median(seconds):,.1f}"
             rows.append([*place, _short(cell), spread(seconds), rate, _times_ours(group, method, wall), _agreement(cell)])
-    return _table(["model", "ranks", "T", "method", "N", "s", "tokens/s", "× ours", "same as ours"], rows)
+    return _table(["model", "ranks", "T", "method", "N", "s", "tokens/s", "× ours", "as ours"], rows)
 
 
 def _times_ours(group: Group, method: str, of: Callable[[dict[str, Any]], float]) -> str:
@@ -143,12 +143,12 @@ def _times_ours(group: Group, method: str, of: Callable[[dict[str, Any]], float]
 def _agreement(cell: Cell) -> str:
     if cell.agrees is None:
         return ""
-    tokens = f"{100 * cell.agrees['tokens']:.0f} % of tokens"
+    tokens = f"{100 * cell.agrees['tokens']:.0f} %"
     if "first" not in cell.agrees:
         return tokens
-    cells = f"{tokens}, {100 * cell.agrees['first']:.1f} % of cells"
+    cells = f"{tokens}, {100 * cell.agrees['first']:.1f} %"
     # The paper's probabilities are over the k kept tokens, so their difference from ours says nothing about agreement.
-    return cells if cell.method == "deferred" else f"{cells}, p within {cell.agrees['probability']:.0e}"
+    return cells if cell.method == "deferred" else f"{cells}, {cell.agrees['probability']:.0e}"
 
 
 def overhead(cells: Sequence[Cell], copy_rate: float, read: Callable[[str, str, int], float]) -> str:

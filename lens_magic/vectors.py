@@ -169,7 +169,7 @@ def find(session: Session, name: str, variables: Mapping[str, Any] | None = None
     if found := kept or own:
         return found
     known = ", ".join(dict.fromkeys((*session.vectors, *held)))
-    hint = f"there are {known}" if known else "%steer train NAME --pairs … makes one"
+    hint = f"those there are: {known}" if known else "%steer train NAME --pairs … makes one"
     raise LensError(f"there is no vector {name!r}; {hint}")
 
 

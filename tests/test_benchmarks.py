@@ -413,7 +413,7 @@ def test_pages_have_a_place_for_everything_measured() -> None:
         ("fly", "there is no suite 'fly'; there are speed"),
         ("--budget much", "invalid float value: 'much'"),
         ("--fly", "unknown option"),
-        ("--publish", "--publish takes the suites to publish; report alone makes the pages"),
+        ("--publish", "--publish takes the suites to publish; report --publish makes the pages anew"),
     ],
 )
 def test_the_command(words: str, told: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -206,7 +206,7 @@ class SteerabilityReport:
         if "train" in counts:
             said.append(f"{counts['train']} training items")
         if "excluded" in counts:
-            said.append(f"{counts['excluded']} in both and left out")
+            said.append(f"{counts['excluded']} in both and left out" if counts["excluded"] else "none in both")
         if counts.get("rejected"):
             said.append(f"{counts['rejected']} rejected")
         labels = ", ".join(repr(text) for text in self.labels.values())
