@@ -44,5 +44,6 @@ def write_netcdf(path: Path, datasets: Mapping[str, xr.Dataset], encoding: Mappi
             coded = dict(encoding or {}) if number == 0 else {}
             mode: Literal["w", "a"] = "a" if number else "w"
             dataset.to_netcdf(made, mode=mode, group=group or None, engine="h5netcdf", encoding=coded)
-        partial.write_bytes(made.getbuffer())
+        with made.getbuffer() as whole:  # an error's traceback would keep it, and made could not be freed
+            partial.write_bytes(whole)
     return path

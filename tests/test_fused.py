@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 import lens_magic as lens
 from lens_magic.gpu import attention, steps
 from lens_magic.model import fused as few
+from lens_magic.model.cache import cache_argument
 from lens_magic.session import current
 
 GPU = torch.device("cuda", 0)
@@ -78,15 +81,15 @@ def test_a_recorded_step_gives_the_same_numbers(
     known = {kind: [module for module in of_text if kind(module)] for kind in KNOWN}
     for kind, modules in known.items():
         assert bool(modules) == (name in KNOWN[kind]), kind.__name__
-    prompts = torch.randint(5, 200, (2, 9))
+    prompts, name_of_cache = torch.randint(5, 200, (2, 9)), cache_argument(model)
 
     def step(recorded: bool) -> torch.Tensor:
         cache = DynamicCache(config=model.config)
-        model(prompts, past_key_values=cache)
+        model(prompts, **{name_of_cache: cache})
         ones = torch.ones((2, 10), dtype=torch.long)
         ones[1, :3] = 0  # a mask of yes and no
         with few.recorded(torch.tensor([9])) if recorded else contextlib.nullcontext():
-            logits: torch.Tensor = model(prompts[:, :1], past_key_values=cache, attention_mask=ones).logits
+            logits: torch.Tensor = model(prompts[:, :1], attention_mask=ones, **{name_of_cache: cache}).logits
         return logits
 
     expected = step(recorded=False)
@@ -155,6 +158,42 @@ def test_what_is_somebody_elses_is_left_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.undo()
     config.hidden_act = "gelu"
     assert not few.has_known_gate(LlamaMLP(config))
+
+
+def test_what_transformers_wraps_is_known_by_its_own_code_and_what_others_wrap_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """transformers 5.24 wraps forwards of which an argument has had another name."""
+    config = models.MODELS["llama-gqa"]().config
+    attention, mlp = LlamaAttention(config, 0), LlamaMLP(config)
+    for writer, known in (("transformers.utils.deprecation", True), ("notebook", False)):
+        for kind in (LlamaAttention, LlamaMLP):
+            monkeypatch.setattr(kind, "forward", wrapped(kind.forward, writer))
+        assert few.has_known_rotation(attention) == few.has_known_attention(attention) == few.has_known_gate(mlp) == known
+        monkeypatch.undo()
+    own = LlamaAttention.forward
+    monkeypatch.setattr(LlamaAttention, "forward", wrapped(own, "transformers.utils.deprecation"))
+    assert few.attention_in_few(attention, turns=False, attends=True).func.__code__ is inspect.unwrap(own).__code__  # type: ignore[attr-defined]
+    assert not few._same_code(wrapped(LlamaMLP.forward, "transformers"), wrapped(LlamaRMSNorm.forward, "transformers"))
+
+
+def wrapped(function: Any, writer: str) -> Any:
+    """A function within another that is written in a module of this name."""
+    names = {"__name__": writer, "wraps": functools.wraps}
+    exec("def wrap(inner):\n    return wraps(inner)(lambda *given, **named: inner(*given, **named))", names)
+    return names["wrap"](function)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("argument", ["cache", "past_key_values"])
+def test_a_cache_goes_by_the_name_that_the_model_knows(argument: str) -> None:
+    class Model:
+        pass
+
+    names: dict[str, Any] = {}
+    exec(f"def forward(self, input_ids, {argument}=None, **named): pass", names)
+    for forward in (names["forward"], wrapped(names["forward"], "transformers.utils.deprecation")):
+        Model.forward = forward  # type: ignore[attr-defined]
+        assert cache_argument(Model()) == argument
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")

@@ -7,6 +7,7 @@ filled; only a recorded step, whose shapes are frozen, reads on to the next boun
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ _ALIGNED = 16
 def room_for(columns: int) -> int:
     """Round a number of columns up to what a cache allocates: GPU kernels read aligned memory without copying it first."""
     return -(-columns // _ALIGNED) * _ALIGNED
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name under which a model takes its cache, which transformers changed in 5.24.
+
+    A name that it does not know may be ignored: then every step would begin anew.
+    """
+    return "cache" if "cache" in inspect.signature(type(model).forward).parameters else "past_key_values"
 
 
 class Place:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 import types
 import weakref
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ def has_known_rotation(module: nn.Module) -> bool:
     """Whether a module is an attention that rotates queries and keys as Llama's does."""
     if not _is_theirs(module, "Attention"):
         return False
-    forward = type(module).forward
+    forward = _own_forward(module)
     alike = [_same_code(forward.__globals__.get(name), getattr(_llama(), name)) for name in (_ROTATION, _HALVES)]
     return _ROTATION in forward.__code__.co_names and all(alike)
 
@@ -129,7 +130,7 @@ def has_known_attention(module: nn.Module) -> bool:
     """Whether a module is an attention that calls the attention function chosen from transformers' table."""
     if not _is_theirs(module, "Attention"):
         return False
-    forward = type(module).forward
+    forward = _own_forward(module)
     asks = {_FUNCTIONS, _CHOICE} <= set(forward.__code__.co_names)
     return asks and forward.__globals__.get(_FUNCTIONS) is _transformers().ALL_ATTENTION_FUNCTIONS
 
@@ -143,7 +144,8 @@ def _is_theirs(module: nn.Module, kind: str) -> bool:
     """Whether a module is transformers' own, of a class whose name ends with ``kind``, with its original forward."""
     kinds, forward = type(module), type(module).forward
     theirs = kinds.__module__.startswith(_THEIRS) and kinds.__name__.endswith(kind) and "forward" not in vars(module)
-    return theirs and isinstance(forward, types.FunctionType) and forward.__module__ == kinds.__module__
+    its_own = getattr(forward, "__module__", None) == kinds.__module__
+    return theirs and its_own and all(map(_from_transformers, _wrapped(forward)))
 
 
 @functools.cache
@@ -155,8 +157,26 @@ def _transformers() -> Any:
     return importlib.import_module("transformers.modeling_utils")
 
 
+def _wrapped(function: Any) -> Iterator[Any]:
+    """Yield a function, the function that it wraps, and so on."""
+    yield function
+    while (function := getattr(function, "__wrapped__", None)) is not None:
+        yield function
+
+
+def _from_transformers(function: Any) -> bool:
+    """Whether a function is written in transformers; what a wrapper says of its module is that of the function wrapped."""
+    return isinstance(function, types.FunctionType) and str(function.__globals__.get("__name__")).startswith("transformers.")
+
+
+def _own_forward(module: Any) -> Any:
+    """Return the forward of a module's class itself: transformers wraps it where an argument has an earlier name, too."""
+    return inspect.unwrap(type(module).forward)
+
+
 def _same_code(one: Any, other: Any) -> bool:
     """Whether two functions of transformers have the same code; False if either is from elsewhere."""
+    one, other = inspect.unwrap(one), inspect.unwrap(other)  # a wrapper's code is the same around any
     if not all(isinstance(each, types.FunctionType) and each.__module__.startswith(_THEIRS) for each in (one, other)):
         return False
     first, second = one.__code__, other.__code__
@@ -195,7 +215,7 @@ def attention_in_few(attention: Any, turns: bool, attends: bool) -> Forward:
 
     It is the attention's own code, with our functions under the global names by which it calls rotation and attention.
     """
-    own = type(attention).forward
+    own = _own_forward(attention)
     names = dict(own.__globals__)
     if turns:
         names[_ROTATION] = _turning(names[_ROTATION])

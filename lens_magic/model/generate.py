@@ -13,7 +13,7 @@ import torch
 from ..ranks.rank import Rank
 from ..ranks.recording import do
 from .batch import Batch
-from .cache import Place, cache_of
+from .cache import Place, cache_argument, cache_of
 from .choose import GREEDY, Choice, Chooser, Sampling
 from .graph import Eager, Recorded, runner_for
 from .sites import Visitor, Window, attached
@@ -144,7 +144,7 @@ class _Sequence:
     ) -> None:
         self.loaded, self.batch, self.visitors, self.window, self.made = loaded, batch, visitors, window, made
         self.place = Place(columns, loaded.device)
-        self.cache = cache_of(loaded.layers, self.place)
+        self.cache = {cache_argument(loaded.backbone): cache_of(loaded.layers, self.place)}
         self.mask = batch.mask(self.place.capacity, always=loaded.anatomy.wants_mask)
         self.tokens = torch.zeros((batch.size, 1), dtype=torch.long, device=loaded.device)  # of the next step
         self.position_ids = batch.position_ids(batch.columns, 1)
@@ -181,8 +181,8 @@ class _Sequence:
             input_ids=ids,
             attention_mask=None if self.mask is None else self.mask[:, : self.place.visible],
             position_ids=position_ids,
-            past_key_values=self.cache,
             use_cache=True,
+            **self.cache,
         )
         states: torch.Tensor = output[0]  # [batch, length, d]; by number, as a configuration may ask for tuples
         return states[:, -1]
