@@ -191,6 +191,19 @@ def test_what_cannot_be_found_is_said(page: Page) -> None:
     assert page.locator(".lens-found-status").inner_text() == "not in the top 5 of this site"
 
 
+def test_a_token_found_is_forgotten_when_the_text_changes(page: Page, run: FakeRun) -> None:
+    page.get_by_label("Find a token").fill(f"#{int(run.dataset.token_id.values[2, 2, 4, 3])}")
+    page.keyboard.press("Enter")
+    found = place(page)
+    page.get_by_label("Find a token").fill("no such thing")
+    assert page.get_by_label("Next place").is_hidden()
+    page.keyboard.press("Enter")
+    settle(page)
+    assert page.locator(".lens-found-status").inner_text() == "not in the top 5 of this site"
+    assert place(page) == found
+    assert not any("lens-found" in cell["classes"] for cell in cells(page).values())
+
+
 def test_layers_are_filtered(page: Page, run: FakeRun) -> None:
     field = page.get_by_label("Layers", exact=True)
     field.fill("::2, -1")

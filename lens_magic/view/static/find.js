@@ -50,7 +50,10 @@ export class Find {
     );
     this.steps.hidden = true;
     this.el.append(this.input, this.list, this.status, this.steps);
-    this.input.addEventListener("input", () => this.offer());
+    this.input.addEventListener("input", () => {
+      this.forget(); // what Enter would step through must be what the field says
+      this.offer();
+    });
     this.input.addEventListener("keydown", (event) => this.key(event));
     this.input.addEventListener("blur", () => this.close());
   }
@@ -161,11 +164,17 @@ export class Find {
   }
 
   clear() {
-    this.token = -1;
-    this.places = [];
     this.offered = [];
     this.input.value = "";
     this.status.textContent = "";
+    this.forget();
+  }
+
+  /** The token chosen is no longer looked for. */
+  forget() {
+    if (this.token < 0) return;
+    this.token = -1;
+    this.places = [];
     this.steps.hidden = true;
     this.on.onFound(-1, null);
   }
