@@ -359,6 +359,42 @@ def test_a_pin_that_makes_room_for_another_is_told(page: Page) -> None:
     assert off.count() == 7  # with the one for all
 
 
+def test_a_pin_keeps_its_colour(page: Page) -> None:
+    """Also when another is gone, whose colour the next one gets."""
+
+    def colours() -> dict[str, str]:
+        there = page.locator(".lens-chip:not(.lens-followed)").evaluate_all(
+            """(all) => all.map((chip) => {
+              const swatch = chip.querySelector(".lens-swatch");
+              const line = [...swatch.classList].find((name) => name.startsWith("lens-line-"));
+              return [chip.querySelector(".lens-chip-go").title, `${line} ${getComputedStyle(swatch).borderTopColor}`];
+            })"""
+        )
+        lines = (
+            page.locator(".lens-panel")
+            .first.locator("[class*=lens-line-]")
+            .evaluate_all("(all) => all.map((el) => el.classList[1])")
+        )
+        assert sorted(lines) == sorted(colour.split()[0] for _, colour in there)
+        return dict(there)
+
+    page.get_by_role("grid").focus()
+    for _ in range(3):
+        page.keyboard.press("p")
+        page.keyboard.press("ArrowDown")
+    before = colours()
+    page.get_by_role("button", name="Unpin ").nth(1).click()
+    after = colours()
+    assert after.items() < before.items()
+    page.get_by_role("grid").focus()
+    page.keyboard.press("p")
+    assert set(colours().values()) == set(before.values())
+    for _ in range(5):
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("p")
+    assert len(set(colours().values())) == 6
+
+
 def test_a_pinned_cell_is_marked(page: Page) -> None:
     page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='3']").click()
     page.keyboard.press("p")

@@ -109,7 +109,7 @@ export class Explorer extends Stage {
     this.pins.toggle(this.pinOf(i, token, { site, position }, layer));
   }
 
-  /** @param {number} i which run @param {number} token @param {{site: string, position: number}} where @param {number | null} layer @returns {import("./pins.js").Pin} */
+  /** @param {number} i which run @param {number} token @param {{site: string, position: number}} where @param {number | null} layer @returns {import("./pins.js").Pinned} */
   pinOf(i, token, { site, position }, layer) {
     const { data } = this.frames[i];
     return { id: data.arrays.ids[token], name: data.header.tokens[token], site, position, layer };

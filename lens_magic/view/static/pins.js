@@ -6,7 +6,8 @@ import { cut, integer } from "./format.js";
  * same in another run.
  *
  * @typedef {import("./frame.js").Cell} Cell
- * @typedef {{id: number, position: number, site: string, layer: number | null, name: string}} Pin `layer`: of a pinned cell
+ * @typedef {{id: number, position: number, site: string, layer: number | null, name: string}} Pinned `layer`: of a pinned cell
+ * @typedef {Pinned & {colour: number}} Pin the same for as long as it is pinned
  */
 
 const MOST_PINS = 6; // the number of distinguishable colours
@@ -27,13 +28,16 @@ export class Pins {
     this.drawn = this.list;
   }
 
-  /** Adds pins, or removes them if all exist. @param {Pin[]} pins */
+  /** Adds pins, or removes them if all exist. @param {Pinned[]} pins */
   toggle(...pins) {
-    const among = (/** @type {Pin[]} */ list, /** @type {Pin} */ pin) => list.some((p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer);
+    const among = (/** @type {Pinned[]} */ list, /** @type {Pinned} */ pin) => list.some((p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer);
     const added = pins.filter((pin) => !among(this.list, pin));
-    const all = added.length ? [...this.list, ...added] : this.list.filter((pin) => !among(pins, pin));
-    const gone = all.slice(0, -MOST_PINS).map(({ name, position }) => `${name} at ${integer(position)}`);
-    this.list = all.slice(-MOST_PINS);
+    const had = added.length ? this.list : this.list.filter((pin) => !among(pins, pin));
+    const most = MOST_PINS - added.length;
+    const gone = had.slice(0, -most).map(({ name, position }) => `${name} at ${integer(position)}`);
+    const kept = had.slice(-most);
+    const free = Array.from({ length: MOST_PINS }, (_, colour) => colour).filter((colour) => !kept.some((pin) => pin.colour === colour));
+    this.list = [...kept, ...added.map((pin, i) => ({ ...pin, colour: free[i] }))];
     this.on.onChange();
     if (gone.length) this.on.onFull(`${MOST_PINS} pins at most: ${gone.join(", ")} ${gone.length > 1 ? "are" : "is"} unpinned`);
   }
@@ -73,7 +77,7 @@ export class Pins {
     const chip = make("span", "lens-chip");
     const where = `${pin.site}${pin.layer === null ? "" : ` · layer ${pin.layer}`} · position ${integer(pin.position)}`;
     const go = button("", `Go to ${where}`, () => this.on.onGo(pin), "lens-chip-go");
-    go.append(make("i", `lens-swatch lens-line-${i}`), make("span", "lens-token", cut(pin.name, 24)), make("small", "", `${pin.layer === null ? "" : `L${pin.layer} `}@ ${integer(pin.position)}`));
+    go.append(make("i", `lens-swatch lens-line-${pin.colour}`), make("span", "lens-token", cut(pin.name, 24)), make("small", "", `${pin.layer === null ? "" : `L${pin.layer} `}@ ${integer(pin.position)}`));
     chip.append(go, button("×", `Unpin ${pin.name}`, () => this.remove(pin, i), "lens-chip-off"));
     return chip;
   }

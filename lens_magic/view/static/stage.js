@@ -270,13 +270,13 @@ export class Stage {
         lines.push({ className: `lens-follow-${i}`, points: trajectory(data, site, own, position, target), label: name });
         followed.push({ run: i, name, what: `${which}next at ${cell.position}`.replace("-", "−") });
       }
-      this.pins.list.forEach((pin, n) => {
+      for (const pin of this.pins.list) {
         const token = data.row(pin.id);
         const at = data.positionAt.get(pin.position);
         const where = data.siteAt.get(pin.site);
-        if (token < 0 || at === undefined || where === undefined) return;
-        lines.push({ className: `lens-line-${n}${i ? " lens-second" : ""}`, points: trajectory(data, where, own, at, token), label: pin.name });
-      });
+        if (token < 0 || at === undefined || where === undefined) continue;
+        lines.push({ className: `lens-line-${pin.colour}${i ? " lens-second" : ""}`, points: trajectory(data, where, own, at, token), label: pin.name });
+      }
     }
     // One layer makes no lines: there is no chart, and nothing for its legend to name.
     const charted = layers.length > 1;
