@@ -204,6 +204,8 @@ def test_on_a_narrow_page_every_choice_can_be_read(visit: Visit, tmp_path: Path)
     page.get_by_role("radio", name="post_ln").focus()
     page.keyboard.press("ArrowRight")
     assert place(page).startswith("mlp_out")
+    page = visit.open(page_html(fake_run(20, 8, sites=sites[-1:])), tmp_path / "one.html")
+    assert page.evaluate(cut) == [], "the only one"
 
 
 def test_a_sample_in_the_legend_is_on_one_line(visit: Visit, tmp_path: Path) -> None:
