@@ -1,5 +1,5 @@
 import { button, make } from "./dom.js";
-import { integer, nats, percent, quoted, rank, signed } from "./format.js";
+import { integer, percent, quoted, rank, signed } from "./format.js";
 import { bytesOf, enters, hasOutput, PARTED, streamSite } from "./query.js";
 
 /**
@@ -19,8 +19,8 @@ function fact(list, name, hint) {
   return value;
 }
 
-/** @param {string} text a number, or "–" for none */
-const inNats = (text) => (text === "–" ? text : `${text} nats`);
+/** @param {number} x */
+const inNats = (x) => (Number.isNaN(x) ? signed(x, 2) : `${signed(x, 2)} nats`);
 
 export class Detail {
   /** @param {Frame} frame @param {DetailCallbacks} on @param {string} [caption] which of two runs */
@@ -108,15 +108,15 @@ export class Detail {
     const among = data.candidateOf(offset, header.targets[position]) >= 0;
     const told = (/** @type {string} */ text, exact = data.exact) => (exact || text === "–" ? text : `≈ ${text}`);
     this.prob.textContent = place < 0 ? "–" : told(percent(data.targetProb(offset, position)), data.exact || among);
-    this.entropy.textContent = told(inNats(signed(data.entropy(offset), 2)));
-    this.kl.textContent = told(inNats(nats(data.kl(offset))));
+    this.entropy.textContent = told(inNats(data.entropy(offset)));
+    this.kl.textContent = told(inNats(data.kl(offset)));
     const all = header.layers.map((_, i) => i);
     const first = header.targets[position] < 0 ? -1 : enters(data, site, all, position, header.targets[position]);
     this.link(this.enters, first, cell);
     const settles = this.frame.settles(position);
     const stream = { ...cell, site: header.sites[streamSite(data)] ?? cell.site };
     if (this.settles) this.link(this.settles, settles < 0 ? -1 : header.layers.indexOf(settles), stream);
-    if (this.apart) this.apart.textContent = told(inNats(nats(data.apart(offset))));
+    if (this.apart) this.apart.textContent = told(inNats(data.apart(offset)));
     if (this.parts) this.link(this.parts, header.layers.indexOf(header.parts[position]), stream);
     const candidates = data.candidates(offset, position);
     this.tokens = candidates.map((candidate) => candidate.token);
