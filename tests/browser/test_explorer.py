@@ -718,6 +718,11 @@ class TestTwoRuns:
             start = [text.replace("\u200e", "") for text in written(tree) if " \u200e→" in text]
             assert any(text.startswith(was.rstrip("…")) and f"→ {now.rstrip('…')}" in text for text in start)
 
+    def test_the_menu_stays_the_last_of_its_bar(self, page: Page) -> None:
+        bar = page.locator(".lens-bar > *:visible")
+        right = bar.evaluate_all("(all) => all.map((el) => el.getBoundingClientRect().right)")
+        assert bar.nth(right.index(max(right))).get_by_label("Copy and save").is_visible()
+
     def test_a_token_is_looked_for_in_both(self, page: Page, other: FakeRun) -> None:
         first = fake_run(50, LAYERS, seed=3).dataset.token_id.sel(site="resid_post").values
         second = other.dataset.token_id.sel(site="resid_post").values

@@ -67,9 +67,8 @@ export class Toolbar {
     this.less = button("−", "Smaller cells", () => on.onView({ zoom: (this.view?.zoom ?? 1) - 1 }));
     this.more = button("+", "Larger cells", () => on.onView({ zoom: (this.view?.zoom ?? 1) + 1 }));
     tools.append(this.swap, this.less, this.more);
-    this.el.append(this.title, this.sites.el, this.mode.el, tools, this.menu());
-    if (datas.length > 1) this.el.append(this.pairs(id));
-    this.el.append(this.said);
+    const pairs = datas.length > 1 ? [this.pairs(id)] : [];
+    this.el.append(this.title, this.sites.el, this.mode.el, ...pairs, tools, this.menu(), this.said);
     this.controls = make("div", "lens-controls");
     this.controls.append(...this.fields(datas, labels));
   }
