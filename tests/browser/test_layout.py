@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,6 +165,30 @@ def test_labels_of_rows_are_level_with_their_cells(visit: Visit, tmp_path: Path)
     page.get_by_role("radio", name="all").check(force=True)
     settle(page)
     assert off() < 2
+
+
+@pytest.mark.parametrize(("width", "rows"), [(360, 2), (600, 2), (954, 1)])
+def test_controls_take_few_rows_and_what_a_search_finds_is_said_whole(
+    visit: Visit, tmp_path: Path, width: int, rows: int
+) -> None:
+    page = visit.open(page_html(fake_run(16, 8)), tmp_path / "run.html")
+    page.set_viewport_size({"width": width, "height": 900})
+    top = "(el) => el.getBoundingClientRect().top"
+    for mode in ("table", "one token"):
+        page.get_by_role("radio", name=mode).check(force=True)
+        settle(page)
+        more = width == 360 and mode == "one token"  # a token and a choice beside it are too wide
+        assert page.locator(".lens-controls").evaluate("(el) => el.clientHeight") <= (rows + more) * 36
+        before = page.get_by_role("grid").evaluate(top)
+        page.get_by_label("Find a token").fill("the")
+        page.keyboard.press("Enter")
+        settle(page)
+        status = page.locator(".lens-found-status")
+        assert re.fullmatch(r"1 of \d+ · position \d+, layer \d", status.inner_text())
+        assert status.evaluate("(el) => el.scrollWidth <= el.clientWidth")
+        assert page.get_by_label("Find a token").evaluate("(el) => el.clientWidth") >= 85
+        assert width < 601 or page.get_by_role("grid").evaluate(top) == before
+        page.get_by_label("Clear the search").click()
 
 
 @pytest.mark.parametrize("width", [400, 800, 1000])

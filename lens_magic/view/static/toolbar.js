@@ -24,6 +24,7 @@ const EXPORTS = {
 function choice(name, options, onChoose) {
   const el = make("select", "lens-select");
   el.setAttribute("aria-label", name);
+  el.title = name; // where its label has no room
   for (const [value, text] of options) {
     const option = make("option", "", text);
     option.value = value;
@@ -138,7 +139,9 @@ export class Toolbar {
     stepper.append(button("‹", "Previous token ( [ )", () => this.on.onToken(-1)), this.position, button("›", "Next token ( ] )", () => this.on.onToken(1)));
     this.token = make("span", "lens-field"); // not a <label>, in which any click would click the first button
     this.token.append(make("span", "lens-label", "Token"), stepper);
-    const fields = [labelled("Shade", this.shade), labelled("Probability over", this.over), this.token];
+    this.shading = labelled("Shade", this.shade);
+    this.shading.classList.add("lens-wide");
+    const fields = [this.shading, this.token, labelled("Probability over", this.over)];
     if (labels.layers.length > 1) fields.push(labelled("Layers", filter));
     return fields;
   }
@@ -190,13 +193,14 @@ export class Toolbar {
       if (view.zoom === last && document.activeElement === size) other.focus();
       size.disabled = view.zoom === last;
     }
-    if (!this.shade || !this.over || !this.layers || !this.token || !this.position) return;
+    if (!this.shade || !this.shading || !this.over || !this.layers || !this.token || !this.position) return;
+    // Candidates are shaded by their own probability; the table below must not move when one takes the other's place.
     this.token.hidden = view.mode !== "token";
+    this.shading.hidden = view.mode === "token";
     this.position.textContent = `${integer(cell.position)} ${next}`;
     if (focus) this.offer(view.token, focus);
     const value = view.shade === "token" ? `token:${view.token}` : view.shade;
     this.shade.value = value;
-    this.shade.disabled = view.mode === "token";
     this.over.value = view.over;
     if (view.layers !== this.shown) this.named(this.layers, view.layers);
   }
