@@ -28,10 +28,21 @@ MODULES = (
         "fit.js",
         "grid.js",
     ),
-    *("overview.js", "detail.js", "chart.js", "pins.js", "find.js", "toolbar.js", "legend.js", "live.js", "copy.js"),
+    *(
+        "overview.js",
+        "detail.js",
+        "chart.js",
+        "pins.js",
+        "find.js",
+        "toolbar.js",
+        "legend.js",
+        "live.js",
+        "copy.js",
+        "paper.js",
+    ),
     *("stage.js", "explorer.js", "widget.js"),
 )
-STYLES = ("theme.css", "grid.css", "controls.css", "panels.css")
+STYLES = ("theme.css", "grid.css", "controls.css", "panels.css", "paper.css")
 _IMPORT = re.compile(r'^import \{[^}]*\} from "\./[a-z]+\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(?:async )?(?:function|class|const)\b)", re.MULTILINE)
 

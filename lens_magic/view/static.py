@@ -323,7 +323,7 @@ overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e;unicode-bidi
 main{--lens-height:max(320px,min(680px,100vh - 440px));max-width:2000px;margin:auto}
 @media (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
 .passage mark{color:#e3e7ec}}
-@media print{main{--lens-height:460px}}
+@media print{main{--lens-height:460px}.passage{max-height:none;overflow:visible}}
 """
 
 # decodeURIComponent and fetch are not needed: atob gives bytes as characters, and the policy forbids fetching.

@@ -11,6 +11,7 @@ from fake_run import fake_run
 from reading import place, settle
 
 from lens_magic.view import page_html, table_html
+from lens_magic.view.text import visible
 
 if TYPE_CHECKING:
     from conftest import Visit
@@ -81,6 +82,43 @@ def test_on_paper(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(f"<body>{table_html(run)}", tmp_path / "table.html")
     assert page.evaluate(adjust, "td") == "exact"
     assert page.locator(".lens-box").first.evaluate("(el) => el.scrollHeight - el.clientHeight") <= 0
+
+
+@pytest.mark.parametrize(("positions", "layers", "rows"), [(40, 14, 40), (1000, 20, 600)])
+def test_a_table_is_on_paper_as_a_whole(visit: Visit, tmp_path: Path, positions: int, layers: int, rows: int) -> None:
+    """All rows and columns with their numbers, as far as there are not too many; and nothing that could only be pressed."""
+    run = fake_run(positions, layers)
+    page = visit.open(page_html(run), tmp_path / "run.html")
+    settle(page)
+    page.evaluate(
+        """() => addEventListener("beforeprint", () => {
+          window.printed = [...document.querySelectorAll(".lens-paper tbody tr")].map((row) => [...row.children].map(
+            (el) => [el.textContent, el.firstChild.dataset?.n]));
+        })"""
+    )
+    page.pdf()
+    assert page.locator(".lens-paper").count() == 0, "and is gone afterwards"
+    printed = page.evaluate("() => window.printed")
+    blocks = [printed[i : i + rows] for i in range(0, len(printed), rows)]
+    tokens = run.dataset.token_id.sel(site="resid_post").values[..., 0]
+    for position, parts in enumerate(zip(*blocks, strict=True)):
+        cells = [cell for _, *part in parts for cell in part]
+        assert [text for text, _ in cells] == [visible(run.token_texts[int(token)]) for token in tokens[:, position]]
+        assert all(number for _, number in cells)
+    page.evaluate("() => dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 718, "height": 1000})
+    for name in ("controls", "segments", "menu", "tools", "overview", "scroll", "small"):
+        assert page.locator(f".lens-{name}:visible").count() == 0, name
+    cut = """() => {
+      const all = (names) => [...document.querySelectorAll(names)];
+      const below = all(".passage, .lens-list").filter((el) => el.scrollHeight > el.clientHeight + 1);
+      const beside = all(".lens-paper table").filter((el) => el.getBoundingClientRect().right > innerWidth);
+      return below.length + beside.length;
+    }"""
+    assert page.evaluate(cut) == 0
+    left_out = page.get_by_text("600 of 1,000 rows (")
+    assert left_out.is_visible() == (rows < positions)
 
 
 def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(visit: Visit, tmp_path: Path) -> None:

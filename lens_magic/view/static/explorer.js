@@ -1,5 +1,6 @@
 import { asPng, asSvg, asTable, asText, candidatesTable, save, toClipboard } from "./copy.js";
 import { grouped, modelNames } from "./format.js";
+import { onPaper } from "./paper.js";
 import { Stage } from "./stage.js";
 
 /**
@@ -35,12 +36,31 @@ export class Explorer extends Stage {
       event.clipboardData?.setData("text/plain", this.copied("text"));
       event.preventDefault();
     });
+    this.ended = new AbortController();
+    addEventListener("beforeprint", () => this.toPaper(), { signal: this.ended.signal });
+    addEventListener("afterprint", () => this.offPaper(), { signal: this.ended.signal });
     this.root.addEventListener("keydown", (event) => {
       if (event.key !== "/" || event.ctrlKey || event.metaKey) return; // text fields stop their own key events
       event.preventDefault();
       event.stopPropagation();
       this.find.focus();
     });
+  }
+
+  destroy() {
+    this.ended.abort();
+    super.destroy();
+  }
+
+  /** Adds the whole table, which only paper shows and which is gone again afterwards. */
+  toPaper() {
+    this.offPaper();
+    this.papers = (this.models ?? []).map((model, i) => onPaper(model, Math.floor(this.grids[i].window()[0]) || 0));
+    this.root.querySelector(".lens-body")?.before(...this.papers);
+  }
+
+  offPaper() {
+    for (const paper of this.papers ?? []) paper.remove();
   }
 
   /** Handles the table's keys other than movement. @param {KeyboardEvent} event @returns {boolean} */
