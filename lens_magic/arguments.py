@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from .errors import LensError
@@ -14,11 +15,17 @@ from .model.anatomy import DEFAULT_SITES, SITES
 _NEGATIVE = re.compile(r"-[\d.]")
 
 
-class Help(LensError):
-    """Raised when the user asks for help; its text is the help."""
+class Help(Exception):
+    """Raised when the user asks for help, which is no error; its text is the help."""
 
-    def _render_traceback_(self) -> list[str]:
-        return [str(self)]
+
+@contextmanager
+def help_printed() -> Iterator[None]:
+    """Print the help that the user asks for in the ``with`` block, and end the block there."""
+    try:
+        yield
+    except Help as text:
+        print(text)  # noqa: T201 - what was asked for
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,7 +12,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from . import runs, vectors
 from . import session as sessions
-from .arguments import Command, Parser, add_load_options, add_run_options, load_options, run_options
+from .arguments import Command, Parser, add_load_options, add_run_options, help_printed, load_options, run_options
 from .errors import LensError, even_if_stopped
 from .lens import kept
 from .outputs import ENDINGS, check_output, write
@@ -30,9 +30,8 @@ class LensMagics(Magics):
     @line_cell_magic
     def lens(self, line: str, cell: str | None = None) -> Any:
         """``%lens load|status|restart|runs``, and ``%%lens [options]`` with the prompt below. ``--help`` says more."""
-        if cell is None:
-            return _command(line)
-        return self._run(line, cell)
+        with help_printed():
+            return _command(line) if cell is None else self._run(line, cell)
 
     def _run(self, line: str, cell: str) -> Any:
         parsed = _cell_parser().read(line)

@@ -16,7 +16,7 @@ from IPython.display import display
 
 from . import comparing, vectors
 from . import session as sessions
-from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options
+from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed
 from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
@@ -47,30 +47,31 @@ class SteerMagics(Magics):
 
         ``%steer NAME[:ALPHA] … "prompt"`` is the latter on one line. ``%steer COMMAND --help`` says more.
         """
-        expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame, to the variables of the calling code
-        if cell is not None:
-            parsed = _compare_parser(prompt=False).read(_words(expand(line)), intermixed=True)
-            return self._compare(parsed, cell.removesuffix("\n"))
-        words = _words(line)
-        commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
-        if words[:1] in (["-h"], ["--help"]):
-            raise Help(f"{commands}\n\n{_compare_parser(prompt=True).format_help().rstrip()}")
-        if not words:
-            raise LensError(commands)
-        if words[0] in COMMANDS:
-            return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
-        at = _place_of_prompt(words)
-        prompt, *rest = words[at], *map(expand, words[:at] + words[at + 1 :])
-        expanded = [*rest[:at], _PROMPT, *rest[at:]]
-        first = expanded[0] if at else prompt
-        if not (first.startswith("-") or _names_a_vector(first, self.shell.user_ns)):  # options may come first
-            known = f"{', '.join(COMMANDS)} are"
-            raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
-        parsed = _compare_parser(prompt=True).read(expanded, intermixed=True)
-        parsed.vectors = [word for word in parsed.vectors if word != _PROMPT]
-        if not parsed.vectors or self._is_a_vector_without_quotes(prompt, line, words):
-            raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
-        return self._compare(parsed, prompt)
+        with help_printed():
+            expand = partial(self.shell.var_expand, depth=2)  # past IPython's own frame, to the variables of the calling code
+            if cell is not None:
+                parsed = _compare_parser(prompt=False).read(_words(expand(line)), intermixed=True)
+                return self._compare(parsed, cell.removesuffix("\n"))
+            words = _words(line)
+            commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
+            if words[:1] in (["-h"], ["--help"]):
+                raise Help(f"{commands}\n\n{_compare_parser(prompt=True).format_help().rstrip()}")
+            if not words:
+                raise LensError(commands)
+            if words[0] in COMMANDS:
+                return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
+            at = _place_of_prompt(words)
+            prompt, *rest = words[at], *map(expand, words[:at] + words[at + 1 :])
+            expanded = [*rest[:at], _PROMPT, *rest[at:]]
+            first = expanded[0] if at else prompt
+            if not (first.startswith("-") or _names_a_vector(first, self.shell.user_ns)):  # options may come first
+                known = f"{', '.join(COMMANDS)} are"
+                raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
+            parsed = _compare_parser(prompt=True).read(expanded, intermixed=True)
+            parsed.vectors = [word for word in parsed.vectors if word != _PROMPT]
+            if not parsed.vectors or self._is_a_vector_without_quotes(prompt, line, words):
+                raise LensError('the prompt is missing; %steer NAME:1.5 "prompt" would do')
+            return self._compare(parsed, prompt)
 
     def _is_a_vector_without_quotes(self, word: str, line: str, words: list[str]) -> bool:
         """Whether the word for the prompt is a known NAME[:ALPHA], and in quotes nowhere on the line."""
