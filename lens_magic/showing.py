@@ -68,13 +68,14 @@ class LiveAnswer(Answer):
         self._before = len(self._prompt) - 1 if given["prompt_tokens"] else 0
         sites, layers = options.parse_sites(given["capture"]), options.parse_layers(given["layers"], model.layers)
         self._view = LiveView(model.name, sites, layers, given["top_k"], session.group.interrupt, model.layers)
-        self._shown = False
+        self._text = ""
+        self._place: Any = None  # of the text, above the view; the view shows it while it grows
 
     def __call__(self, event: tuple[Any, ...]) -> None:
         """Take in an event of the ranks."""
-        if not self._shown:
+        if self._place is None:
+            self._place = display({"text/plain": ""}, display_id=True, raw=True)
             display(self._view)
-            self._shown = True
         if event[0] == "token":
             self._ids.append(event[1])
         if event[0] == "rows":
@@ -84,10 +85,14 @@ class LiveAnswer(Answer):
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
-        if self._shown and exception[0] is not None:
+        if self._place is None:
+            return
+        if exception[0] is not None:
             self._view.end()
+        self._place.update({"text/plain": self._text}, raw=True)
 
     def _say(self, text: str) -> None:
+        self._text += text
         self._view.say(text)
 
     def _append(self, positions: Sequence[int], variables: dict[str, Any]) -> None:
@@ -98,7 +103,7 @@ class LiveAnswer(Answer):
 
     def show(self, run: LensRun, static: bool) -> None:
         """Turn the live view into the view of the whole run."""
-        if not self._shown:  # there was no event
+        if self._place is None:  # there was no event
             super().show(run, static)
             return
         try:

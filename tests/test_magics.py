@@ -25,6 +25,7 @@ from lens_magic.model import load as loading
 from lens_magic.ranks import memory
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
+from lens_magic.view.text import running
 
 Checkpoints = Callable[[str], Path]
 
@@ -86,6 +87,21 @@ def test_the_run_is_the_cells_value(loaded: Notebook) -> None:
     assert isinstance(run, lens.LensRun)
     assert len(run.output_ids) == 4
     assert run.text.strip() in loaded.output.stdout
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_streamed_answer_stays_above_the_view(loaded: Notebook, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it grows the view shows it, which is not saved with the notebook and goes with the Stop button."""
+    if stopped:
+        monkeypatch.setattr("lens_magic.view.live.LiveView.append", pressed)
+    loaded.run("%%lens --stream-lens -n 6 --ignore-eos -o mine\nTo be")
+    first, view, *later = [output.data for output in loaded.output.outputs]
+    assert first == {"text/plain": ""}
+    assert view["text/plain"] == ""
+    answer = later[0]["text/plain"]
+    assert answer
+    if not stopped:
+        assert answer == running(loaded.shell.user_ns.pop("mine").text)
 
 
 def test_with_out_it_is_in_a_variable(loaded: Notebook) -> None:

@@ -184,6 +184,24 @@ def test_a_finished_run_is_an_ordinary_one_in_the_same_place(visit: Visit, tmp_p
     assert page.locator(".lens-root").count() == 0
 
 
+def test_to_a_reader_who_followed_it_a_finished_run_opens_at_its_start(visit: Visit, tmp_path: Path) -> None:
+    """Where the newest row happened to be in view is no place that anyone has chosen."""
+    kernel = Kernel(fake_run(60, 8))
+    page = open_widget(visit, tmp_path, kernel.state())
+    for _ in range(20):
+        kernel.grow()
+    kernel.tell(page)
+    grid = page.locator("[role=grid]")
+    settle(page)
+    assert grid.evaluate("(el) => el.scrollTop") > 0
+    kernel.view.finish(kernel.run)
+    state = {"header": kernel.view.header, "buffers": encoded(kernel.view.buffers), "live": kernel.view.live}
+    page.evaluate("(changes) => become(changes)", state)
+    settle(page)
+    assert grid.evaluate("(el) => el.scrollTop") == 0
+    assert min(row for row, _ in cells(page)) == 0
+
+
 @pytest.mark.parametrize("rows", [0, 3])
 @pytest.mark.parametrize("pressed", [False, True])
 def test_of_a_run_that_fails_what_there_is_stays(visit: Visit, tmp_path: Path, rows: int, pressed: bool) -> None:

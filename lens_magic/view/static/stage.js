@@ -89,7 +89,7 @@ export class Stage {
     this.draw();
     if (!options.state) return;
     if (options.state.focused) this.grids[0].el.focus({ preventScroll: true });
-    for (const grid of this.grids) grid.el.scrollTo(...options.state.scroll);
+    if (options.state.begun) for (const grid of this.grids) grid.el.scrollTo(...options.state.scroll);
   }
 
   assemble() {
@@ -316,10 +316,16 @@ export class Stage {
     return { site, layer, position };
   }
 
+  /** Whether the last position is in view. */
+  get atEnd() {
+    const { el } = this.grids[0];
+    return this.view.transposed ? el.scrollLeft + el.clientWidth >= el.scrollWidth - 2 : el.scrollTop + el.clientHeight >= el.scrollHeight - 2;
+  }
+
   /** Updates the axes after a run has grown; a reader at its end stays at the end. */
   grown() {
     const { el } = this.grids[0];
-    const atEnd = this.view.transposed ? el.scrollLeft + el.clientWidth >= el.scrollWidth - 2 : el.scrollTop + el.clientHeight >= el.scrollHeight - 2;
+    const { atEnd } = this;
     this.labels = labelsOf(this.datas);
     this.frames = this.datas.map((data) => new Frame(data, this.labels));
     this.details.forEach((detail, i) => (detail.frame = this.frames[i]));

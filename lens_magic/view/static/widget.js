@@ -94,8 +94,10 @@ class Live {
     this.view?.select(cell);
   }
 
+  /** Who has followed the newest row has not chosen where to be: to them the finished run opens as any other. */
   state() {
-    return this.view?.state();
+    const state = this.view?.state();
+    return state && this.view?.atEnd ? { ...state, begun: false } : state;
   }
 
   destroy() {
