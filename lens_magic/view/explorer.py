@@ -97,7 +97,7 @@ class RunView(anywidget.AnyWidget):
         bundled = super()._repr_mimebundle_(**kwargs)
         if bundled is not None:
             data, metadata = bundled
-            display({**data, "text/plain": repr(self)}, metadata=metadata, raw=True)
+            display({**data, "text/plain": ""}, metadata=metadata, raw=True)  # readers without widgets see the second alone
             self._display_fallback()
 
     def _display_fallback(self) -> None:

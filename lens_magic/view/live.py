@@ -151,7 +151,7 @@ class LiveView(RunView):
         if bundled is not None:
             data, metadata = bundled
             kept = {kind: value for kind, value in data.items() if kind != "text/html"}
-            display({**kept, "text/plain": repr(self)}, metadata=metadata, raw=True)
+            display({**kept, "text/plain": ""}, metadata=metadata, raw=True)
             self._displayed = True
 
     def _say_rows(
