@@ -38,7 +38,8 @@ _STYLE = """
 <style>
 .lens-static{font:13px/1.4 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
 .lens-static p{margin:4px 0;opacity:.8;font-size:12px}
-.lens-static .lens-box{overflow:auto;max-height:460px;border:1px solid rgba(128,128,128,.35);border-radius:6px}
+.lens-static .lens-box{width:fit-content;max-width:100%;box-sizing:border-box;overflow:auto;max-height:460px;
+border:1px solid rgba(128,128,128,.35);border-radius:6px}
 .lens-static table{border-collapse:separate;border-spacing:0;margin:0;
 font:12px/1.3 ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace}
 .lens-static .lens-box th,.lens-static .lens-box td{padding:3px 7px;text-align:left;white-space:nowrap;

@@ -121,6 +121,11 @@ def test_a_table_is_on_paper_as_a_whole(visit: Visit, tmp_path: Path, positions:
     assert left_out.is_visible() == (rows < positions)
 
 
+def test_the_frame_of_a_static_table_is_as_wide_as_the_table(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(f"<body>{table_html(fake_run(4, 2))}", tmp_path / "table.html")
+    assert page.locator(".lens-box").first.evaluate("(el) => el.clientWidth - el.firstElementChild.offsetWidth") == 0
+
+
 def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(visit: Visit, tmp_path: Path) -> None:
     run = fake_run(9, 8)
     run.token_texts.update(dict.fromkeys(run.token_texts, " Massachusetts"))
