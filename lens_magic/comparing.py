@@ -73,6 +73,7 @@ def _steered_text(
     from .steer.compare import Side, SteeredText
 
     made = answer["generation"]
+    occurring = {index for output in made.outputs for index in output}
     sides = []
     for number, output in enumerate(made.outputs):
         log_probs = [tuple(values) for values in answer["log_probs"][number]] if answer["log_probs"] else []
@@ -81,7 +82,7 @@ def _steered_text(
         prompt=prompt,
         unsteered=sides[0],
         steered=sides[1],
-        token_texts=token_texts(model.tokenizer, {index for output in made.outputs for index in output}),
+        token_texts=token_texts(model.tokenizer, occurring),
         steering=steering,
         timings=results.timings_of(made),
         options=asked,
@@ -89,6 +90,7 @@ def _steered_text(
         alphas=tuple(tuple(strength.alpha for strength in token) for token in answer["strengths"]),
         clips=tuple(tuple(strength.clip for strength in token) for token in answer["strengths"]),
         interrupted=made.interrupted,
+        end_ids=tuple(sorted(occurring.intersection(model.stop_ids))),
     )
 
 

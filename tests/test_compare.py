@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -175,6 +176,48 @@ def test_captions_are_short() -> None:
     assert shown.startswith(
         "v add α=1.0 at post_ln of layer 1; schedule 1 0.857 0.714 0.571 … 0.143; clip 0.5; w; schedule cos: "
     )
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ("v add α=-0.3900000000000001 at post_ln of layer 1", "v add α=-0.39 at post_ln of layer 1"),
+        ("v set α=(0.1234567, -2.0) at post_ln of layer 3,4,5", "v set α=(0.1235, -2.0) at post_ln of layers 3–5"),
+        ("v ablate at post_ln of layer 1,2; clip 0.5", "v ablate at post_ln of layers 1, 2; clip 0.5"),
+        ("v add α=1.0 at post_ln of layer 1,3,4", "v add α=1.0 at post_ln of layers 1, 3, 4"),
+    ],
+)
+def test_captions_have_few_digits_and_ranges(recorded: str, shown: str) -> None:
+    made = replace(value({1: "a", 2: "b", 3: "c"}), steering=(recorded,))
+    assert repr(made).startswith(f"{shown}: ")
+    assert f"<p>{shown.replace('-', '−')}: " in made._repr_html_()
+    assert made.steering == (recorded,)
+
+
+def test_marks_and_shades_are_of_words_without_the_space_before_them() -> None:
+    """A line may end after the space, where it would be a marked piece by itself."""
+    html = value({1: " one", 2: "  <two", 3: " "})._repr_html_()
+    assert re.search(r' <span style="[^"]*" title="[^"]*">one</span>  <mark [^>]*>&lt;two</mark></div>', html)
+    assert re.search(r"</span><mark [^>]*> </mark></div>", html)
+
+
+def test_an_end_token_is_not_in_the_texts_unless_they_part_there(tmp_path: Path) -> None:
+    texts = {1: "one", 2: "<end>", 3: "three"}
+    parting = replace(value(texts), end_ids=(2,))
+    assert "▸<end>" in repr(parting)
+    assert "&lt;end&gt;</mark>" in parting._repr_html_()
+    alike = SteeredText.load(replace(value(texts, (1, 2)), end_ids=(2,)).save(tmp_path / "texts.json"))
+    assert "end" not in repr(alike)
+    assert "&lt;end&gt;" not in alike._repr_html_()
+
+
+def test_both_texts_are_beside_each_other_without_a_style_sheet() -> None:
+    """As in a notebook that is not trusted."""
+    tags = Tags(re.sub("<style>.*</style>", "", value({1: "a", 2: "b", 3: "c"})._repr_html_(), flags=re.DOTALL)).found
+    styles = {attributes.get("class"): attributes.get("style") or "" for tag, attributes in tags if tag == "div"}
+    assert "display:flex" in styles[None]
+    assert "flex:1 1 260px" in styles["lens-column"]
+    assert "white-space:pre-wrap" in styles["lens-text"]
 
 
 def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:

@@ -399,7 +399,8 @@ def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     factors = " ".join(["1", str(2 / 3)] * 4)
     choices = f"scale 1: {1 / 3}, 3: -1e-09; decay {1e6 / 7}; schedule {factors}; clip 0.12345678"
     assert lens.run(models.PROMPT, 3, layers=-1, steer=exact).options["steering"] == [f"v add α=1.0 {where}; {choices}"]
-    assert repr(exact) == f"<v add α=1.0 {where}; {choices.replace(factors, '1 0.667 1 0.667 … 0.667')}>"
+    short = f"at post_ln of layers 1, 3; {choices.replace(factors, '1 0.667 1 0.667 … 0.667')}"
+    assert repr(exact) == f"<v add α=1.0 {short}>"
 
 
 @pytest.mark.parametrize("layer_type", ["decoder_block", "self_attn", "mlp", "post_attention_layernorm"])

@@ -118,7 +118,7 @@ def test_terms() -> None:
     assert {repr(vector.steer(1, clip=number, decay=number).clip) for number in numbers} == {"0.5"}  # a float
     assert {repr(vector.steer(1, clip=number, decay=number).decay) for number in numbers} == {"0.5"}
     # A cell that ends in a term shows what it does, not its numbers.
-    assert repr(counted) == "<vector add α=1.0 at post_ln of layer 1,3; positions -2:; steps :4>"
+    assert repr(counted) == "<vector add α=1.0 at post_ln of layers 1, 3; positions -2:; steps :4>"
 
 
 @pytest.mark.parametrize("sequences", [(), (-1,), (0, 0), ("a",), ([0],), (True,), (0.0,), (None,)])

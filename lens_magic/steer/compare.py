@@ -54,6 +54,7 @@ class SteeredText:
         timings, options, provenance: as in a run.
         alphas, clips: if they could be moved during generation: for each token, those of every term when it was chosen.
         interrupted: whether the user stopped it.
+        end_ids: those of their tokens that are end tokens, which are in no text.
     """
 
     prompt: str
@@ -67,6 +68,7 @@ class SteeredText:
     alphas: tuple[tuple[float, ...], ...] = ()
     clips: tuple[tuple[float | None, ...], ...] = ()
     interrupted: bool = False
+    end_ids: tuple[int, ...] = ()
 
     @property
     def first_difference(self) -> int | None:
@@ -108,7 +110,7 @@ class SteeredText:
                 record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
             record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
             record |= {name: printable(record[name]) for name in ("steering", "options", "provenance")}
-            record["steering"] = tuple(record["steering"])
+            record |= {name: tuple(record.get(name, ())) for name in ("steering", "end_ids")}
             for name in ("alphas", "clips"):
                 record[name] = tuple(tuple(step) for step in record.get(name, ()))
             return cls(**record)

@@ -17,6 +17,8 @@ Span = tuple[int | None, int | None]
 Schedule = Callable[[int], float] | Sequence[float] | str
 
 _FACTOR = r"-?\d+(?:\.\d+)?(?:e[-+]\d+)?"
+_ALPHA = re.compile(rf"(?<= α=)(?:{_FACTOR}|\({_FACTOR}(?:, {_FACTOR})*,?\))")
+_LAYERS = re.compile(r" of layer (\d+(?:,\d+)+)(?=;|$)")
 _FACTORS = re.compile(rf"(?<=; schedule ){_FACTOR}(?: {_FACTOR})*(?=;|$)")
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda steps, step: 1.0,
@@ -125,8 +127,25 @@ def tabulate(schedule: Schedule, steps: int) -> tuple[float, ...]:
 
 
 def in_short(told: str) -> str:
-    """Return a term's words for a caption: few digits of a schedule's factors, and of many only the first and the last."""
-    return _FACTORS.sub(_few, told)
+    """Return a term's words for a caption, which the record has with all digits and layers.
+
+    Numbers have few digits, of many of a schedule's factors there are only the first and the last, and layers that follow one
+    another are a range.
+    """
+    rounded = _ALPHA.sub(lambda alpha: re.sub(_FACTOR, _rounded, alpha[0]), told)
+    return _FACTORS.sub(_few, _LAYERS.sub(_layers, rounded))
+
+
+def _rounded(number: re.Match[str]) -> str:
+    short = f"{float(number[0]):.4g}"
+    return number[0] if float(short) == float(number[0]) else short
+
+
+def _layers(found: re.Match[str]) -> str:
+    layers = [int(layer) for layer in found[1].split(",")]
+    first, last = layers[0], layers[-1]
+    follow = len(layers) > 2 and layers == list(range(first, last + 1))
+    return f" of layers {f'{first}–{last}' if follow else ', '.join(map(str, layers))}"
 
 
 def _few(schedule: re.Match[str]) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -18,39 +19,56 @@ EVERY_S = 0.1  # between two drawings of growing texts
 FULL_SHADE = 4.0  # change in nats from which on the shade has full strength
 
 # A saved notebook's background is unknown: translucent shades and inherited colours are readable on any, light or dark.
+# What matters is inline: a notebook that is not trusted has no style sheets, nor have many viewers.
+_COLUMNS = "display:flex;flex-wrap:wrap;gap:8px"
+_COLUMN = "flex:1 1 260px;min-width:0;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:6px 10px"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
 _STYLE = """<style>
 .lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
-.lens-steered .lens-columns{display:flex;flex-wrap:wrap;gap:8px}
-.lens-steered .lens-column{flex:1 1 260px;min-width:0;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:6px 10px}
 .lens-steered h4{margin:0 0 4px;font-size:12px;font-weight:600;opacity:.8}
 .lens-steered p{margin:6px 0 0;font-size:12px;opacity:.8}
-.lens-steered .lens-text{white-space:pre-wrap;overflow-wrap:anywhere;font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
-.lens-steered .lens-text :is(span,mark){unicode-bidi:isolate;border-radius:3px}
+.lens-steered .lens-text{font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
+.lens-steered .lens-text :is(span,mark){unicode-bidi:isolate}
+.lens-steered :is(span,mark){border-radius:3px}
 </style>"""
-# Inline, and on a <mark> element, which stands out even without it: viewers of notebooks often drop style sheets.
-_MARK = "outline:2px solid #d97a2b;outline-offset:1px;color:inherit;background:"
+# On a <mark> element, which stands out even without it. A border takes room, and so covers none of what is beside it.
+_MARK = "border:2px solid #d97a2b;padding:0 1px;color:inherit;background:"
 
 
 def as_html(compared: SteeredText) -> str:
     """Return both texts as one HTML fragment without scripts; token texts are escaped."""
-    columns = [
-        _column(name, _spans(side, compared.token_texts, compared.first_difference))
-        for name, side in (("unsteered", compared.unsteered), ("steered", compared.steered))
-    ]
-    return _page(columns, f"<p>{escape(_caption(compared))}</p><p>{_legend(compared)}</p>")
+    columns = [_column(name, _spans(compared, side)) for name, side in _sides(compared)]
+    return _page(columns, f"<p>{escape(_minus(_caption(compared)))}</p><p>{_legend(compared)}</p>")
 
 
 def as_text(compared: SteeredText) -> str:
     """Return both texts for a terminal; the first difference is marked with ▸."""
     lines = [_caption(compared)]
-    for name, side in (("unsteered", compared.unsteered), ("steered", compared.steered)):
-        words = [visible(compared.token_texts.get(index, ""), keep=" ") for index in side.output_ids]
-        at = compared.first_difference
-        if at is not None and at < len(words):
-            words[at] = f"▸{words[at]}"
+    for name, side in _sides(compared):
+        words = [
+            f"{'▸' * first}{visible(compared.token_texts.get(side.output_ids[number], ''), keep=' ')}"
+            for number, first in _shown(compared, side)
+        ]
         change = f" ({sum(side.log_prob_change):+.2f} nats)" if side.log_prob_change else ""
         lines.append(f"{name}{change}: {''.join(words)}")
     return "\n".join(lines)
+
+
+def _sides(compared: SteeredText) -> tuple[tuple[str, Side], ...]:
+    return ("unsteered", compared.unsteered), ("steered", compared.steered)
+
+
+def _shown(compared: SteeredText, side: Side) -> Iterator[tuple[int, bool]]:
+    """Yield the numbers of the tokens that are shown, and whether it is the first that differs: no end token but that one."""
+    for number, index in enumerate(side.output_ids):
+        first = number == compared.first_difference
+        if first or index not in compared.end_ids:
+            yield number, first
+
+
+def _minus(text: str) -> str:
+    """Return text with minus signs before negative numbers."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def _caption(compared: SteeredText) -> str:
@@ -74,27 +92,31 @@ def _legend(compared: SteeredText) -> str:
     if compared.first_difference is not None:
         marked = f'<mark class="lens-first" style="{_MARK}none">marked</mark>: the first that differs; '
     shades = "".join(
-        f'<span style="background:{_shade(change)}">&nbsp;{change:+.0f}&nbsp;</span>' for change in (-4.0, -1.0, 1.0, 4.0)
+        f'<span style="background:{_shade(change)}">&nbsp;{_minus(f"{change:+.0f}")}&nbsp;</span>'
+        for change in (-4.0, -1.0, 1.0, 4.0)
     )
     if not compared.unsteered.log_prob_change:
         return marked.rstrip("; ")
     return f"{marked}shade: change of the token's log-probability by steering, in nats {shades}"
 
 
-def _spans(side: Side, texts: Mapping[int, str], first: int | None) -> str:
+def _spans(compared: SteeredText, side: Side) -> str:
     changes = side.log_prob_change
     found = []
-    for number, index in enumerate(side.output_ids):
-        text = escape(visible(texts.get(index, ""), keep=" \n"))
+    for number, first in _shown(compared, side):
+        text = escape(visible(compared.token_texts.get(side.output_ids[number], ""), keep=" \n"))
+        # Where a line ends before a token, its space would be a piece by itself at that end, marked and shaded.
+        word = text.lstrip(" \n") or text
+        space = text.removesuffix(word)
         shade, hint = "none", ""
         if number < len(changes):
             before, after = side.log_probs_unsteered[number], side.log_probs_steered[number]
             shade = _shade(changes[number])
             hint = f' title="log p {before:.2f} unsteered, {after:.2f} steered: {changes[number]:+.2f}"'
-        if number == first:
-            found.append(f'<mark class="lens-first" style="{_MARK}{shade}"{hint}>{text}</mark>')
+        if first:
+            found.append(f'{space}<mark class="lens-first" style="{_MARK}{shade}"{hint}>{word}</mark>')
         else:
-            found.append(f'<span style="background:{shade}"{hint}>{text}</span>')
+            found.append(f'{space}<span style="background:{shade}"{hint}>{word}</span>')
     return "".join(found)
 
 
@@ -105,11 +127,12 @@ def _shade(change: float) -> str:
 
 
 def _column(name: str, inner: str) -> str:
-    return f'<div class="lens-column"><h4>{escape(name)}</h4><div class="lens-text" dir="auto">{inner}</div></div>'
+    text = f'<div class="lens-text" style="{_TEXT}" dir="auto">{inner}</div>'
+    return f'<div class="lens-column" style="{_COLUMN}"><h4>{escape(name)}</h4>{text}</div>'
 
 
 def _page(columns: list[str], below: str = "") -> str:
-    return f'<div class="lens-steered {NO_MATH}">{_STYLE}<div class="lens-columns">{"".join(columns)}</div>{below}</div>'
+    return f'<div class="lens-steered {NO_MATH}">{_STYLE}<div style="{_COLUMNS}">{"".join(columns)}</div>{below}</div>'
 
 
 class Growing:
