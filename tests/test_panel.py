@@ -98,6 +98,30 @@ def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
     assert len(panel.result.steered.output_ids) < 3
 
 
+@pytest.mark.ranks(2)
+def test_it_leaves_its_newest_texts_to_readers_without_widgets(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[tuple[dict[str, str], dict[str, Any]]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: outputs.append((data, options)))
+    panel.run()
+    assert outputs == []  # nowhere to leave them yet
+    panel.result = None
+    panel._ipython_display_()
+    panel.alpha.value = ALPHA
+    panel.run()
+    (widget, _), (before, _), (after, options) = outputs
+    assert set(widget) == {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert widget["text/plain"] == ""
+    assert "nothing was generated" in before["text/html"]
+    assert options == {"raw": True, "display_id": outputs[1][1]["display_id"], "update": True}
+    for told in (panel.output.value, models.PROMPT, "v add α=60.0 at resid_post of layer 1"):
+        assert told in after["text/html"]
+    assert after["text/plain"] == repr(panel.result)
+    # Hidden while the panel itself is there, by a rule that is one of its widgets.
+    name = options["display_id"]
+    assert f'data-lens-for="{name}"' in after["text/html"]
+    assert f'[data-lens-for="{name}"]' in panel.children[-1].value
+
+
 @pytest.mark.parametrize("norm", [0.01, 0.2, 0.4087, 1.6, 10, 1234.5])
 def test_the_readout_shows_alpha_in_full(checkpoints: Checkpoints, norm: float) -> None:
     folder = checkpoints("qwen3-gqa")

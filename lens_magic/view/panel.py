@@ -7,6 +7,7 @@ only changes a number, which rank 0 sends to all ranks with the next token; Stop
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from html import escape
 from math import floor, log10
@@ -20,7 +21,9 @@ from ..model.anatomy import SITES
 from ..steer.spans import SCHEDULES
 from ..steer.term import OPERATORS, Strength
 from .comms import hear_while_busy
+from .static import as_fallback
 from .steered import Growing, as_html
+from .text import NO_MATH, visible
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -37,6 +40,8 @@ class Panel(widgets.HBox):
     """``%steer panel``: choose, press Run, and move α or clip.
 
     ``panel.result`` is the newest :class:`SteeredText`; its ``alphas`` and ``clips`` are the values used for each token.
+
+    Displaying it makes two outputs: the widgets, and the newest texts for readers without them (as `Explorer` does).
 
     Args:
         session: the session whose model is steered.
@@ -61,6 +66,8 @@ class Panel(widgets.HBox):
         self._queue = queue or main_thread_queue()
         self._pending = False
         self._running = False
+        self._left = uuid.uuid4().hex  # the output for readers without widgets
+        self._displayed = False
         self.result: SteeredText | None = None
         self.vector = widgets.Dropdown(options=sorted(self._vectors), description="vector", style=_LABEL)
         self.layers = widgets.SelectMultiple(description="layers", rows=4, style=_LABEL)
@@ -102,7 +109,9 @@ class Panel(widgets.HBox):
             layout=widgets.Layout(flex="1 1 280px", min_width="240px", max_width="380px"),
         )
         shown = widgets.VBox([self.output], layout=widgets.Layout(flex="3 1 320px", min_width="240px"))
-        super().__init__([controls, shown], layout=widgets.Layout(display="flex", flex_flow="row wrap", width="100%"))
+        rule = widgets.HTML(f'<style>[data-lens-for="{self._left}"]{{display:none}}</style>', layout={"display": "none"})
+        layout = widgets.Layout(display="flex", flex_flow="row wrap", width="100%")
+        super().__init__([controls, shown, rule], layout=layout)
         # Disabled during a generation, which does not follow these; another vector would set α's slider, which it follows.
         self._fixed = (self.vector, self.layers, self.site, self.operator, self.schedule, self.tokens)
         for widget in (self.alpha, self.clip, self.start, self.stop):
@@ -180,6 +189,30 @@ class Panel(widgets.HBox):
         if done is not None:
             self.result = done
             self.output.value = as_html(done)
+            if self._displayed:
+                self._leave(update=True)
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        from IPython.display import display
+
+        display({**super()._repr_mimebundle_(**kwargs), "text/plain": ""}, raw=True)
+        self._leave()
+        self._displayed = True
+
+    def _leave(self, update: bool = False) -> None:
+        """Display, or update, what readers without widgets see: the prompt, the newest texts, and how they were made."""
+        from IPython.display import display
+
+        if (made := self.result) is None:
+            text = "steering panel: nothing was generated with it"
+            html = f"<p>{text}</p>"
+        else:
+            text = repr(made)
+            style = "margin:0 0 6px;font:13px/1.5 system-ui,sans-serif"
+            prompt = escape(visible(made.prompt, keep=" "))
+            html = f'<p class="{NO_MATH}" style="{style}" dir="auto">{prompt} …</p>{as_html(made)}'
+        data = {"text/html": as_fallback(html, self._left), "text/plain": text}
+        display(data, raw=True, display_id=self._left, update=update)
 
     def heard(self, event: tuple[Any, ...]) -> None:
         """Called with each event of a generation: a hook to watch the panel from Python."""

@@ -83,13 +83,17 @@ def tables_html(shown: Sequence[Shown], max_bytes: int = MAX_BYTES) -> str:
 
 
 def fallback_html(shown: Sequence[Shown], widget: str) -> str:
-    """Return `tables_html` as a widget's fallback: hidden by the live widget of that name, and by nothing else.
+    """Return `tables_html` as a widget's fallback."""
+    return as_fallback(tables_html(shown, MAX_BYTES - 1000), widget)
+
+
+def as_fallback(html: str, widget: str) -> str:
+    """Return HTML as a widget's fallback: hidden by the live widget of that name, and by nothing else.
 
     It appears after a delay, so as not to flash while the widget loads, and replaces JupyterLab's "model not found" right
     above it.
     """
-    tables = tables_html(shown, MAX_BYTES - 1000)
-    return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(widget)}">{tables}</div>'
+    return f'{_FALLBACK_STYLE}<div class="lens-fallback" data-lens-for="{escape(widget)}">{html}</div>'
 
 
 class StaticTable:

@@ -62,3 +62,6 @@ def test_the_panel_generates_and_hears_alpha_meanwhile(page: Page) -> None:
     shoot(page, "steer-panel-running")
     panel.locator(".lens-first").first.wait_for()  # only the finished texts are marked
     shoot(page, "steer-panel")
+    left = panel.locator(".lens-fallback .lens-steered")  # what the saved notebook will show
+    left.wait_for(state="attached")
+    assert not left.is_visible()
