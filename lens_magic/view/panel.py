@@ -84,7 +84,7 @@ class Panel(widgets.HBox):
             step=0.1,
             description="clip",
             style=_LABEL,
-            tooltip="times the state's length; 0: not",
+            tooltip="the change is at most this many times as long as the state; 0: no limit",
         )
         self.tokens = widgets.BoundedIntText(value=64, min=1, max=model.context, description="tokens", style=_LABEL)
         self.prompt = widgets.Textarea(value="Once upon a time", description="prompt", rows=3, style=_LABEL)
@@ -101,16 +101,17 @@ class Panel(widgets.HBox):
         self._vector_chosen(None)
         controls = widgets.VBox(
             [
-                *(self.vector, self.layers, self.site, self.operator, self.alpha, self.schedule, self.clip, self.tokens),
-                self.prompt,
-                widgets.HBox([self.start, self.stop]),
+                *(self.vector, self.layers, self.site, self.operator, self.alpha, self.schedule),
+                widgets.HBox([self.clip, widgets.Label("0: no limit")]),
+                *(self.tokens, self.prompt),
+                widgets.HBox([self.start, self.stop], layout={"margin": "0 0 0 78px"}),  # under the fields, beside their labels
                 self.message,
             ],
             layout=widgets.Layout(flex="1 1 280px", min_width="240px", max_width="380px"),
         )
         shown = widgets.VBox([self.output], layout=widgets.Layout(flex="3 1 320px", min_width="240px"))
         rule = widgets.HTML(f'<style>[data-lens-for="{self._left}"]{{display:none}}</style>', layout={"display": "none"})
-        layout = widgets.Layout(display="flex", flex_flow="row wrap", width="100%")
+        layout = widgets.Layout(display="flex", flex_flow="row wrap", width="100%", grid_gap="12px")
         super().__init__([controls, shown, rule], layout=layout)
         # Disabled during a generation, which does not follow these; another vector would set α's slider, which it follows.
         self._fixed = (self.vector, self.layers, self.site, self.operator, self.schedule, self.tokens)
