@@ -8,7 +8,6 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
@@ -22,6 +21,7 @@ from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
 from .options import ABLATED_SITES, ALPHAS
 from .paths import path_of
+from .tables import as_html
 from .view.progress import Bars
 from .view.steered import Streaming
 from .words import as_name, counted
@@ -191,13 +191,18 @@ class VectorList:
 
     vectors: tuple[SteeringVector, ...]
 
+    _NONE = "no vectors; %steer train NAME --pairs … makes one, %steer load NAME FILE reads one"
+
     def __repr__(self) -> str:
-        if not self.vectors:
-            return "no vectors; %steer train NAME --pairs … makes one, %steer load NAME FILE reads one"
-        return "\n".join(f"{vector.summary()}; layers {','.join(map(str, vector.layers))}" for vector in self.vectors)
+        return "\n".join(f"{told}; layers {layers}" for told, layers in self._rows()) or self._NONE
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        if not self.vectors:
+            return as_html(self._NONE, (), ())
+        return as_html(counted(len(self.vectors), "vector"), ("vector", "layers"), self._rows())
+
+    def _rows(self) -> list[tuple[str, str]]:
+        return [(vector.summary(), ",".join(map(str, vector.layers))) for vector in self.vectors]
 
 
 def _list(words: list[str], shell: Any) -> VectorList:

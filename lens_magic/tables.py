@@ -17,7 +17,9 @@ def as_html(
     tips: Sequence[str] = (),
     below: Sequence[str] = (),
 ) -> str:
-    """Return a titled table, all of whose text is escaped. Lines do not wrap: a wide table scrolls.
+    """Return a titled table, all of whose text is escaped; the title alone if there are no columns.
+
+    Lines do not wrap: a wide table scrolls.
 
     Args:
         tips: what each column means, shown as a tooltip of its header.
@@ -29,7 +31,8 @@ def as_html(
     body = "".join("<tr>" + "".join(f"<td {whole}>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     lines = "".join(f"<div>{escape(line)}</div>" for line in below)
-    return f'<div style="font-size:0.9em"><div>{escape(title)}</div><div style="overflow-x:auto">{table}</div>{lines}</div>'
+    shown = f'<div style="overflow-x:auto">{table}</div>' * bool(header)
+    return f'<div style="font-size:0.9em"><div>{escape(title)}</div>{shown}{lines}</div>'
 
 
 def frame_as_html(title: str, frame: pd.DataFrame) -> str:

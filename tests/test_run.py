@@ -499,6 +499,19 @@ def test_kept_runs_are_in_order_when_clocks_are_put_back(run: lens.LensRun, monk
         time.tzset()
 
 
+def test_kept_runs_say_which_prompt_they_are_of(run: lens.LensRun) -> None:
+    from lens_magic.lens import kept
+
+    paths = [kept.keep(replace(run, prompt=prompt)) for prompt in ("one <b>", "\x1b[2J" + 50 * "word ")]
+    paths.append(kept.folder() / "20000101-000000-000000000Z.nc")
+    paths[-1].write_bytes(b"damaged")
+    listed = repr(kept.listing()).splitlines()[1:]
+    assert [line.partition("  ")[0] for line in listed] == [str(paths[n]) for n in (1, 0, 2)]
+    assert [line.partition("B  ")[2][:12] for line in listed] == ["'\\x1b[2Jword", "'one <b>'", ""]
+    assert max(map(len, listed)) < len(str(paths[0])) + 90
+    assert "&lt;b&gt;" in kept.listing()._repr_html_()
+
+
 def test_kept_runs_that_another_kernel_removes_meanwhile(
     run: lens.LensRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,19 @@ def read(path: Path) -> dict[str, Any]:
         return unpacked(dataset)
 
 
+def prompt_of(path: Path) -> str:
+    """Return the prompt of a run saved as NetCDF, reading none of its numbers.
+
+    Raises:
+        LensError: the file is something else.
+    """
+    with read_as("a saved run", path):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            return str(json.loads(file.attrs["run"])["prompt"])
+
+
 def unpacked(dataset: xr.Dataset) -> dict[str, Any]:
     """Return the fields of a run from what :func:`packed` made of it.
 

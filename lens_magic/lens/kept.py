@@ -7,14 +7,16 @@ import os
 import re
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from html import escape
 from pathlib import Path
 
 from ..errors import LensError, reason_of
 from ..paths import path_of
-from ..words import counted, size
+from ..tables import as_html
+from ..words import counted, quoted, size
+from .files import prompt_of
 from .run import LensRun
 
 MOST = 100
@@ -79,24 +81,38 @@ def _when(file: Path) -> tuple[float, str] | None:
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept runs, newest first: (file, bytes). ``lens.open_run(file)`` reads one."""
+    """The kept runs, newest first: (file, bytes). ``lens.open_run(file)`` reads one.
+
+    Attributes:
+        prompts: where it can be read, the prompt that a file's run is of.
+    """
 
     files: list[tuple[Path, int]]
+    prompts: Mapping[Path, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        if not self.files:
-            return f"no runs are kept in {folder()}"
-        lines = [f"{path}  {size(count)}" for path, count in self.files]
-        return "\n".join([f"{counted(len(self.files), 'run')}; lens.open_run(FILE) reads one:", *lines])
+        return "\n".join([self._title(), *("  ".join(filter(None, row)) for row in self._rows())])
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(repr(self))}</pre>"
+        header = ("prompt", "size", "file") if self.files else ()
+        return as_html(self._title(), header, [row[::-1] for row in self._rows()])
+
+    def _title(self) -> str:
+        if not self.files:
+            return f"no runs are kept in {folder()}"
+        return f"{counted(len(self.files), 'run')}; lens.open_run(FILE) reads one:"
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        prompts = {path: quoted(prompt) for path, prompt in self.prompts.items()}
+        return [(str(path), size(count), prompts.get(path, "")) for path, count in self.files]
 
 
 def listing() -> Kept:
     """List the kept runs."""
-    sizes = []
+    sizes, prompts = [], {}
     for path in _files():
         with contextlib.suppress(FileNotFoundError):  # another kernel has just deleted it for a newer run
             sizes.append((path, path.stat().st_size))
-    return Kept(sizes)
+            with contextlib.suppress(LensError):  # a damaged file is listed too: it takes room
+                prompts[path] = prompt_of(path)
+    return Kept(sizes, prompts)
