@@ -33,9 +33,9 @@ export class Pins {
     const among = (/** @type {Pinned[]} */ list, /** @type {Pinned} */ pin) => list.some((p) => p.id === pin.id && p.position === pin.position && p.site === pin.site && p.layer === pin.layer);
     const added = pins.filter((pin) => !among(this.list, pin));
     const had = added.length ? this.list : this.list.filter((pin) => !among(pins, pin));
-    const most = MOST_PINS - added.length;
-    const gone = had.slice(0, -most).map(({ name, position }) => `${name} at ${integer(position)}`);
-    const kept = had.slice(-most);
+    const over = Math.max(0, had.length + added.length - MOST_PINS);
+    const gone = had.slice(0, over).map(({ name, position }) => `${name} at ${integer(position)}`);
+    const kept = had.slice(over);
     const free = Array.from({ length: MOST_PINS }, (_, colour) => colour).filter((colour) => !kept.some((pin) => pin.colour === colour));
     this.list = [...kept, ...added.map((pin, i) => ({ ...pin, colour: free[i] }))];
     this.on.onChange();
