@@ -134,8 +134,32 @@ def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(vis
     numbers = f"getComputedStyle({cell}, '::after').content"
     page.set_viewport_size({"width": 2000, "height": 800})
     page.wait_for_function(f"() => {numbers} !== 'none' && {cell}.scrollWidth <= {cell}.clientWidth")
-    page.set_viewport_size({"width": 1120, "height": 800})
+    page.set_viewport_size({"width": 800, "height": 800})
     page.wait_for_function(f"() => {numbers} === 'none'")
+
+
+def test_more_width_does_not_take_the_numbers_from_cells(visit: Visit, tmp_path: Path) -> None:
+    """The details are beside the table where there is room for both."""
+    page = visit.open(page_html(fake_run(300, 8)), tmp_path / "run.html")
+    beside = []
+    for width in range(920, 1400, 40):
+        page.set_viewport_size({"width": width, "height": 800})
+        settle(page)
+        settle(page)
+        assert page.locator(".lens-numbers").count() == 1, width
+        table, details = (page.locator(name).bounding_box() for name in (".lens-table", ".lens-details"))
+        assert table
+        assert details
+        beside.append(details["x"] > table["x"] + table["width"])
+        assert beside[-1] or details["y"] > table["y"] + table["height"]
+    assert beside == sorted(beside), "not to and fro"
+    assert not beside[0]
+    assert beside[-1]
+    page.set_viewport_size({"width": 1100, "height": 800})
+    page.get_by_label("Larger cells").click()  # these have their numbers in any case
+    settle(page)
+    settle(page)
+    assert page.locator(".lens-details").bounding_box()["width"] == 272
 
 
 def test_a_page_of_a_long_prompt_opens_at_its_answer(visit: Visit, tmp_path: Path) -> None:

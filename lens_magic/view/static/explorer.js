@@ -56,7 +56,7 @@ export class Explorer extends Stage {
   toPaper() {
     this.offPaper();
     this.papers = (this.models ?? []).map((model, i) => onPaper(model, Math.floor(this.grids[i].window()[0]) || 0));
-    this.root.querySelector(".lens-body")?.before(...this.papers);
+    this.body?.before(...this.papers);
   }
 
   offPaper() {

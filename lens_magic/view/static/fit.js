@@ -2,6 +2,7 @@
 
 const OVERSCAN = 2;
 const CELL_NODES = 900; // of at most 1,500 in total: rows, headers, details and charts need the rest
+export const NUMBER_WIDTH = 84; // a column this wide fits five characters of a token and a number; narrower ones show the token only
 
 /**
  * @param {Pick<import("./grid.js").GridModel, "rows" | "cols" | "rowHeight" | "colWidth" | "leastWidth" | "maxColWidth" |

@@ -1,5 +1,5 @@
 import { clamp, make } from "./dom.js";
-import { fitted } from "./fit.js";
+import { fitted, NUMBER_WIDTH } from "./fit.js";
 import { destination } from "./keys.js";
 
 /**
@@ -19,8 +19,6 @@ import { destination } from "./keys.js";
  * @typedef {{onHover: () => void, onMove: () => void, onOpen: () => void, onScroll: () => void,
  *   onKey: (event: KeyboardEvent) => boolean}} GridCallbacks `onKey` returns whether it handled the key
  */
-
-const NUMBER_WIDTH = 84; // a column this wide fits five characters of a token and a number; narrower ones show the token only
 
 export class VirtualGrid {
   /** @param {GridCallbacks} callbacks */

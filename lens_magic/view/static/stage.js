@@ -1,5 +1,6 @@
 import { clamp, make } from "./dom.js";
 import { Frame, labelsOf, tokensAt } from "./frame.js";
+import { fitted, NUMBER_WIDTH } from "./fit.js";
 import { VirtualGrid } from "./grid.js";
 import { gridModel, keyOf, ZOOMS } from "./cells.js";
 import { Overview } from "./overview.js";
@@ -29,6 +30,10 @@ import { hasOutput, trajectory } from "./query.js";
  *   pin: (i: number, token: number, cell: Cell) => void, pinCell: (i: number, cell: Cell) => void,
  *   key: (event: KeyboardEvent) => boolean, say: (text: string) => void}} Acts the reader's actions, which the parts call on the explorer
  */
+
+const [BESIDE, STRIP] = [286, 50]; // what the details and the strip take of a table's width, with the gaps before them
+const NARROW = 936; // in less the details are below the table in any case
+const SCROLL_BAR = 20; // no browser's is wider
 
 export class Stage {
   /** @param {HTMLElement} el @param {LensData[]} datas one or two @param {Options} options */
@@ -86,6 +91,8 @@ export class Stage {
     this.assemble();
     el.append(this.root);
     this.endTheme = onTheme(this.root, () => this.overview.draw());
+    this.observer = new ResizeObserver(() => this.arrange());
+    this.observer.observe(this.root);
     this.draw();
     if (!options.state) return;
     if (options.state.focused) this.grids[0].el.focus({ preventScroll: true });
@@ -106,11 +113,11 @@ export class Stage {
     table.append(panes, this.overview.el);
     const details = make("div", "lens-details");
     details.append(...this.details.map((detail) => detail.el));
-    const body = make("div", "lens-body");
-    body.append(table, details);
+    this.body = make("div", "lens-body");
+    this.body.append(table, details);
     this.lower = make("div", "lens-lower");
     this.lower.append(this.pins.el, this.chart.el);
-    const parts = [this.toolbar.el, this.toolbar.controls, this.options.strip, body, this.legend.el, this.lower];
+    const parts = [this.toolbar.el, this.toolbar.controls, this.options.strip, this.body, this.legend.el, this.lower];
     this.root.append(...parts.flatMap((part) => part ?? []));
   }
 
@@ -207,6 +214,7 @@ export class Stage {
     if (this.frames.length > 1) classes.push("lens-comparing");
     if (groups.length > 1) classes.push("lens-beside");
     if (this.view.mode === "token") classes.push("lens-one-token");
+    if (this.root.classList.contains("lens-below")) classes.push("lens-below");
     if (this.captions) this.captions[0].textContent = groups[0].length > 1 ? `${this.titleOf(0)} → ${this.titleOf(1)}` : this.titleOf(0);
     for (const caption of this.captions ?? []) caption.title = caption.textContent ?? "";
     this.root.className = classes.join(" ");
@@ -216,6 +224,7 @@ export class Stage {
       return gridModel(frames, frames.map((frame) => this.viewOf(frame)), marks, this.cell);
     });
     this.overview.show(this.models[0]);
+    this.arrange();
     this.drawing = true;
     this.models.forEach((model, i) => {
       const grid = this.grids[i];
@@ -238,6 +247,19 @@ export class Stage {
     });
     this.toolbar.update(this.view, ZOOMS.length, this.cell, this.nextToken(), this.textOf(this.view.token));
     this.detailed(0);
+  }
+
+  /** Puts the details below the table where beside it they would take the room that the cells need for their numbers. */
+  arrange() {
+    const model = this.models?.[0];
+    const width = this.body?.clientWidth;
+    if (!model || !width) return;
+    const [grid] = this.grids;
+    const room = width - (this.overview.el.hidden ? 0 : STRIP) - (grid.el.offsetWidth - grid.el.clientWidth);
+    const numbers = (/** @type {number} */ across) => fitted(model, across, grid.maxHeight()).colW >= NUMBER_WIDTH;
+    // Below, the page is longer and may have got a scroll bar, for whose width alone they must not go back beside the table.
+    const bar = this.root.classList.contains("lens-below") ? SCROLL_BAR : 0;
+    this.root.classList.toggle("lens-below", width <= NARROW || (numbers(room + bar) && !numbers(room - BESIDE)));
   }
 
   nextToken() {
@@ -337,6 +359,7 @@ export class Stage {
 
   destroy() {
     this.endTheme?.();
+    this.observer.disconnect();
     this.chart.destroy();
     for (const grid of this.grids) grid.destroy();
     this.root.remove();
