@@ -326,7 +326,7 @@ overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e;unicode-bidi
 .passage mark{background:none;color:#1f2328}
 @media (forced-colors:active){.passage mark{text-decoration:underline}}
 main{--lens-height:max(320px,min(680px,100vh - 440px));max-width:2000px;margin:auto}
-@media (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
+@media screen and (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
 .passage mark{color:#e3e7ec}}
 @media print{main{--lens-height:460px}.passage{max-height:none;overflow:visible}}
 """

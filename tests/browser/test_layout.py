@@ -126,6 +126,15 @@ def test_the_frame_of_a_static_table_is_as_wide_as_the_table(visit: Visit, tmp_p
     assert page.locator(".lens-box").first.evaluate("(el) => el.clientWidth - el.firstElementChild.offsetWidth") == 0
 
 
+@pytest.mark.parametrize("visit", [{"color_scheme": "dark"}], indirect=True)
+def test_paper_is_not_dark(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(9, 6)), tmp_path / "run.html")
+    colours = "() => ['body', '.lens-root'].map((name) => getComputedStyle(document.querySelector(name)).backgroundColor)"
+    assert page.evaluate(colours) == ["rgb(20, 23, 28)"] * 2
+    page.emulate_media(media="print")
+    assert page.evaluate(colours) == ["rgb(255, 255, 255)"] * 2
+
+
 def test_a_wide_page_leaves_no_token_cut_and_a_narrow_one_shows_tokens_first(visit: Visit, tmp_path: Path) -> None:
     run = fake_run(9, 8)
     run.token_texts.update(dict.fromkeys(run.token_texts, " Massachusetts"))
