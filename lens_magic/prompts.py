@@ -133,8 +133,3 @@ def check_room(prompt: int, new: int, context: int) -> None:
             f"{counted(prompt, 'prompt token')} and {new} new ones exceed the model's context of {context}; "
             f"at most {context - prompt + 1} new ones fit"
         )
-
-
-def longest_continuation(forced: tuple[tuple[int, ...], ...] | None, max_new_tokens: int) -> int:
-    """Return the number of tokens of the longest possible continuation."""
-    return max_new_tokens if forced is None else max(map(len, forced))

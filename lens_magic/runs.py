@@ -10,7 +10,7 @@ from . import options, vectors
 from .errors import LensError
 from .generating import Generating
 from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
-from .prompts import all_forced_ids, all_prompt_ids, check_length, longest_continuation, several
+from .prompts import all_forced_ids, all_prompt_ids, check_length, several
 from .results import GeneratedText, make_run, timings_of
 from .session import Model, OnEvent, Session
 
@@ -61,7 +61,8 @@ def run(
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
     ids = all_prompt_ids(model, prompts, asked.chat)
     forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
-    _check_lengths(model, ids, forced, most, prompt_tokens)
+    new = [most] * len(ids) if forced is None else [*map(len, forced)]
+    _check_lengths(model, ids, new, prompt_tokens)
     request = Request(
         prompts=ids,
         max_new_tokens=most,
@@ -73,9 +74,7 @@ def run(
         forced=forced,
         prompt_tokens=prompt_tokens,
         run_id=uuid4().hex,
-        steering=vectors.steering_terms(
-            model, steer, [*map(len, ids)], [most] * len(ids) if forced is None else [*map(len, forced)]
-        ),
+        steering=vectors.steering_terms(model, steer, [*map(len, ids)], new),
         capture_dtype=options.check_dtype(capture_dtype),
         offload=offload,
         look=look,
@@ -92,20 +91,17 @@ def run(
         return outcome.keep(made[0] if isinstance(prompt, str) else made, made[0].interrupted)
 
 
-def _check_lengths(
-    model: Model,
-    ids: tuple[tuple[int, ...], ...],
-    forced: tuple[tuple[int, ...], ...] | None,
-    max_new_tokens: int,
-    prompt_tokens: bool,
-) -> None:
-    """Refuse what does not fit into the model's context, each prompt alone and all of them as one batch."""
-    for number, one in enumerate(ids):
-        new = len(forced[number]) if forced is not None else max_new_tokens
-        check_length(len(one), new, model.context, prompt_tokens)
-        if new == 0 and len(one) < 2:
+def _check_lengths(model: Model, ids: Sequence[Sequence[int]], new: Sequence[int], prompt_tokens: bool) -> None:
+    """Refuse what does not fit into the model's context, each prompt alone and all of them as one batch.
+
+    Args:
+        new: the most tokens that can follow each prompt.
+    """
+    for one, most in zip(ids, new, strict=True):
+        check_length(len(one), most, model.context, prompt_tokens)
+        if most == 0 and len(one) < 2:
             raise LensError("the lens of a text needs at least 2 tokens: each position is shown with the token that follows")
-    together = max(map(len, ids)) + longest_continuation(forced, max_new_tokens) - 1
+    together = max(map(len, ids)) + max(new) - 1
     if together > model.context:  # each fits, but in a batch shorter prompts take as many columns as the longest
         raise LensError(
             f"side by side these prompts and texts take {together} positions, more than the model's context of "
