@@ -22,6 +22,7 @@ from ipykernel.kernelapp import IPKernelApp
 from . import session as sessions
 from .errors import LensError
 from .options import default_ranks
+from .ranks.environment import remove_for_good
 from .ranks.start import launched_ranks
 
 
@@ -56,8 +57,12 @@ class LensKernel(IPythonKernel):
         return children
 
     async def do_shutdown(self, restart: bool) -> Any:
-        """End the ranks, then shut down the kernel."""
+        """End the ranks, then shut down the kernel.
+
+        Their folder goes first: Jupyter gives a kernel seconds, and a cell that runs, or imports torch, can take longer.
+        """
         self.shut_down = True
+        remove_for_good()
         sessions.current().close()
         reply = super().do_shutdown(restart)
         return await reply if inspect.isawaitable(reply) else reply

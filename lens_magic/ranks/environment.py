@@ -164,8 +164,13 @@ def _free(folder: Path) -> int:
 
 def _remove_own(pid: int) -> None:
     if os.getpid() == pid:  # a process forked from this one leaves it in place
-        _ended.append(pid)
-        remove_runtime_folder()
+        remove_for_good()
+
+
+def remove_for_good() -> None:
+    """Remove this group's folder as this process ends: it makes none any more."""
+    _ended.append(os.getpid())
+    remove_runtime_folder()
 
 
 def remove_stale(parent: Path) -> None:

@@ -227,6 +227,13 @@ def shared_files() -> list[str]:
     return [path.name for path in [*ours, *Path("/dev/shm").glob("sm_segment*")]]
 
 
+def connected(pid: int) -> bool:
+    """Whether a rank is connected to this process's socket, as its rank 0."""
+    connections = (line.split() for line in Path("/proc/net/unix").read_text(encoding="ascii", errors="replace").splitlines())
+    ours = (entry for entry in connections if f"-{pid}-" in entry[-1] and "/control-" in entry[-1])
+    return any(entry[5] == "03" for entry in ours)  # its state; 01 is that of one that listens
+
+
 def process(pid: int) -> psutil.Process:
     return psutil.Process(pid)
 
