@@ -324,10 +324,10 @@ body{margin:0;background:#fff;color:#1f2328;font:15px/1.6 system-ui,sans-serif}
 .passage{margin:20px auto 4px;padding:0 12px;max-width:min(2000px,100%);box-sizing:border-box;white-space:pre-wrap;
 overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e;unicode-bidi:plaintext}
 .passage mark{background:none;color:#1f2328}
-@media (forced-colors:active){.passage mark{text-decoration:underline}}
 main{--lens-height:max(320px,min(680px,100vh - 440px));max-width:2000px;margin:auto}
 @media screen and (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
 .passage mark{color:#e3e7ec}}
+@media (forced-colors:active){.passage mark{forced-color-adjust:none;color:CanvasText;text-decoration:underline}}
 @media print{main{--lens-height:460px}.passage{max-height:none;overflow:visible}}
 """
 

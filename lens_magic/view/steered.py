@@ -29,10 +29,11 @@ _STYLE = """<style>
 .lens-steered p{margin:6px 0 0;font-size:12px;opacity:.8}
 .lens-steered .lens-text{font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
 .lens-steered .lens-text :is(span,mark){unicode-bidi:isolate}
-.lens-steered :is(span,mark){border-radius:3px}
+.lens-steered :is(span,mark){border-radius:3px;forced-color-adjust:none}
 </style>"""
-# On a <mark> element, which stands out even without it. A border takes room, and so covers none of what is beside it.
-_MARK = "border:2px solid #d97a2b;padding:0 1px;color:inherit;background:"
+# On a <mark> element, which stands out even without it. A border takes room, and so covers none of what is beside it. Forced
+# colours would make its text black over what they leave of the shade, which on a dark page is next to nothing.
+_MARK = "border:2px solid #d97a2b;padding:0 1px;color:inherit;forced-color-adjust:none;background:"
 
 
 def as_html(compared: SteeredText) -> str:

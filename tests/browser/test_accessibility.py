@@ -1,0 +1,56 @@
+"""For readers with forced colours, with a keyboard or a screen reader, and of scripts from right to left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_run import fake_run
+
+from lens_magic.steer.compare import Side, SteeredText
+from lens_magic.view import page_html
+
+if TYPE_CHECKING:
+    from conftest import Visit
+
+pytestmark = pytest.mark.browser
+
+STRONG = (2.0, -2.0, 4.0, -4.0)
+
+
+def both(tokens: list[str]) -> str:
+    """Both texts of a steered generation, alike but for their last tokens."""
+    ids = tuple(range(len(tokens)))
+    changed = [Side("", ids[:-2] + ids[-1:], (0.0,) * (len(ids) - 1), (STRONG * 9)[1 : len(ids)])]
+    side = Side("", ids[:-1], (0.0,) * (len(ids) - 1), (STRONG * 9)[: len(ids) - 1])
+    return SteeredText("", side, *changed, dict(enumerate(tokens)), ("mood add α=1",))._repr_html_()
+
+
+@pytest.mark.parametrize("visit", [{"forced_colors": "active", "color_scheme": "dark"}], indirect=True)
+def test_marked_text_is_seen_on_a_dark_page_in_forced_colours(visit: Visit, tmp_path: Path) -> None:
+    """There a <mark> has black text, and hardly anything of a translucent shade behind it."""
+    for html in (page_html(fake_run(9, 6)), f'<meta name="color-scheme" content="dark">{both(["a", "b", "c", "d"])}'):
+        page = visit.open(html, tmp_path / "page.html")
+        colours = page.locator("mark").evaluate_all(
+            "(all) => all.map((el) => [getComputedStyle(el).color, getComputedStyle(el.parentElement).color])"
+        )
+        assert colours
+        assert all(own == around for own, around in colours)
+    assert (
+        page.locator(".lens-text span").evaluate_all(
+            "(all) => new Set(all.map((el) => getComputedStyle(el).backgroundColor)).size"
+        )
+        > 2
+    )
+
+
+@pytest.mark.parametrize("visit", [{"forced_colors": "active"}], indirect=True)
+def test_lines_are_told_apart_in_forced_colours(visit: Visit, tmp_path: Path) -> None:
+    page = visit.open(page_html(fake_run(9, 6)), tmp_path / "page.html")
+    for at in range(3):
+        page.locator(".lens-candidate").nth(at).click()
+    for line in range(3):
+        of = f".lens-line-{line}"
+        swatch = page.locator(f"i{of}").evaluate("(el) => getComputedStyle(el).borderTopColor")
+        assert swatch == page.locator(f"g{of} path").first.evaluate("(el) => getComputedStyle(el).stroke")
