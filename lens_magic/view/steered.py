@@ -22,13 +22,12 @@ FULL_SHADE = 4.0  # change in nats from which on the shade has full strength
 # What matters is inline: a notebook that is not trusted has no style sheets, nor have many viewers.
 _COLUMNS = "display:flex;flex-wrap:wrap;gap:8px"
 _COLUMN = "flex:1 1 260px;min-width:0;border:1px solid rgba(128,128,128,.35);border-radius:6px;padding:6px 10px"
-_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere"
+_TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext"
 _STYLE = """<style>
 .lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
 .lens-steered h4{margin:0 0 4px;font-size:12px;font-weight:600;opacity:.8}
 .lens-steered p{margin:6px 0 0;font-size:12px;opacity:.8}
 .lens-steered .lens-text{font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
-.lens-steered .lens-text :is(span,mark){unicode-bidi:isolate}
 .lens-steered :is(span,mark){border-radius:3px;forced-color-adjust:none}
 </style>"""
 # On a <mark> element, which stands out even without it. A border takes room, and so covers none of what is beside it. Forced

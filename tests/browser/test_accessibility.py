@@ -54,3 +54,20 @@ def test_lines_are_told_apart_in_forced_colours(visit: Visit, tmp_path: Path) ->
         of = f".lens-line-{line}"
         swatch = page.locator(f"i{of}").evaluate("(el) => getComputedStyle(el).borderTopColor")
         assert swatch == page.locator(f"g{of} path").first.evaluate("(el) => getComputedStyle(el).stroke")
+
+
+def test_tokens_of_one_word_are_in_its_order(visit: Visit, tmp_path: Path) -> None:
+    """Whatever the direction of the paragraph, and each line has its own."""
+    hebrew = [" של", "ום", " tech", "nology", " 20", "24", "\n"]
+    page = visit.open(both([*hebrew, " The", " word", " של", "ום", "x", "y"]), tmp_path / "texts.html")
+    tokens = page.locator(".lens-text").first.locator("span, mark")
+    left: dict[str, list[float]] = {}
+    for token in tokens.all():
+        box = token.bounding_box()
+        assert box is not None
+        left.setdefault(token.inner_text(), []).append(box["x"])
+    assert left["tech"] < left["nology"]
+    assert left["20"] < left["24"]
+    assert [at > after for at, after in zip(left["של"], left["ום"], strict=True)] == [True, True]
+    assert left["של"][0] > left["tech"][0], "a line of Hebrew"
+    assert left["The"] < left["word"] < left["של"][1:], "and one of English"
