@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import fake_run
+from reading import settle
 
 from lens_magic.steer.compare import Side, SteeredText
 from lens_magic.view import page_html
@@ -71,3 +72,45 @@ def test_tokens_of_one_word_are_in_its_order(visit: Visit, tmp_path: Path) -> No
     assert [at > after for at, after in zip(left["של"], left["ום"], strict=True)] == [True, True]
     assert left["של"][0] > left["tech"][0], "a line of Hebrew"
     assert left["The"] < left["word"] < left["של"][1:], "and one of English"
+
+
+# Where each character of the elements' text is drawn.
+CHARACTERS = """(all) => all.map((el) => {
+  const walk = document.createTreeWalker(el, NodeFilter.SHOW_TEXT);
+  const found = [];
+  while (walk.nextNode()) [...walk.currentNode.data].forEach((character, at) => {
+    const range = document.createRange();
+    range.setStart(walk.currentNode, at);
+    range.setEnd(walk.currentNode, at + 1);
+    found.push([character, range.getBoundingClientRect().left]);
+  });
+  return found;
+})"""
+
+
+def test_a_token_from_right_to_left_is_so_everywhere(visit: Visit, tmp_path: Path) -> None:
+    """Its space is at its right, and between two tokens the arrow points from the first to the second."""
+    run, other = fake_run(9, 6, seed=3), fake_run(9, 6, seed=4)
+    for one, text in ((run, " שלום"), (other, " עולם")):
+        one.token_texts = dict.fromkeys(one.token_texts, text)
+    other.dataset["token_id"] += 100
+    other.token_texts = {index + 100: text for index, text in other.token_texts.items()}
+    other.prompt_ids, other.output_ids = ([index + 100 for index in ids] for ids in (other.prompt_ids, other.output_ids))
+    page = visit.open(page_html(run, other), tmp_path / "page.html")
+
+    def drawn(where: str) -> list[list[tuple[str, float]]]:
+        found = page.locator(f"{where}:visible").evaluate_all(CHARACTERS)
+        assert found, where
+        return found  # type: ignore[no-any-return]
+
+    for where in (".lens-cell", ".lens-target", ".lens-flow .lens-token", ".lens-candidate", ".lens-more b"):
+        for characters in drawn(where)[:30]:
+            assert characters[0][0] == "·"
+            assert characters[0][1] > characters[1][1] > characters[-1][1], where
+    page.get_by_role("radio", name="difference").check(force=True)
+    settle(page)
+    for where in (".lens-cell", ".lens-target"):
+        for characters in drawn(where)[:30]:
+            at = {character: left for character, left in characters if character in "ש→ע"}
+            assert at["ש"] < at["→"] < at["ע"], where
+            assert [character for character, _ in characters].count("·") == 2

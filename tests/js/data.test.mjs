@@ -331,8 +331,9 @@ test("where runs go on differently, a position is of both", () => {
     unlike += next.length > 1;
     alike += next.length === 1;
     assert.equal(tokensAt(frames, "targets", i).length, next.length);
-    const told = next.map((text) => JSON.stringify(text)).join(" \u200e→\u200e ");
-    assert.ok(flowOf(frames, i).endsWith(`, next is ${told}`) || flowOf(frames, i).endsWith(`: next is ${told}`), flowOf(frames, i));
+    const told = next.map((text) => JSON.stringify(text)).join(" → ");
+    const flow = flowOf(frames, i);
+    assert.ok(flow.endsWith(`, next is ${told}`) || flow.endsWith(`: next is ${told}`), flow);
     assert.equal(axis.text(i).split("→").length, next.length);
   });
   assert.ok(unlike > 3 && alike > 3, `${unlike}, ${alike}`); // the second run is longer: its token is there alone

@@ -1,5 +1,5 @@
 import { make } from "./dom.js";
-import { changeOf, cut, integer, quoted } from "./format.js";
+import { changeOf, cut, integer, isolated, quoted } from "./format.js";
 import { tokensAt } from "./frame.js";
 
 /**
@@ -40,7 +40,7 @@ export function positionAxis(frames, tall) {
     width: labels.positions.some((_, i) => tokensAt(frames, "targets", i).length > 1) ? 190 : 140,
     height: 44,
     name: "next token",
-    text: (i) => `${integer(labels.positions[i])} ${text("targets", i)}`,
+    text: (i) => `${integer(labels.positions[i])} ${isolated(text("targets", i))}`,
     paint(el, i) {
       if (el.children.length !== (tall ? 3 : 2)) {
         el.replaceChildren(make("span", "lens-number", ""), make("span", "lens-target", ""));
@@ -51,7 +51,7 @@ export function positionAxis(frames, tall) {
       el.children[1].textContent = text("targets", i, EACH);
       if (tall) {
         const read = text("inputs", i, EACH);
-        el.children[2].textContent = read && `after ${read}`;
+        el.children[2].textContent = read && `after ${isolated(read)}`;
       }
       el.title = flowOf(frames, i);
       el.classList.toggle("lens-prompt", labels.positions[i] < 0);

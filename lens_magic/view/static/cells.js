@@ -1,6 +1,6 @@
 import { flowOf, groupedAxis, layerAxis, positionAxis } from "./axes.js";
 import { make } from "./dom.js";
-import { ARROW, brief, changeOf, cut, integer, percent } from "./format.js";
+import { brief, changeOf, cut, integer, isolated, percent } from "./format.js";
 import { tokensAt } from "./frame.js";
 import { difference, measureOf, shade } from "./measures.js";
 
@@ -233,7 +233,7 @@ function differencePainter(frames, views, marks, places) {
     scale: change,
     paint(el, a, b) {
       const found = at(a, b);
-      write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : tokensOf(found).map((token) => (found.same ? token : cut(token, most))).join(ARROW), change.text(found.change));
+      write(el, shows, shows === "all" ? `${found.was.token || "–"}\n${found.is.token || "–"}` : (found.same ? tokensOf(found) : tokensOf(found).map((token) => isolated(cut(token, most)))).join("→"), change.text(found.change));
       classify(el, marksOf(found));
       el.style.backgroundColor = shade(change.ramp, change.strength(found.change));
     },

@@ -1,4 +1,4 @@
-import { changeOf, cut } from "./format.js";
+import { changeOf, cut, isolated, unmarked } from "./format.js";
 import { palette } from "./theme.js";
 
 /**
@@ -8,8 +8,8 @@ import { palette } from "./theme.js";
  * @typedef {number[]} Range `[r0, c0, r1, c1]`, both ends included
  */
 
-/** A field of a line, without characters that would end it and without the marks around an arrow. @param {string} text */
-const field = (text) => text.replaceAll(/[\t\r\n]/g, " ").replaceAll("\u200e", "");
+/** A field of a line, without characters that would end it and without the marks around tokens. @param {string} text */
+const field = (text) => unmarked(text.replaceAll(/[\t\r\n]/g, " "));
 
 /**
  * A field for a spreadsheet, which takes a leading quotation mark as the start of a quoted field, and would compute `=1+1`: a
@@ -101,7 +101,7 @@ export function asSvg(model, [r0, c0, r1, c1], root, caption) {
       parts.push(
         `<rect x="${x}" y="${y}" width="${wide - 1}" height="${high - 1}" fill="rgb(${colours[name].join(",")})" fill-opacity="${depth.toFixed(3)}"/>`,
         ...marked(model.marks(r, c), x, y, wide - 1, high - 1, colours),
-        text(x + 7, y + 17, changeOf(tokens.map((token) => cut(token, room / tokens.length)))),
+        text(x + 7, y + 17, isolated(changeOf(tokens.map((token) => cut(token, room / tokens.length))))),
         text(x + wide - 7, y + 17, number, 'class="n" text-anchor="end"'),
       );
     }

@@ -81,11 +81,16 @@ export function quoted(raw) {
   return JSON.stringify(raw).replace(/[\p{C}\p{Zl}\p{Zp}]/gu, escape).replace(/(?! )\p{Zs}/gu, escape);
 }
 
-/** An arrow surrounded by marks that keep its direction between right-to-left tokens. */
-export const ARROW = "\u200e→\u200e";
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+/** A token among other text: from right to left, between marks that keep the direction of either from the other. @param {string} token */
+export const isolated = (token) => (RIGHT_TO_LEFT.test(token) ? `\u2068${token}\u2069` : token);
+
+/** Text without those marks. @param {string} text */
+export const unmarked = (text) => text.replaceAll(/[\u2068\u2069]/g, "");
 
 /** A token, or one and what became of it. @param {string[]} tokens */
-export const changeOf = (tokens) => tokens.join(` ${ARROW} `);
+export const changeOf = (tokens) => (tokens.length > 1 ? tokens.map(isolated).join(" → ") : (tokens[0] ?? ""));
 
 /** Cuts a text to at most `most` whole characters. @param {string} text @param {number} most */
 export function cut(text, most) {

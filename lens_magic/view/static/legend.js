@@ -1,4 +1,5 @@
 import { make } from "./dom.js";
+import { isolated } from "./format.js";
 
 /** The legend of colours and marks, below the grid. */
 
@@ -38,6 +39,6 @@ export class Legend {
     this.settles.hidden = difference || !settles;
     this.changed.hidden = !difference;
     this.found.hidden = !found;
-    this.found.children[1].textContent = `${found} is among the candidates`;
+    this.found.children[1].textContent = `${isolated(found)} is among the candidates`;
   }
 }

@@ -1,5 +1,5 @@
 import { button, labelled, make, segments } from "./dom.js";
-import { integer, modelNames, plural } from "./format.js";
+import { integer, isolated, modelNames, plural } from "./format.js";
 import { APART, SHADINGS } from "./measures.js";
 import { chosenLayers, writtenLayers } from "./query.js";
 
@@ -197,7 +197,7 @@ export class Toolbar {
     // Candidates are shaded by their own probability; the table below must not move when one takes the other's place.
     this.token.hidden = view.mode !== "token";
     this.shading.hidden = view.mode === "token";
-    this.position.textContent = `${integer(cell.position)} ${next}`;
+    this.position.textContent = `${integer(cell.position)} ${isolated(next)}`;
     if (focus) this.offer(view.token, focus);
     const value = view.shade === "token" ? `token:${view.token}` : view.shade;
     this.shade.value = value;
