@@ -53,7 +53,8 @@ background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
 .lens-static .lens-box tbody th{font-weight:600;border-right:1px solid rgba(128,128,128,.35)}
 .lens-static .lens-box tr:nth-child(n){background:none}
 .lens-static .lens-box .lens-first>*{border-top:2px solid rgba(128,128,128,.35)}
-.lens-static small{opacity:.75;font-weight:400}
+.lens-static small{font-weight:400}
+.lens-static th small{opacity:.75}
 .lens-static u{text-decoration:underline 2px #d97a2b;text-underline-offset:3px}
 .lens-static summary{cursor:pointer;margin:4px 0}
 @media print{.lens-static .lens-box{max-height:none;overflow:visible}}
@@ -220,7 +221,7 @@ class _Table:
         names = [escape(_cut(header["tokens"][t])) for t in tokens[:HINTS]]
         # The number comes first: after right-to-left text it would be drawn on the wrong side.
         hint = "&#10;".join(f"{_percent(q)} {name}" for name, q in zip(names, probs, strict=False))
-        shade = f"{0.55 * probs[0]:.2f}".lstrip("0")
+        shade = f"{0.5 * probs[0]:.2f}".lstrip("0")
         number = f"<small>{escape(percent(probs[0]))}</small>"
         return f'<td style="background:rgba(64,132,240,{shade})" title="{hint}">{text} {number}</td>'
 

@@ -277,18 +277,19 @@ THEMES = {
 # Contrast of text over the deepest shade of every ramp, and of the other texts over the background (WCAG 2.2, 1.4.3).
 CONTRAST = """() => {
   const probe = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const over = (colours) => {
+  const over = (colours, opacity = 1) => {
     probe.clearRect(0, 0, 1, 1);
-    for (const colour of colours) {
+    colours.forEach((colour, i) => {
+      probe.globalAlpha = i === colours.length - 1 ? opacity : 1;
       probe.fillStyle = colour;
       probe.fillRect(0, 0, 1, 1);
-    }
+    });
     return [...probe.getImageData(0, 0, 1, 1).data].slice(0, 3);
   };
   const linear = (c) => (c / 255 <= 0.04045 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
   const light = (c) => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
-  const ratio = (back, text) => {
-    const [a, b] = [light(over(back)), light(over([...back, text]))].sort((x, y) => y - x);
+  const ratio = (back, { color, opacity }) => {
+    const [a, b] = [light(over(back)), light(over([...back, color], Number(opacity)))].sort((x, y) => y - x);
     return (a + 0.05) / (b + 0.05);
   };
   const root = document.querySelector(".lens-root");
@@ -297,16 +298,23 @@ CONTRAST = """() => {
   const found = {};
   for (const ramp of ["sure", "unsure", "more", "less"]) {
     cell.style.backgroundColor = `rgb(var(--lens-${ramp}) / var(--lens-depth-${ramp}))`;
-    found[ramp] = ratio([style.backgroundColor, getComputedStyle(cell).backgroundColor], getComputedStyle(cell).color);
+    const shaded = [style.backgroundColor, getComputedStyle(cell).backgroundColor];
+    found[ramp] = ratio(shaded, getComputedStyle(cell));
+    found[`number on ${ramp}`] = ratio(shaded, getComputedStyle(cell, "::after"));
   }
+  const lit = document.querySelector(".lens-rowhead.lens-lit");
+  const weak = lit.appendChild(document.createElement("span")); // the token read, as larger cells have it
+  weak.className = "lens-read";
+  const lamp = `rgb(${style.getPropertyValue("--lens-sure")} / 0.14)`;
+  found.lit = ratio([style.backgroundColor, lamp], getComputedStyle(weak));
   for (const part of [".lens-legend", ".lens-place", ".lens-label", ".lens-colhead", ".lens-caption, .lens-target"]) {
-    found[part] = ratio([style.backgroundColor], getComputedStyle(document.querySelector(part)).color);
+    found[part] = ratio([style.backgroundColor], getComputedStyle(document.querySelector(part)));
   }
   for (let i = 0; i < 6; i++) {
     const line = document.createElement("i");
     line.style.color = `var(--lens-s${i})`;
     root.append(line);
-    found[`line ${i}`] = ratio([style.backgroundColor], getComputedStyle(line).color);
+    found[`line ${i}`] = ratio([style.backgroundColor], getComputedStyle(line));
   }
   return found;
 }"""
