@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_run import fake_run
-from reading import place
+from reading import place, settle
 
 from lens_magic.view import page_html
 
@@ -111,6 +111,18 @@ def test_a_choice_of_sites_leads_to_finding_too(page: Page) -> None:
     page.get_by_label("Layers", exact=True).focus()
     page.keyboard.press("/")
     assert page.get_by_label("Layers", exact=True).input_value() == "/"
+
+
+def test_a_site_is_added_by_key(page: Page) -> None:
+    one = page.locator(".lens-colhead").count()
+    page.get_by_role("radio", name="resid_post").focus()
+    page.keyboard.press("Shift+ArrowLeft")
+    assert page.evaluate("() => document.activeElement.value") == "mlp_out"
+    assert page.locator(".lens-colhead").count() == one
+    page.keyboard.press("Shift+Space")
+    settle(page)
+    assert page.locator(".lens-segments .lens-on").all_inner_texts()[:2] == ["mlp_out", "resid_post"]
+    assert page.locator(".lens-colhead").count() > one
 
 
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:

@@ -58,8 +58,9 @@ export class Toolbar {
     this.size(labels, header.interrupted);
 
     const several = labels.sites.length > 1 ? [ALL] : [];
-    this.sites = segments("Site", `${id}-site`, [...labels.sites, ...several], (i) => this.site(i), (i) => (i < labels.sites.length ? "Ctrl-click: beside the others" : "All sites side by side"));
+    this.sites = segments("Site", `${id}-site`, [...labels.sites, ...several], (i) => this.site(i), (i) => (i < labels.sites.length ? "Ctrl-click, or Shift with an arrow and then Space: beside the others" : "All sites side by side"));
     this.sites.el.addEventListener("click", (event) => this.addSite(event), true);
+    this.sites.el.addEventListener("keydown", (event) => this.walkSites(event));
     this.mode = segments("View", `${id}-mode`, ["table", "one token"], (i) => on.onView({ mode: i ? "token" : "table" }), (i) =>
       i ? "One token: its candidates at every layer, the sites side by side (Enter)" : "All tokens, the likeliest in each cell (Escape)",
     );
@@ -162,12 +163,21 @@ export class Toolbar {
     this.on.onView({ sites: i < sites.length ? [sites[i]] : sites });
   }
 
-  /** Ctrl-click adds a site to those shown, or removes it. @param {MouseEvent} event */
+  /** With Shift an arrow moves the focus alone; otherwise it takes the choice along. @param {KeyboardEvent} event */
+  walkSites(event) {
+    const by = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
+    if (!by || !event.shiftKey) return;
+    event.preventDefault();
+    const { inputs } = this.sites;
+    inputs[(inputs.indexOf(/** @type {HTMLInputElement} */ (event.target)) + by + inputs.length) % inputs.length].focus();
+  }
+
+  /** Ctrl-click, or Space with Shift, adds a site to those shown, or removes it. @param {MouseEvent} event */
   addSite(event) {
     const label = /** @type {HTMLElement} */ (event.target).closest("label");
     const i = label && label.parentElement ? [...label.parentElement.children].indexOf(label) : -1;
     const site = this.labels.sites[i];
-    if (!site || !(event.ctrlKey || event.metaKey) || !this.view) return;
+    if (!site || !(event.ctrlKey || event.metaKey || event.shiftKey) || !this.view) return;
     event.preventDefault();
     event.stopPropagation();
     const had = this.view.sites.includes(site);
