@@ -125,6 +125,20 @@ def test_a_site_is_added_by_key(page: Page) -> None:
     assert page.locator(".lens-colhead").count() > one
 
 
+def test_each_cell_is_told_by_another_id(page: Page) -> None:
+    """Some screen readers are silent where the id stays and another element has it."""
+    grid = page.get_by_role("grid")
+    grid.focus()
+    told = []
+    for key in ("ArrowDown", "ArrowLeft", "Control+End", "Home"):
+        page.keyboard.press(key)
+        active = page.locator(f"[id='{grid.get_attribute('aria-activedescendant')}']")
+        assert active.get_attribute("aria-selected") == "true"
+        assert page.locator("[id$=-active]").count() == 1
+        told.append((active.get_attribute("id"), active.get_attribute("aria-label")))
+    assert len({name for name, _ in told}) == len({label for _, label in told}) == len(told)
+
+
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(5, 4), fake_run(5, 4, seed=1), ("before", "after")), tmp_path / "two.html")
     names = [name or "" for name in page.locator("[role=grid]").evaluate_all("(all) => all.map((el) => el.ariaLabel)")]

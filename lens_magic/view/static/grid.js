@@ -200,7 +200,7 @@ export class VirtualGrid {
     const col0 = clamp(Math.floor(left / this.colW) - 1, 0, m.cols - this.heads.length);
     for (let c = col0; c < col0 + this.heads.length; c++) this.placeHead(m, this.heads[c % this.heads.length], c);
     for (let r = row0; r < row0 + this.pool.length; r++) this.placeRow(m, this.pool[r % this.pool.length], r, col0);
-    if (this.cellElement(this.active)) this.el.setAttribute("aria-activedescendant", `${this.id}-active`);
+    if (this.cellElement(this.active)) this.el.setAttribute("aria-activedescendant", this.activeId);
     else this.el.removeAttribute("aria-activedescendant");
     this.callbacks.onScroll();
   }
@@ -255,12 +255,17 @@ export class VirtualGrid {
     if (selected) el.setAttribute("aria-selected", "true");
     else el.removeAttribute("aria-selected");
     if (active) {
-      el.id = `${this.id}-active`; // the only one: aria-activedescendant names it
+      el.id = this.activeId;
       el.setAttribute("aria-label", /** @type {GridModel} */ (this.model).describe(r, c));
     } else if (el.id) {
       el.removeAttribute("id");
       el.removeAttribute("aria-label");
     }
+  }
+
+  /** The active cell's id, another for each cell: a screen reader speaks when aria-activedescendant changes. */
+  get activeId() {
+    return `${this.id}-${this.active.join("-")}-active`;
   }
 
   /** First and last row and column of the selection: `[r0, c0, r1, c1]`. */
@@ -352,8 +357,8 @@ export class VirtualGrid {
     if (!extend) this.anchor = cell;
     this.pointer = null; // the next scroll must not count as a hover of a resting pointer
     this.reveal(cell);
+    this.remark(); // before aria-activedescendant names the cell, it has its id
     this.render();
-    this.remark();
   }
 
   /** @param {number[]} cell */
