@@ -139,6 +139,15 @@ def test_each_cell_is_told_by_another_id(page: Page) -> None:
     assert len({name for name, _ in told}) == len({label for _, label in told}) == len(told)
 
 
+def test_a_closed_list_of_tokens_is_not_told_of(page: Page) -> None:
+    find = page.get_by_label("Find a token")
+    find.fill("the")
+    assert find.get_attribute("aria-activedescendant")
+    page.keyboard.press("Enter")
+    assert find.get_attribute("aria-activedescendant") is None
+    assert find.get_attribute("aria-expanded") == "false"
+
+
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(5, 4), fake_run(5, 4, seed=1), ("before", "after")), tmp_path / "two.html")
     names = [name or "" for name in page.locator("[role=grid]").evaluate_all("(all) => all.map((el) => el.ariaLabel)")]

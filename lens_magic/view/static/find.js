@@ -91,13 +91,14 @@ export class Find {
     this.list.hidden = !this.offered.length;
     this.input.setAttribute("aria-expanded", String(!this.list.hidden));
     [...this.list.children].forEach((item, i) => item.setAttribute("aria-selected", String(i === this.choice)));
-    if (this.list.hidden) this.input.removeAttribute("aria-activedescendant");
+    if (this.list.hidden) this.close();
     else this.input.setAttribute("aria-activedescendant", `${this.on.id}-found-${this.choice}`);
   }
 
   close() {
     this.list.hidden = true;
     this.input.setAttribute("aria-expanded", "false");
+    this.input.removeAttribute("aria-activedescendant");
   }
 
   /** @param {KeyboardEvent} event */
