@@ -148,6 +148,21 @@ def test_a_closed_list_of_tokens_is_not_told_of(page: Page) -> None:
     assert find.get_attribute("aria-expanded") == "false"
 
 
+def test_the_focus_is_in_sight_on_its_way_back(visit: Visit, tmp_path: Path) -> None:
+    """The head of a long list of candidates stays at its top, over them."""
+    page = visit.open(page_html(fake_run(9, 6, k=30, vocabulary=90)), tmp_path / "many.html")
+    buttons = page.locator(".lens-candidate")
+    buttons.last.focus()
+    for at in range(28, -1, -1):
+        page.keyboard.press("Shift+Tab")
+        assert buttons.nth(at).evaluate(
+            """(el) => {
+              const box = el.getBoundingClientRect();
+              return document.activeElement === el && el === document.elementFromPoint(box.left + 9, box.top + 4);
+            }"""
+        )
+
+
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(5, 4), fake_run(5, 4, seed=1), ("before", "after")), tmp_path / "two.html")
     names = [name or "" for name in page.locator("[role=grid]").evaluate_all("(all) => all.map((el) => el.ariaLabel)")]
