@@ -336,7 +336,7 @@ def test_a_pinned_token_becomes_a_trajectory(page: Page, run: FakeRun) -> None:
     chip = page.locator(".lens-chip:not(.lens-followed)")
     assert shown(run, token) in chip.inner_text()
     page.locator("[role=row][aria-rowindex='8'] [role=gridcell][aria-colindex='3']").click()
-    chip.get_by_role("button", name="Go to").click()
+    chip.get_by_title("Go to").click()
     assert place(page).endswith("position 2")
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Unpin").click()

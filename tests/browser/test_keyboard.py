@@ -25,7 +25,8 @@ def page(visit: Visit, tmp_path: Path) -> Page:
 
 def focused(page: Page) -> str:
     """The name of what has the focus."""
-    return str(page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.tagName"))
+    name = "(el) => el.getAttribute('aria-label') ?? (el === document.body ? el.tagName : el.textContent)"
+    return str(page.evaluate(f"() => ({name})(document.activeElement)"))
 
 
 def test_going_to_a_layer_keeps_the_focus(page: Page) -> None:
@@ -161,6 +162,18 @@ def test_the_focus_is_in_sight_on_its_way_back(visit: Visit, tmp_path: Path) -> 
               return document.activeElement === el && el === document.elementFromPoint(box.left + 9, box.top + 4);
             }"""
         )
+
+
+def test_what_buttons_say_is_in_their_names(page: Page) -> None:
+    """Whoever speaks to the computer says what is written there."""
+    for at in (1, 2):
+        page.locator(".lens-candidate").nth(at).click()
+    said = page.locator("button:visible").evaluate_all(
+        "(all) => all.map((el) => [el.textContent, el.ariaLabel ?? el.textContent])"
+    )
+    written = [(text, name) for text, name in said if any(letter.isalpha() for letter in text)]
+    assert len(written) > 8
+    assert [text for text, name in written if text.lower() not in name.lower()] == []
 
 
 def test_two_tables_have_two_names(visit: Visit, tmp_path: Path) -> None:

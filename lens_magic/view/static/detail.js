@@ -35,7 +35,7 @@ export class Detail {
     this.el.setAttribute("aria-label", caption ? `The cell in ${caption}` : "The cell in detail");
     const head = make("div", "lens-detail-head");
     this.place = make("p", "lens-place", "");
-    this.pin = button("pin", "Keep this cell's top token in the chart (p)", () => this.cell && on.onPinCell(this.cell), "lens-small");
+    this.pin = button("pin", "Pin this cell's top token, which keeps it in the chart (p)", () => this.cell && on.onPinCell(this.cell), "lens-small");
     head.append(this.place, this.pin);
     this.flow = make("p", "lens-flow");
     this.reads = make("span", "lens-token", "");

@@ -68,7 +68,7 @@ export class Pins {
     if (this.drawn === this.list) return;
     this.drawn = this.list;
     const pins = this.list.map((pin, i) => this.chip(pin, i));
-    if (pins.length > 1) pins.push(button("clear", "Unpin all", () => this.clear(), "lens-small"));
+    if (pins.length > 1) pins.push(button("clear", "Clear: unpin all", () => this.clear(), "lens-small"));
     this.pinned.replaceChildren(...pins);
   }
 
@@ -77,6 +77,7 @@ export class Pins {
     const chip = make("span", "lens-chip");
     const where = `${pin.site}${pin.layer === null ? "" : ` · layer ${pin.layer}`} · position ${integer(pin.position)}`;
     const go = button("", `Go to ${where}`, () => this.on.onGo(pin), "lens-chip-go");
+    go.removeAttribute("aria-label"); // its text is its name
     go.append(make("i", `lens-swatch lens-line-${pin.colour}`), make("span", "lens-token", cut(pin.name, 24)), make("small", "", `${pin.layer === null ? "" : `L${pin.layer} `}@ ${integer(pin.position)}`));
     chip.append(go, button("×", `Unpin ${pin.name}`, () => this.remove(pin, i), "lens-chip-off"));
     return chip;
