@@ -101,6 +101,8 @@ def test_rows_and_text_appear_as_they_are_made(visit: Visit, tmp_path: Path) -> 
         assert page.locator(".lens-live-text").inner_text().split() == ["<b>x</b>"] * n
         assert page.get_by_role("grid").get_attribute("aria-rowcount") == str(3 * n + 1)
         assert f"{3 * n} positions × 8 layers" in page.locator(".lens-title").inner_text()
+        assert f"{3 * n} rows" in page.locator(".lens-live").inner_text()
+        assert page.locator(".lens-root [role=status]").all_inner_texts() == [""] * 3, "nothing is read out with every row"
     check(page, kernel.run, "resid_post")
     # A reader who has not scrolled away sees the newest row.
     assert max(row for row, _ in cells(page)) == 29

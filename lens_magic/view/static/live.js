@@ -10,6 +10,7 @@ export class LiveStrip {
     this.text = make("p", "lens-live-text", "");
     this.text.dir = "auto";
     this.text.setAttribute("aria-live", "off"); // screen readers should read the finished text, not every piece
+    this.rows = make("span", "", ""); // no status, which would be read with every row
     this.state = make("span", "lens-live-state", "");
     this.state.setAttribute("role", "status");
     this.stop = button("Stop", "Stop generating; what there is by then stays", () => {
@@ -18,7 +19,7 @@ export class LiveStrip {
       onStop();
     }, "lens-stop");
     const side = make("div", "lens-live-side");
-    side.append(this.state, this.stop);
+    side.append(this.rows, this.state, this.stop);
     this.el.append(this.text, side);
   }
 
@@ -27,7 +28,7 @@ export class LiveStrip {
     const atEnd = this.text.scrollTop + this.text.clientHeight >= this.text.scrollHeight - 4;
     this.text.textContent = text;
     if (atEnd) this.text.scrollTop = this.text.scrollHeight;
-    if (!this.stop.disabled) this.state.textContent = positions ? plural(positions, "row") : "";
+    this.rows.textContent = positions ? plural(positions, "row") : "";
   }
 
   /** Shows that the run has failed, and removes Stop. */
