@@ -25,8 +25,8 @@ _COLUMN = "flex:1 1 260px;min-width:0;border:1px solid rgba(128,128,128,.35);bor
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:plaintext"
 _STYLE = """<style>
 .lens-steered{font:13px/1.5 system-ui,sans-serif;max-width:100%;print-color-adjust:exact}
-.lens-steered h4{margin:0 0 4px;font-size:12px;font-weight:600;opacity:.8}
 .lens-steered p{margin:6px 0 0;font-size:12px}
+.lens-steered .lens-column p{margin:0 0 4px;opacity:.8}
 .lens-steered .lens-text{font:13px/1.6 ui-monospace,Menlo,Consolas,monospace}
 .lens-steered :is(span,mark){border-radius:3px;forced-color-adjust:none}
 </style>"""
@@ -128,7 +128,7 @@ def _shade(change: float) -> str:
 
 def _column(name: str, inner: str) -> str:
     text = f'<div class="lens-text" style="{_TEXT}" dir="auto">{inner}</div>'
-    return f'<div class="lens-column" style="{_COLUMN}"><h4>{escape(name)}</h4>{text}</div>'
+    return f'<div class="lens-column" style="{_COLUMN}"><p><b>{escape(name)}</b></p>{text}</div>'
 
 
 def _page(columns: list[str], below: str = "") -> str:
