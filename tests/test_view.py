@@ -231,7 +231,8 @@ class TestTable:
         table = {"details", "summary", "table", "thead", "tbody", "tr", "th", "td"}
         known = table | {"div", "style", "p", "b", "code", "u", "small", "bdi"}
         assert set(parsed.tags) <= known
-        assert {name for name, _ in parsed.attributes} <= {"class", "style", "title", "open"}
+        focus = {"tabindex", "role", "aria-label", "data-lm-suppress-shortcuts"}
+        assert {name for name, _ in parsed.attributes} <= {"class", "style", "title", "open"} | focus
 
     def test_fits_its_limit(self) -> None:
         big = fake_run(1500, 80, vocabulary=3000)

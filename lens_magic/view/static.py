@@ -111,6 +111,10 @@ class StaticTable:
         return self._text
 
 
+# Scrolled by keyboard, with the arrow keys, which JupyterLab would otherwise take for itself.
+_SCROLLS = 'tabindex="0" data-lm-suppress-shortcuts="true"'
+
+
 @dataclass(frozen=True)
 class _Table:
     run: LensRun
@@ -181,10 +185,12 @@ class _Table:
 
     def _site(self, site: int, layers: Sequence[int], rows: Iterable[str], first: bool) -> str:
         header = self.packed.header
+        name = escape(header["sites"][site])
         heads = "".join(f"<th>{header['layers'][x]}</th>" for x in layers)
         return (
-            f"<details{' open' if first else ''}><summary><code>{escape(header['sites'][site])}</code></summary>"
-            f'<div class="lens-box"><table><thead><tr><th>next token / layer</th>{heads}</tr></thead>'
+            f"<details{' open' if first else ''}><summary><code>{name}</code></summary>"
+            f'<div class="lens-box" role="group" aria-label="Top tokens of {name}" {_SCROLLS}><table>'
+            f"<thead><tr><th>next token / layer</th>{heads}</tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div></details>"
         )
 
@@ -194,8 +200,8 @@ class _Table:
         for p in self.places:
             row = self._row(site, layers, p)
             room -= len(row.encode())
-            # 400 bytes stay free for the table around the rows. Even the first row is left out if it does not fit.
-            if room < 400:
+            # 600 bytes stay free for the table around the rows. Even the first row is left out if it does not fit.
+            if room < 600:
                 break
             rows[p] = row
         return rows
@@ -275,9 +281,11 @@ def page_html(
 <style>{_PAGE_STYLE}{bundle.style()}</style>
 </head>
 <body>
+<main>
 {passages}
-<main id="lens"></main>
+<div id="lens"></div>
 <noscript>{tables_html(shown)}</noscript>
+</main>
 <script type="application/json" id="lens-data">{_inert(data)}</script>
 <script type="module">{script}</script>
 </body>
@@ -346,6 +354,7 @@ for (const { buffers } of packs) {
 // After a long prompt, the answer is what is read first: its beginning is in view, with the end of the prompt above it.
 for (const passage of document.querySelectorAll(".passage")) {
   const answer = passage.querySelector("mark");
+  if (passage.scrollHeight > passage.clientHeight) passage.tabIndex = 0; // without, Safari does not scroll it by keyboard
   if (answer.textContent) passage.scrollTop = answer.offsetTop - passage.offsetTop - passage.clientHeight / 2;
 }
 const began = performance.now();
