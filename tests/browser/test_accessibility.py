@@ -10,13 +10,14 @@ from fake_run import fake_run
 from reading import settle
 
 from lens_magic.steer.compare import Side, SteeredText
-from lens_magic.view import page_html
+from lens_magic.view import page_html, table_html
 
 if TYPE_CHECKING:
     from conftest import Visit
 
 pytestmark = pytest.mark.browser
 
+AXE = Path(__file__).parents[1] / "js" / "node_modules" / "axe-core" / "axe.min.js"
 STRONG = (2.0, -2.0, 4.0, -4.0)
 
 
@@ -114,3 +115,37 @@ def test_a_token_from_right_to_left_is_so_everywhere(visit: Visit, tmp_path: Pat
             at = {character: left for character, left in characters if character in "ש→ע"}
             assert at["ש"] < at["→"] < at["ע"], where
             assert [character for character, _ in characters].count("·") == 2
+
+
+# Hosts with the weakest text there is, which what a notebook stores inherits; see THEMES in test_live.py.
+HOST = """<!DOCTYPE html><html lang="en"><title>notebook</title><style>body {{ background: {back}; color: {text};
+--vscode-editor-background: {back}; --vscode-editor-foreground: {text} }}</style><main>{html}</main>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_that_axe_finds(visit: Visit, tmp_path: Path, scheme: str) -> None:
+    """Names, roles, contrasts and what the keyboard reaches: rules of WCAG 2.2, levels A and AA, that a program can check."""
+    if not AXE.exists():
+        pytest.skip("there is no axe-core; tools/node.sh gets it")
+    run, other = fake_run(60, 12, prompt_positions=300), fake_run(60, 12, seed=4)
+    back, text = {"light": ("#fff", "#3b3b3b"), "dark": ("#1f1f1f", "#ccc")}[scheme]
+    stored = HOST.format(back=back, text=text, html=table_html(run) + both([" a", " b", " c", " d", " e", " f"]))
+    visit.page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    for name, html in {"page": page_html(run), "two": page_html(run, other), "stored": stored}.items():
+        page = visit.open(html, tmp_path / f"{name}.html")
+        if name != "stored":
+            page.locator(".lens-candidate").nth(1).click()
+            page.get_by_label("Find a token").fill("the")
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = page.evaluate(
+            """async () => {
+              const tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"];
+              const rules = { region: { enabled: true }, "label-content-name-mismatch": { enabled: true } };
+              const { violations, passes } = await axe.run(document, { runOnly: tags, rules });
+              const found = violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => [id, html]));
+              // Of a layer that is too small to press, the cell is in the table.
+              return [found.filter(([id, html]) => id !== "target-size" || !html.includes("lens-link")), passes.length];
+            }"""
+        )
+        assert found[0] == [], name
+        assert found[1] > 8
