@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -319,7 +320,10 @@ def _passage(run: LensRun) -> str:
     start = "… " if len(run.prompt) > EXCERPT else ""
     end = " …" if len(run.text) > EXCERPT else ""
     before, after = _running(run.prompt[-EXCERPT:]), _running(run.text[:EXCERPT])
-    return f'<p class="passage" dir="auto">{start}{before}<mark>{after}</mark>{end}</p>'
+    answer = re.sub(
+        r"^([ \t]*\n)+", "", after
+    )  # its bar stands in the line of its first word, not at the end of the one before
+    return f'<p class="passage" dir="auto">{start}{before}{after.removesuffix(answer)}<mark>{answer}</mark>{end}</p>'
 
 
 def _running(text: str) -> str:
@@ -332,10 +336,11 @@ _PAGE_STYLE = """
 body{margin:0;background:#fff;color:#1f2328;font:15px/1.6 system-ui,sans-serif}
 .passage{margin:20px auto 4px;padding:0 12px;max-width:min(2000px,100%);box-sizing:border-box;white-space:pre-wrap;
 overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e;unicode-bidi:plaintext}
-.passage mark{background:none;color:#1f2328}
+.passage mark{background:none;color:#1f2328;border-inline-start:3px solid #b4500b;padding-inline-start:4px}
+.passage mark:empty{border:0;padding:0}
 main{--lens-height:max(320px,min(680px,100vh - 440px));max-width:2000px;margin:auto}
 @media screen and (prefers-color-scheme:dark){body{background:#14171c;color:#e3e7ec}.passage{color:#9aa4af}
-.passage mark{color:#e3e7ec}}
+.passage mark{color:#e3e7ec;border-color:#f5a35c}}
 @media (forced-colors:active){.passage mark{forced-color-adjust:none;color:CanvasText;text-decoration:underline}}
 @media print{main{--lens-height:460px}.passage{max-height:none;overflow:visible}}
 """

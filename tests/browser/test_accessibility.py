@@ -58,6 +58,18 @@ def test_lines_are_told_apart_in_forced_colours(visit: Visit, tmp_path: Path) ->
         assert swatch == page.locator(f"g{of} path").first.evaluate("(el) => getComputedStyle(el).stroke")
 
 
+def test_an_answer_is_told_from_its_prompt_by_more_than_colour(visit: Visit, tmp_path: Path) -> None:
+    bar = "(el) => parseFloat(getComputedStyle(el).borderInlineStartWidth)"
+    run = fake_run(9, 6)
+    run.prompt, run.text = "Where?", "\n\nThere."
+    mark = visit.open(page_html(run), tmp_path / "page.html").locator("mark")
+    assert mark.evaluate(bar) >= 2
+    assert mark.inner_text() == "There."
+    assert mark.evaluate("(el) => el.getClientRects().length") == 1, "in the line of its first word"
+    alone = page_html(fake_run(0, 6, prompt_positions=9))
+    assert visit.open(alone, tmp_path / "alone.html").locator("mark").evaluate(bar) == 0
+
+
 def test_tokens_of_one_word_are_in_its_order(visit: Visit, tmp_path: Path) -> None:
     """Whatever the direction of the paragraph, and each line has its own."""
     hebrew = [" של", "ום", " tech", "nology", " 20", "24", "\n"]
