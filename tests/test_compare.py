@@ -211,6 +211,10 @@ def test_an_end_token_is_not_in_the_texts_unless_they_part_there(tmp_path: Path)
     assert "&lt;end&gt;" not in alike._repr_html_()
 
 
+def test_what_joins_letters_stays_in_the_texts() -> None:
+    assert ">می\u200cخواهم</span>" in value({1: " می\u200cخواهم", 2: "b", 3: "c"})._repr_html_()
+
+
 def test_both_texts_are_beside_each_other_without_a_style_sheet() -> None:
     """As in a notebook that is not trusted."""
     tags = Tags(re.sub("<style>.*</style>", "", value({1: "a", 2: "b", 3: "c"})._repr_html_(), flags=re.DOTALL)).found

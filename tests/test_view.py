@@ -582,6 +582,6 @@ def test_a_fake_run_is_consistent() -> None:
 def test_the_prompt_of_a_page_is_as_it_was_written() -> None:
     run = fake_run(9, 4)
     run.token_texts.update(dict.fromkeys(run.prompt_ids, "\\xe4"))
-    run.prompt = "你好"
+    run.prompt = "你好 می\u200cخواهم"
     page = page_html(run)
-    assert '<p class="passage" dir="auto">你好<mark>' in page
+    assert f'<p class="passage" dir="auto">{run.prompt}<mark>' in page

@@ -23,7 +23,7 @@ from ..steer.term import OPERATORS, Strength
 from .comms import hear_while_busy
 from .static import as_fallback
 from .steered import Growing, as_html
-from .text import NO_MATH, visible
+from .text import JOINERS, NO_MATH, visible
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -210,7 +210,7 @@ class Panel(widgets.HBox):
         else:
             text = repr(made)
             style = "margin:0 0 6px;font:13px/1.5 system-ui,sans-serif"
-            prompt = escape(visible(made.prompt, keep=" "))
+            prompt = escape(visible(made.prompt, keep=" " + JOINERS))
             html = f'<p class="{NO_MATH}" style="{style}" dir="auto">{prompt} …</p>{as_html(made)}'
         data = {"text/html": as_fallback(html, self._left), "text/plain": text}
         display(data, raw=True, display_id=self._left, update=update)

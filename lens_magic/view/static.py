@@ -22,7 +22,7 @@ from ..writing import written_whole
 from . import bundle
 from .data import Packed, Shown, on_show, pack, unpack
 from .terminal import by_need, span, table_text, thinned
-from .text import NO_MATH, SPACE, visible
+from .text import JOINERS, NO_MATH, SPACE, visible
 
 if TYPE_CHECKING:
     from ..lens.run import LensRun
@@ -328,7 +328,7 @@ def _passage(run: LensRun) -> str:
 
 def _running(text: str) -> str:
     """Escape running text: ordinary white space stays, other invisible characters are made visible."""
-    return escape(visible(text, keep=" \n\t")) if text else ""
+    return escape(visible(text, keep=" \n\t" + JOINERS)) if text else ""
 
 
 _PAGE_STYLE = """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.tokens import TextStream
 from ..steer.spans import in_short
-from .text import NO_MATH, running, visible
+from .text import JOINERS, NO_MATH, running, visible
 
 if TYPE_CHECKING:
     from ..steer.compare import Side, SteeredText
@@ -104,7 +104,7 @@ def _spans(compared: SteeredText, side: Side) -> str:
     changes = side.log_prob_change
     found = []
     for number, first in _shown(compared, side):
-        text = escape(visible(compared.token_texts.get(side.output_ids[number], ""), keep=" \n"))
+        text = escape(visible(compared.token_texts.get(side.output_ids[number], ""), keep=" \n" + JOINERS))
         # Where a line ends before a token, its space would be a piece by itself at that end, marked and shaded.
         word = text.lstrip(" \n") or text
         space = text.removesuffix(word)

@@ -17,12 +17,15 @@ EMPTY = "∅"
 NO_MATH = "tex2jax_ignore mathjax_ignore"
 """Classes of an element in which notebooks leave ``$…$`` as it is, and do not typeset it as a formula."""
 
+JOINERS = "\u200c\u200d"
+"""By these letters of Persian and of Indian scripts are written together or apart: kept in running text, where that shows."""
+
 _PICTURES = {" ": SPACE, "\n": "⏎", "\t": "⇥", "\r": "\\r"}
 # Characters that change the direction of everything after them: embeddings, overrides, isolates.
 _TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Letters and symbols by category, but drawn blank.
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
-_ZERO_WIDTH_JOINER = "\u200d"
+_ZERO_WIDTH_JOINER = JOINERS[1]
 _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")
 
 
