@@ -56,7 +56,7 @@ background:var(--jp-layout-color0,var(--vscode-editor-background,Canvas))}
 .lens-static .lens-box .lens-first>*{border-top:2px solid rgba(128,128,128,.35)}
 .lens-static small{font-weight:400}
 .lens-static th small{opacity:.75}
-.lens-static u{text-decoration:underline 2px #d97a2b;text-underline-offset:3px}
+.lens-static u{text-decoration:underline 2px;text-underline-offset:3px}
 .lens-static summary{cursor:pointer;margin:4px 0}
 @media print{.lens-static .lens-box{max-height:none;overflow:visible}}
 </style>"""

@@ -70,6 +70,14 @@ def test_an_answer_is_told_from_its_prompt_by_more_than_colour(visit: Visit, tmp
     assert visit.open(alone, tmp_path / "alone.html").locator("mark").evaluate(bar) == 0
 
 
+def test_the_underline_of_a_stored_table_is_as_strong_as_its_text(visit: Visit, tmp_path: Path) -> None:
+    """Any other colour is weak on some of the shades."""
+    page = visit.open(table_html(fake_run(9, 6)), tmp_path / "table.html")
+    assert page.locator("td u").first.evaluate(
+        "(el) => getComputedStyle(el).textDecorationColor === getComputedStyle(el).color"
+    )
+
+
 def test_tokens_of_one_word_are_in_its_order(visit: Visit, tmp_path: Path) -> None:
     """Whatever the direction of the paragraph, and each line has its own."""
     hebrew = [" של", "ום", " tech", "nology", " 20", "24", "\n"]
