@@ -35,6 +35,11 @@ def panel(checkpoints: Checkpoints) -> Panel:
 
 
 @pytest.mark.ranks(2)
+def said(text: str) -> str:
+    """What the panel shows of a text, which screen readers are to say at once."""
+    return f'<span role="alert">{text}</span>'
+
+
 def test_alpha_moved_meanwhile_acts_from_then_on(panel: Panel) -> None:
     def heard(event: tuple[Any, ...]) -> None:
         tokens.append(event)
@@ -70,13 +75,13 @@ def test_stop_and_errors_are_said_in_the_panel(panel: Panel) -> None:
     panel.heard = lambda event: panel.stop.click()
     panel.start.click()
     panel.queued.pop()()
-    assert panel.message.value == "stopped"
+    assert panel.message.value == said("stopped")
     assert panel.result.interrupted
     assert len(panel.result.steered.output_ids) < TOKENS
     assert "lens-steered" in panel.output.value
     panel.layers.value = ()
     panel.run()
-    assert panel.message.value == "no layer is chosen; one or more would do"
+    assert panel.message.value == said("no layer is chosen; one or more would do")
     assert panel.output.value == ""  # or the texts above would stand beside other settings
     panel.layers.value = ("1",)
     panel.operator.value = "ablate"
@@ -94,7 +99,7 @@ def test_stop_counts_from_the_moment_it_can_be_pressed(panel: Panel) -> None:
     panel.stop.observe(press, "disabled")
     panel.start.click()
     panel.queued.pop()()
-    assert panel.message.value == "stopped"
+    assert panel.message.value == said("stopped")
     assert len(panel.result.steered.output_ids) < 3
 
 

@@ -240,7 +240,7 @@ class Panel(widgets.HBox):
             widget.disabled = fixed
 
     def _say(self, text: str) -> None:
-        self.message.value = escape(text)
+        self.message.value = f'<span role="alert">{escape(text)}</span>' if text else ""  # so that screen readers say it
 
 
 def _by_name(given: Any) -> dict[str, SteeringVector]:
