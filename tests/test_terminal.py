@@ -23,6 +23,7 @@ def test_tokens_take_the_columns_they_are_given() -> None:
     assert fitted("漢字", 6) == "漢字  "  # two columns each
     assert fitted("漢字漢字", 6) == "漢字… "  # a third would take the ellipsis' place
     assert fitted("a\u0301\u0302", 3, right=True) == "  a\u0301\u0302"  # and none
+    assert fitted("·שלום", 7) == "\u2068·שלום\u2069  "  # or terminals would exchange it with the next such column
 
 
 @pytest.mark.parametrize(("width", "layers"), [(20, [0, 11]), (80, [0, 4, 7, 11]), (200, [0, 2, 3, 5, 6, 8, 9, 11])])

@@ -92,6 +92,8 @@ def visible(text: str, keep: str = "") -> str:
 def fitted(text: str, width: int, right: bool = False) -> str:
     """Return `text` in `width` columns of a terminal: padded, or cut with an ellipsis.
 
+    From right to left it is between marks (no columns) without which two such columns and what is between them change places.
+
     >>> fitted("·Massachusetts", 8), fitted("漢字", 6)
     ('·Massac…', '漢字  ')
     """
@@ -105,6 +107,8 @@ def fitted(text: str, width: int, right: bool = False) -> str:
         text = kept + "…"
         wide = sum(map(_columns, text))
     filling = " " * (width - wide)
+    if any(unicodedata.bidirectional(char) in ("R", "AL") for char in text):
+        text = f"\u2068{text}\u2069"
     return filling + text if right else text + filling
 
 
