@@ -161,6 +161,23 @@ def test_stop_reaches_the_kernel_once(visit: Visit, tmp_path: Path) -> None:
     assert kernel.view.stopped
 
 
+def test_who_stops_it_by_keyboard_is_in_the_table_afterwards(visit: Visit, tmp_path: Path) -> None:
+    kernel = Kernel(fake_run(60, 8))
+    page = open_widget(visit, tmp_path, kernel.state())
+    for _ in range(20):
+        kernel.grow()
+    kernel.tell(page)
+    page.get_by_role("button", name="Stop").focus()
+    page.keyboard.press("Enter")
+    kernel.view.finish(kernel.run)
+    state = {"header": kernel.view.header, "buffers": encoded(kernel.view.buffers), "live": kernel.view.live}
+    page.evaluate("(changes) => become(changes)", state)
+    settle(page)
+    assert page.evaluate("() => document.activeElement.role") == "grid"
+    page.keyboard.press("ArrowDown")
+    assert page.locator(".lens-place").inner_text().endswith("position 1")
+
+
 def test_a_finished_run_is_an_ordinary_one_in_the_same_place(visit: Visit, tmp_path: Path) -> None:
     run = fake_run(60, 8)
     kernel = Kernel(run)

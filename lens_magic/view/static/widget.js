@@ -54,7 +54,10 @@ class Live {
     this.seen = 0; // messages
     this.asked = 0; // the message from which they were last requested again, and when
     this.askedAt = performance.now();
-    this.strip = new LiveStrip(() => model.send({ type: "stop" }));
+    this.strip = new LiveStrip(() => {
+      model.send({ type: "stop" });
+      this.view?.grids[0].el.focus({ preventScroll: true }); // the button is disabled now, and soon gone
+    });
     this.root = make("div", "lens-root lens-waiting");
     this.root.append(this.strip.el);
     el.append(this.root);
