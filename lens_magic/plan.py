@@ -192,7 +192,8 @@ def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], most: int, need
 def table(plan: Plan) -> str:
     """Format a plan for a terminal; neighbouring ranks with the same figures share a row."""
     lines = [
-        f"{plan.model}, {plan.facts.dtype}, {counted(len(plan.rooms), 'rank')}: {_asked(plan.ask)}",
+        f"{plan.model}, {plan.facts.dtype}, {counted(len(plan.rooms), 'rank')}:",
+        _asked(plan.ask),
         "",
     ]
     lens = ("tuned lens",) if plan.ask.tuned else ()
