@@ -134,6 +134,23 @@ class Command(Parser):
         return parsed, rest
 
 
+def add_command(
+    commands: Any, prog: str, what: str, action: Callable[[argparse.Namespace], Any] | None = None, **settings: Any
+) -> Parser:
+    """Add a subcommand, named by the last word of ``prog``, and return its parser.
+
+    Args:
+        commands: what ``add_subparsers`` returned.
+        what: says what it does, in the list of commands and, as a sentence, in its own help.
+        action: what the parsed options are given to.
+        settings: of its parser.
+    """
+    description = f"{what[0].upper()}{what[1:]}."
+    added: Parser = commands.add_parser(prog.split()[-1], prog=prog, help=what, description=description, **settings)
+    added.set_defaults(action=action)
+    return added
+
+
 class _RaiseHelp(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
         raise Help(parser.format_help().rstrip())
@@ -162,12 +179,12 @@ def add_capture_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of what is kept of a run, which ``lens-magic plan`` has too."""
     add = parser.add_argument
     add("-k", "--top-k", type=int, default=5, metavar="K", help="candidates kept per cell (5)")
-    add("-l", "--layers", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (all)")
+    add("-l", "--layers", metavar="SPEC", help="layers to keep: 0-4, 5-, -1, 0,8,-1 or ::4 (all)")
     add(
         "-c",
         "--capture",
         metavar="SITES",
-        help=f"sites: {', '.join(SITES)} ({','.join(DEFAULT_SITES)})",
+        help=f"sites to keep: {', '.join(SITES)} ({','.join(DEFAULT_SITES)})",
     )
     add("--offload", action="store_true", help="keep the captured states in the host's memory")
 

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .arguments import Command, Help, Parser, add_capture_options, add_load_options, add_run_options, load_options, run_options
+from .arguments import (
+    Command,
+    Help,
+    Parser,
+    add_capture_options,
+    add_command,
+    add_load_options,
+    add_run_options,
+    load_options,
+    run_options,
+)
 from .errors import LensError, even_if_stopped
 from .options import DEFAULT_RANKS, check_ranks, default_ranks
 from .outputs import ENDINGS, check_output
@@ -84,13 +94,13 @@ def _parser() -> Parser:
         required=True, metavar="demo|run|plan|equivalence|bench|kernel|doctor", parser_class=Command
     )
 
-    demo = commands.add_parser("demo", prog="lens-magic demo", help="execute the first tutorial on the Lens kernel")
-    demo.add_argument("--out", default="out", metavar="FOLDER", help="where demo.ipynb and demo.html go (out)")
-    demo.set_defaults(action=_demo)
-
-    run = commands.add_parser(
-        "run", prog="lens-magic run", help="one run without a notebook, for batch schedulers", prompt=True
+    demo = add_command(
+        commands, "lens-magic demo", "execute the first tutorial on the Lens kernel, print a table of its first run", _demo
     )
+    demo.add_argument("--out", default="out", metavar="FOLDER", help="where demo.ipynb and demo.html go (out)")
+
+    what = "look at every layer while a prompt is continued, without a notebook: print a table, write files"
+    run = add_command(commands, "lens-magic run", what, _run, prompt=True)
     run.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     run.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     add_load_options(run, ranks=_DEFAULT_RANKS)
@@ -103,9 +113,9 @@ def _parser() -> Parser:
         default=[],
         help=f"write the run there: {', '.join(ENDINGS)}; repeatable",
     )
-    run.set_defaults(action=_run)
 
-    plan = commands.add_parser("plan", prog="lens-magic plan", help="memory a model and a run need on each rank; does it fit?")
+    what = "tell how much memory a model and a run need on each rank, and whether they fit; nothing is loaded"
+    plan = add_command(commands, "lens-magic plan", what, _plan)
     plan.add_argument("model", metavar="MODEL", help='a folder, a config.json, a hub id (its configuration alone), or "demo"')
     plan.add_argument("--ranks", metavar="R", help=f"number of ranks ({_DEFAULT_RANKS})")
     plan.add_argument("--tokens", type=int, default=32, metavar="T", help="new tokens (32)")
@@ -118,14 +128,9 @@ def _parser() -> Parser:
     plan.add_argument("--free", metavar="BYTES", help="free memory a rank, such as 80GB or 512MiB (what this machine has)")
     plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: device of the ranks (this machine's)")
     plan.add_argument("--json", action="store_true", help="print every figure as JSON, in bytes")
-    plan.set_defaults(action=_plan)
 
-    same = commands.add_parser(
-        "equivalence",
-        prog="lens-magic equivalence",
-        help="does the number of ranks change tokens, states, probabilities?",
-        prompt=True,
-    )
+    what = "compare tokens, states and probabilities between numbers of ranks"
+    same = add_command(commands, "lens-magic equivalence", what, _equivalence, prompt=True)
     same.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     same.add_argument("prompt", metavar="PROMPT", help="the text to continue")
     same.add_argument(
@@ -133,13 +138,12 @@ def _parser() -> Parser:
     )
     same.add_argument("-n", "--max-new-tokens", type=int, default=32, metavar="N", help="tokens to generate (32)")
     same.add_argument("--dtype", metavar="DTYPE", help="auto (the checkpoint's own), float32, bfloat16 or float16")
-    same.set_defaults(action=_equivalence)
 
-    commands.add_parser("bench", prog="lens-magic bench", help="compare speed and memory with other methods; needs a checkout")
+    add_command(commands, "lens-magic bench", "compare speed and memory with other methods; needs a checkout")
 
-    kernel = commands.add_parser("kernel", prog="lens-magic kernel", help="the Jupyter kernel's specification")
+    kernel = add_command(commands, "lens-magic kernel", "install or list Jupyter kernels that start ranks")
     verbs = kernel.add_subparsers(required=True, metavar="install|list", parser_class=Command)
-    install = verbs.add_parser("install", prog="lens-magic kernel install", help="install the kernel")
+    install = add_command(verbs, "lens-magic kernel install", "make a kernel of this environment known to Jupyter", _install)
     install.add_argument("--name", default="lens", help="name of the kernel (lens)")
     install.add_argument("--ranks", default="4", metavar="R", help="number of ranks it starts (4)")
     install.add_argument("--hostfile", metavar="F", help="hosts to spread the ranks over, in MPI's hostfile format")
@@ -147,12 +151,9 @@ def _parser() -> Parser:
     place.add_argument("--user", action="store_true", help="for this user (the default)")
     place.add_argument("--prefix", metavar="P", help="below this folder")
     place.add_argument("--sys-prefix", action="store_true", help="in this Python environment")
-    install.set_defaults(action=_install)
-    verbs.add_parser("list", prog="lens-magic kernel list", help="list the installed kernels").set_defaults(action=_list)
+    add_command(verbs, "lens-magic kernel list", "list the installed kernels", _list)
 
-    commands.add_parser("doctor", prog="lens-magic doctor", help="what is installed and what is missing").set_defaults(
-        action=_doctor
-    )
+    add_command(commands, "lens-magic doctor", "tell what is installed, what is missing, and how to mend it", _doctor)
     return parser
 
 

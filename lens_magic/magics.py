@@ -5,14 +5,22 @@ from __future__ import annotations
 import argparse
 import keyword
 import time
-from collections.abc import Callable
 from typing import Any
 
 from IPython.core.magic import Magics, line_cell_magic, magics_class
 
 from . import runs, vectors
 from . import session as sessions
-from .arguments import Command, Parser, add_load_options, add_run_options, help_printed, load_options, run_options
+from .arguments import (
+    Command,
+    Parser,
+    add_command,
+    add_load_options,
+    add_run_options,
+    help_printed,
+    load_options,
+    run_options,
+)
 from .errors import LensError, even_if_stopped
 from .lens import kept
 from .outputs import ENDINGS, check_output, write
@@ -218,17 +226,12 @@ def _line_parser() -> Parser:
     )
     commands = parser.add_subparsers(required=True, metavar="load|status|restart|runs", parser_class=Command)
 
-    def command(name: str, action: Callable[[argparse.Namespace], Any], what: str) -> Parser:
-        added: Parser = commands.add_parser(name, prog=f"%lens {name}", help=what, description=f"{what.capitalize()}.")
-        added.set_defaults(action=action)
-        return added
-
-    load = command("load", _load, "load a model on the ranks; the one before stays until it is there")
+    load = add_command(commands, "%lens load", "load a model on the ranks; the one before stays until it is there", _load)
     load.add_argument("model", metavar="MODEL", help='a folder, a hub id, or "demo"')
     add_load_options(load, ranks="those there are")
-    command("status", _status, "show ranks, devices, memory and the model")
-    command("restart", _restart, "start fresh ranks and load the model again; variables are kept")
-    runs = command("runs", _runs, "list the results kept on disk, newest first")
+    add_command(commands, "%lens status", "show ranks, devices, memory and the model", _status)
+    add_command(commands, "%lens restart", "start fresh ranks and load the model again; variables are kept", _restart)
+    runs = add_command(commands, "%lens runs", "list the results kept on disk, newest first", _runs)
     runs.add_argument("--clear", action="store_true", help="remove them")
     return parser
 

@@ -160,7 +160,7 @@ def _train(words: list[str], shell: Any) -> SteeringVector:
     parser = Parser(prog="%steer train", description="Learn a direction from pairs and keep it under a name.")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--pairs", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
-    parser.add_argument("-l", "--layers", default="5", metavar="SPEC", help="0-4, 5-, -1, 0,8,-1 or ::4 (5)")
+    parser.add_argument("-l", "--layers", default="5", metavar="SPEC", help="layers: 0-4, 5-, -1, 0,8,-1 or ::4 (5)")
     parser.add_argument("--site", default="post_ln", help="resid_pre, attn_out, post_ln, mlp_out or resid_post (post_ln)")
     parser.add_argument("--position", default="label", help="label, last or mean: which tokens are read (label)")
     parser.add_argument("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")

@@ -94,6 +94,16 @@ def test_commands_take_values_that_begin_with_a_minus_sign() -> None:
 
 
 @pytest.mark.parametrize(
+    "command", ["", "demo", "run", "plan", "equivalence", "kernel", "kernel install", "kernel list", "doctor"]
+)
+def test_help_says_what_a_command_does(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    said = capsys.readouterr().out.split("\n\n")[1]
+    assert said[0].isupper(), said
+    assert said.endswith("."), said
+
+
+@pytest.mark.parametrize(
     ("words", "prompt", "tokens"),
     [
         (["-how are you", "-n", "1"], "-how are you", 1),
