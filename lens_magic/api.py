@@ -301,8 +301,8 @@ def train_vector(
 
     Args:
         pairs: two-way questions as Perez et al. publish them, used in both orders of their options, or positive and negative
-            texts: an iterable of dicts, a JSON Lines file, or the name of one of their sets. Unusable items are left out
-            and counted in the vector's ``training.rejected``.
+            texts: an iterable of dicts, a JSON Lines file, or the name of a set, theirs ("power-seeking") or the demo model's
+            ("demo/mood-pairs"). Unusable items are left out and counted in the vector's ``training.rejected``.
         layers: numbers, or text such as "0-4", "-1" or "::4"; None for all.
         site: "resid_pre", "attn_out", "post_ln", "mlp_out" or "resid_post".
         position: where states are read: "label", at the answer's label token; "last", at the final token of prompt and
@@ -349,8 +349,8 @@ def evaluate(
     in both orders of A and B. Random directions of the same norm are always evaluated for comparison.
 
     Args:
-        data: questions as Perez et al. publish them: an iterable of dicts, a JSON Lines file, or the name of one of their sets.
-            Questions the vector was trained on are left out; the report says how many.
+        data: two-way questions, from where :func:`train_vector` takes pairs. Questions the vector was trained on are left out;
+            the report says how many.
         alphas: absolute, in the units of the hidden states; or text such as "-1.5:1.5:0.5" or "-1,0,1".
         layers: layers of the vector to measure, one at a time; by default all of them.
         site: where to add the direction; by default the site the vector was read at.

@@ -208,7 +208,7 @@ class SteeringVector:
             operator: "add", "ablate" (remove the projection) or "set" (the projection becomes α).
             scale: ``{layer: factor}`` on α.
             schedule: factors on α by generated token: numbers, a function of the token's number, "constant", "linear" (to 0
-                at the end of the requested number of tokens) or "on/off".
+                at the end of the requested number of tokens) or "on/off" (every other token).
             keep_norm: rescale h to its original length.
 
         Raises:
