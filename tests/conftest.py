@@ -91,9 +91,9 @@ def large(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     small = checkpoints("llama-gqa")
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=32_000,
+        vocab_size=16_000,
         hidden_size=896,
-        intermediate_size=3072,
+        intermediate_size=3584,
         num_hidden_layers=10,
         num_attention_heads=16,
         num_key_value_heads=8,

@@ -79,7 +79,7 @@ def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoint
 
     group = current().group
     group.call(plan_probes.keep_freed_memory, False)
-    for text in ("Z#" * 220, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
+    for text in ("Z#" * 60, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
         lens.run(text, 4, prompt_tokens=True)
     resident = group.call(peaks.begin)
     run = lens.run("Z#" * 220, 4, prompt_tokens=True)
@@ -127,7 +127,7 @@ lens.load(folder, ranks=int(ranks))
 group, options = current().group, {"top_k": 2000, "layers": "0-3", "prompt_tokens": True}
 group.call(plan_probes.use_onednn, False)
 group.call(plan_probes.keep_freed_memory, False)
-for text in ("Z#" * 120, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
+for text in ("Z#" * 30, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
     lens.run(text, 4, **options)
 resident = group.call(peaks.begin)
 run = lens.run("Z#" * 120, 4, **options)

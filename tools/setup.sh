@@ -51,5 +51,7 @@ esac
 export DS_IGNORE_CUDA_DETECTION=1
 pip install --quiet --constraint constraints.txt hatchling editables
 pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[lab,test]'
+# As pip does with what it installs. Where Python is told to write no bytecode, every rank would compile the package anew.
+"$VENV/bin/python" -m compileall -q lens_magic
 printf '%s' "$state" > "$STAMP"
 echo "setup: done; $VENV/bin/lens-magic doctor says what is there"
