@@ -196,6 +196,17 @@ def test_what_cannot_be_said_is_not_said() -> None:
     assert still["monotone"] == 0
 
 
+def test_however_many_alphas_a_prompt_that_does_not_move_has_no_slope() -> None:
+    """The mean of thirteen equal numbers is another number now and then, by rounding."""
+    still = planted(np.zeros((1, 40)), noise=0.0)
+    alphas = tuple(np.linspace(-1.2, 1.3, 13).round(2).tolist())
+    still = replace(still, alphas=alphas, propensities=np.repeat(still.propensities[..., :1], len(alphas), -1))
+    row = still.summary().loc[2]
+    assert not still.slopes.any()
+    assert row["anti_steerable"] == row["random_steepest"] == 0
+    assert np.isnan(row["p_against_random"])
+
+
 def test_two_alphas_do_not_tell_how_straight_a_line_is() -> None:
     two = planted(slopes_around(0.5))
     two = replace(two, alphas=(-1.5, 1.5), propensities=two.propensities[..., [0, -1]])

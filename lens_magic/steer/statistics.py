@@ -29,9 +29,11 @@ def fit_lines(alphas: Array, propensities: Array) -> tuple[Array, Array]:
         two α, as a line goes through any two points.
     """
     centred = alphas - alphas.mean()
-    deviations = propensities - propensities.mean(-1, keepdims=True)
+    # The mean of many equal numbers may be off by rounding, and a prompt that does not move would seem to.
+    moves = np.ptp(propensities, axis=-1, keepdims=True) > 0
+    deviations = np.where(moves, propensities - propensities.mean(-1, keepdims=True), 0.0)
     slopes = deviations @ centred / (centred @ centred)
-    total = np.where(np.ptp(propensities, axis=-1) > 0, (deviations**2).sum(-1), 0.0)
+    total = (deviations**2).sum(-1)
     residual = ((deviations - slopes[..., None] * centred) ** 2).sum(-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return slopes, np.where((total > 0) & (len(alphas) > 2), 1 - residual / total, np.nan)
