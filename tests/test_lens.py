@@ -211,6 +211,23 @@ def test_a_model_in_memory(checkpoints: Checkpoints) -> None:
     assert len(lens.status().ranks) == 1
 
 
+@pytest.mark.ranks(2)
+def test_a_bias_of_minus_infinity_bans_tokens_and_spoils_no_figure(tmp_path: Path) -> None:
+    """Among them all those of one rank."""
+    model = models.create("phi")
+    banned = torch.arange(model.config.vocab_size) % 2 + torch.arange(model.config.vocab_size) // 140 > 0
+    with torch.no_grad():
+        model.lm_head.bias[banned] = -torch.inf
+        model.save_pretrained(tmp_path)
+        model.lm_head.bias[banned] = -1e5
+    models.tokenizer_of(model.config.vocab_size).save_pretrained(tmp_path)
+    lens.load(tmp_path, ranks=2)
+    run = lens.run(models.PROMPT, TOKENS, ignore_eos=True)
+    assert not banned[run.output_ids].any()
+    expected = ref.lens(model, run.prompt_ids + run.output_ids, len(run.prompt_ids), run.sites)
+    ref.compare(run.to_xarray(), expected, ref.SHARDED)
+
+
 def test_what_is_no_model_is_one_clear_line(checkpoints: Checkpoints) -> None:
     model, tokenizer = models.load_plain(folder := checkpoints("llama-gqa"))
     lens.load(folder, ranks=1)  # a path is a folder too

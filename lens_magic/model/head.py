@@ -15,6 +15,8 @@ from ..ranks.rank import Rank
 
 CONVERTED_ELEMENTS = 1 << 22  # weights converted to float32 at a time on a CPU: 16 MB
 _FEW_CELLS, _CONVERTED_FOR_FEW = 64, 1 << 19  # with few cells, reading them back counts; 2 MB stay in the cache
+# A bias of −∞ bans a token; this does too, as its probability is 0, and differences of it are numbers.
+_BANNED = -1e5
 
 
 def shard_bounds(vocabulary: int, ranks: int) -> list[int]:
@@ -48,7 +50,7 @@ class HeadShard:
         """Compute the logits of this rank's rows, float32 throughout: ``[cells, d]`` → ``[cells, rows]``."""
         logits = _float32_product(normalised, self.weight)
         if self.bias is not None:
-            logits += self.bias.float()
+            logits += self.bias.float().clamp(min=_BANNED)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
