@@ -218,17 +218,13 @@ class Session:
                 name=checkpoint.name,
                 tokenizer=tokenizer,
                 stop_ids=ends,
-                layers=facts["layers"],
-                width=facts["width"],
-                vocabulary=facts["vocabulary"],
                 context=checkpoint.context,
                 dtype=checkpoint.dtype,
                 fingerprint=checkpoint.fingerprint,
                 family=checkpoint.model_type,
                 checkpoint=checkpoint,
                 revision=checkpoint.revision,
-                whole=facts["whole"],
-                whole_bytes=facts["whole_bytes"],
+                **facts,
             )
             self._to_reload = None
             return outcome.keep(self.model)
@@ -311,13 +307,11 @@ class Session:
                 name=name,
                 tokenizer=tokenizer,
                 stop_ids=stop_ids,
-                layers=facts["layers"],
-                width=facts["width"],
-                vocabulary=facts["vocabulary"],
                 context=context,
                 dtype=dtype,
                 fingerprint="",
                 family=family,
+                **facts,
             )
             self._to_reload = None
             return outcome.keep(self.model)
