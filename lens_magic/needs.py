@@ -1,4 +1,4 @@
-"""The memory a model and a run need on each rank, the memory that is free, and refusals if that is too little."""
+"""The memory a model and a run need on each rank, and refusals if what is free is too little."""
 
 from __future__ import annotations
 
@@ -8,34 +8,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
+from .rooms import Room, spread
 from .words import size
 
 if TYPE_CHECKING:
     from .model.checkpoint import Checkpoint
     from .model.footprint import Facts, Weights
-    from .ranks.rank import Rank
-
-
-@dataclass(frozen=True)
-class Room:
-    """The free memory of one rank.
-
-    Attributes:
-        device: "cpu", or "cuda:0" and so on.
-        free: bytes free on the device.
-        host: bytes free in the host's memory, this rank's share.
-        model: bytes of the model that is loaded there now, which are freed once another one has replaced it.
-    """
-
-    device: str
-    free: int
-    host: int
-    model: int = 0
-
-    @property
-    def kind(self) -> str:
-        """The device without its number."""
-        return self.device.partition(":")[0]
 
 
 @dataclass(frozen=True)
@@ -188,56 +166,6 @@ def loading_bytes(weights: Sequence[Weights], mapped: bool) -> int:
     return 0 if mapped else sum(one.split + one.head for one in weights) + weights[0].whole
 
 
-# -- what is free ---------------------------------------------------------------------------------------------------------
-
-
-def rooms_here(ranks: int, before: Sequence[Room] = ()) -> list[Room]:
-    """Return the free memory that each of a number of ranks on this host would have, before they are started.
-
-    Args:
-        before: the current ranks, which will end; their model's memory is divided among the new rooms as ``model``.
-    """
-    import torch
-
-    from .ranks.memory import free_on_gpu, host_memory, stated_memory
-
-    host, stated = host_memory() // ranks, stated_memory()
-    if not torch.cuda.is_available():
-        model = sum(room.model for room in before) // ranks
-        return [Room("cpu", host if stated is None else stated, host, model)] * ranks
-    devices = torch.cuda.device_count()
-    free = [free_on_gpu(device) // len(range(device, ranks, devices)) for device in range(min(devices, ranks))]
-    found = []
-    for rank in range(ranks):
-        device = rank % devices
-        model = sum(room.model for room in before if room.device == f"cuda:{device}") // len(range(device, ranks, devices))
-        found.append(Room(f"cuda:{device}", free[device] if stated is None else stated, host, model))
-    return found
-
-
-def room_of_rank(rank: Rank, drops: bool = False) -> Room:
-    """Return this rank's free memory. Collective the first time.
-
-    Args:
-        drops: count the last run's states and lens as free.
-    """
-    from .lens.projector import bytes_held
-    from .ranks.collectives import compare_gpus, device_for
-    from .ranks.memory import free_memory, host_memory, own_bytes, pinned_bytes
-
-    compare_gpus(rank)
-    loaded = rank.store.get("model")
-    device = device_for(rank) if loaded is None else loaded.device  # one attached from memory may be elsewhere
-    kept = rank.store.get("trajectories") if drops else None
-    here = kept is not None and kept[1].buffer.device.type == device.type
-    dropped = kept[1].nbytes if kept is not None and here else 0
-    unpinned = pinned_bytes(kept[1].nbytes) if kept is not None and not here else 0
-    if drops and "lens" in rank.store:
-        dropped += bytes_held(rank.store["lens"][1])
-    own = own_bytes(loaded.model.parameters()) if loaded is not None else 0
-    return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size + unpinned, own)
-
-
 def fit(needs: Sequence[Need], rooms: Sequence[Room]) -> bool:
     """Whether every rank has what it needs."""
     return all(need.fits(room) for need, room in zip(needs, rooms, strict=True))
@@ -375,13 +303,3 @@ def load_needs(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) 
 
 def _on_host(room: Room) -> int:
     return room.model if room.kind == "cpu" else 0
-
-
-def spread(rooms: Sequence[Room], ranks: int) -> list[Room]:
-    """Return the rooms of another number of ranks: each with a GPU of its own, or on a CPU with its share of the host."""
-    if ranks == len(rooms):
-        return list(rooms)
-    first = rooms[0]
-    if first.kind != "cpu":
-        return [replace(first, device=f"cuda:{rank}") for rank in range(ranks)]
-    return [replace(first, free=first.free * len(rooms) // ranks, host=first.host * len(rooms) // ranks)] * ranks

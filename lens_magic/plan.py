@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
-from .needs import Ask, Need, Room, fit, loading_bytes, rooms_here, run_alternatives, run_needs, spread, weight_bytes
+from .needs import Ask, Need, fit, loading_bytes, run_alternatives, run_needs, weight_bytes
 from .options import check_top_k, choice, parse_layers, parse_sites
 from .prompts import check_room
+from .rooms import Room, rooms_here, spread
 from .words import counted, dimensions, size
 
 if TYPE_CHECKING:

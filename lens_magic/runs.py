@@ -9,9 +9,10 @@ from uuid import uuid4
 from . import options, vectors
 from .errors import LensError
 from .generating import Generating
-from .needs import SMALLER, Ask, facts_of, refuse_run, room_of_rank
+from .needs import SMALLER, Ask, facts_of, refuse_run
 from .prompts import all_forced_ids, all_prompt_ids, check_length, several
 from .results import GeneratedText, make_run, timings_of
+from .rooms import room_of_rank
 from .session import Model, OnEvent, Session
 
 if TYPE_CHECKING:

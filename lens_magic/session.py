@@ -234,9 +234,10 @@ class Session:
 
         What cannot be predicted (a model transformers cannot build without weights, ranks on other hosts) is tried.
         """
-        from . import needs
         from .model import load as loading
+        from .needs import refuse_load
         from .ranks import followed, start
+        from .rooms import room_of_rank, rooms_here
 
         if self.model is None:
             self._group_of(ranks)  # no model is lost by starting them, and they know best what they have free
@@ -247,13 +248,13 @@ class Session:
         rooms = []
         if group is not None and group.usable:
             group.call(followed.require_in_time)
-            rooms = group.call(needs.room_of_rank)
+            rooms = group.call(room_of_rank)
         if self.model is not None and self.model.checkpoint is None:
             rooms = [replace(room, model=0) for room in rooms]  # attached: the user still holds it, so nothing is freed
         if not there:
-            rooms = needs.rooms_here(ranks, rooms)
+            rooms = rooms_here(ranks, rooms)
         try:
-            alone = needs.refuse_load(checkpoint, rooms)
+            alone = refuse_load(checkpoint, rooms)
         except LensError:
             raise
         except Exception:  # a family's own code may raise anything, and an unknown need is no reason to refuse
@@ -370,7 +371,7 @@ class Session:
 
     def status(self) -> Status:
         """Return ranks, devices, memory, model and vectors."""
-        from .ranks.memory import describe_rank
+        from .rooms import describe_rank
 
         ranks = self.group.call(describe_rank)
         model = self.model

@@ -12,10 +12,10 @@ import torch
 
 from . import options, vectors
 from .errors import Interrupted, LensError
-from .needs import Room, room_of_rank
 from .options import ABLATED_SITES, ALPHAS
 from .prompts import check_ids
 from .provenance import provenance
+from .rooms import Room, room_of_rank
 from .session import Model, OnEvent, Session
 from .steer import data as items_of
 from .steer import labels

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .errors import LensError
-from .needs import Room, room_of_rank
 from .prompts import check_ids
 from .provenance import now, versions
+from .rooms import Room, room_of_rank
 from .session import Model, OnEvent, current
 from .view.progress import watched
 from .words import quoted, size

@@ -30,7 +30,7 @@ DROPPED: list[bool] = []
 
 def room(rank: Any, drops: bool) -> Any:
     """What `room_of_rank` says, having noted what it was asked."""
-    from lens_magic.needs import room_of_rank
+    from lens_magic.rooms import room_of_rank
 
     DROPPED.append(drops)
     return room_of_rank(rank, drops)

@@ -21,7 +21,7 @@ from test_memory import proportional
 
 import lens_magic as lens
 from benchmarks import memory as peaks
-from lens_magic import cli, needs, plan, runs
+from lens_magic import cli, needs, plan, rooms, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import decode
 from lens_magic.lens.capture import Plan, Trajectories
@@ -31,12 +31,13 @@ from lens_magic.model.checkpoint import find, read_config
 from lens_magic.model.head import HeadShard
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
+from lens_magic.rooms import Room
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
 from lens_magic.words import size
 
 Checkpoints = Callable[[str], Path]
-CPU = needs.Room("cpu", 1 << 40, 1 << 40)
+CPU = Room("cpu", 1 << 40, 1 << 40)
 # One of every family, and shapes that do not divide by the ranks.
 ODD = ("llama-1kv", "llama-bias", "llama-width72", "llama-6heads", "llama-odd-vocab", "qwen3-odd", "gemma2", "llama-bf16")
 ODD += ("llama-3.1", "mistral-window", "qwen2-bias", "gemma", "gemma3-text", "gemma3-sees", "neox-parallel", "neox-sequential")
@@ -289,7 +290,7 @@ def test_what_would_fit_does(checkpoints: Checkpoints) -> None:
     folder = str(checkpoints("llama-gqa"))
     roomy = plan.make(folder, 2, 400, 20, rooms=[CPU] * 2)
     for percent in range(100, 0, -2):  # the projection takes less where less is free: look for where it ends to fit
-        room = needs.Room("cpu", roomy.needs[0].total * percent // 100, 1 << 40)
+        room = Room("cpu", roomy.needs[0].total * percent // 100, 1 << 40)
         tight = plan.make(folder, 2, 400, 20, rooms=[room] * 2)
         if not tight.fits:
             break
@@ -302,7 +303,7 @@ def test_what_would_fit_does(checkpoints: Checkpoints) -> None:
 
 
 def test_captures_offloaded_are_the_hosts(checkpoints: Checkpoints) -> None:
-    gpu = needs.Room("cuda:0", 1 << 40, 1 << 40)
+    gpu = Room("cuda:0", 1 << 40, 1 << 40)
     kept, moved = (
         plan.make(str(checkpoints("llama-gqa")), 1, 100, offload=flag, rooms=[gpu]).needs[0] for flag in (False, True)
     )
@@ -320,9 +321,9 @@ def test_an_attached_model_is_measured_where_it_is(monkeypatch: pytest.MonkeyPat
     rank = Rank()
     rank.gpus = ["here GPU-a"]
     rank.store["model"] = SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(2, 2))
-    assert needs.room_of_rank(rank).device == "cpu"
-    assert memory.describe_rank(rank)["device"] == "cpu"
-    assert memory.describe_rank(rank)["free"] > 8 << 20
+    assert rooms.room_of_rank(rank).device == "cpu"
+    assert rooms.describe_rank(rank)["device"] == "cpu"
+    assert rooms.describe_rank(rank)["free"] > 8 << 20
 
 
 class FakeNVML:
@@ -371,9 +372,9 @@ def test_what_other_gpus_have_free_is_told_without_taking_any_of_it(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=("first", "second")[number]))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (asked.append(number), (60 + number, 100))[1])
-    rooms = needs.rooms_here(3)
-    assert [room.device for room in rooms] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [room.free for room in rooms] == ([30, 61, 30] if refuses else [20, 80, 20])
+    found = rooms.rooms_here(3)
+    assert [room.device for room in found] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [room.free for room in found] == ([30, 61, 30] if refuses else [20, 80, 20])
     assert asked == ([0, 1] if refuses else [])
     assert library.open == 0
 
@@ -386,16 +387,16 @@ def test_what_a_run_keeps_on_the_host_is_free_for_the_next(monkeypatch: pytest.M
     rank = Rank()
     rank.gpus = ["here GPU-a"]
     rank.store["trajectories"] = ("run", SimpleNamespace(nbytes=3 << 29, buffer=torch.empty(0)))
-    room = needs.room_of_rank(rank, drops=True)
+    room = rooms.room_of_rank(rank, drops=True)
     assert (room.free, room.host) == (8 << 30, 3 << 30)
-    assert needs.room_of_rank(rank).host == 1 << 30
+    assert rooms.room_of_rank(rank).host == 1 << 30
 
 
 def test_a_run_that_lacks_the_hosts_memory_says_so(checkpoints: Checkpoints) -> None:
     facts = footprint.Facts.of(read_config(checkpoints("llama-gqa")), "float32")
     ask = needs.Ask(1000, layers=(0, 1, 2), sites=("resid_post",), offload=True)
     with pytest.raises(LensError, match=r"2.1 MB of the host's memory on rank 0 .* and 1.0 MB is free there"):
-        needs.refuse_run(facts, ask, [needs.Room("cuda:0", 8 << 30, 10**6)])
+        needs.refuse_run(facts, ask, [Room("cuda:0", 8 << 30, 10**6)])
 
 
 def test_the_command(checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,7 +527,7 @@ def test_a_model_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatc
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     words = r"llama-8heads in float32 needs .* on rank \d \(cpu\) and 10.0 kB is free; .* would do"
     with monkeypatch.context() as small:
-        small.setattr(needs, "room_of_rank", no_model)
+        small.setattr(rooms, "room_of_rank", no_model)
         with pytest.raises(lens.LensError, match=words) as refused:
             lens.load(str(checkpoints("llama-8heads")), ranks=2)
     assert "\n" not in str(refused.value)
@@ -534,13 +535,13 @@ def test_a_model_that_cannot_fit_is_refused(checkpoints: Checkpoints, monkeypatc
     assert len(lens.run(models.PROMPT, 2, ignore_eos=True).output_ids) == 2
 
 
-def no_model(rank: Any, run: bool = False) -> needs.Room:
+def no_model(rank: Any, run: bool = False) -> Room:
     """As if nothing could be had by dropping the model."""
-    return needs.Room("cpu", 10_000, 1 << 40)
+    return Room("cpu", 10_000, 1 << 40)
 
 
-def a_little(rank: Any, run: bool = False) -> needs.Room:
-    return needs.Room("cpu", 10_000, 1 << 40, model=1 << 30)
+def a_little(rank: Any, run: bool = False) -> Room:
+    return Room("cpu", 10_000, 1 << 40, model=1 << 30)
 
 
 @pytest.mark.ranks(2)
@@ -548,7 +549,7 @@ def test_the_model_before_goes_first_where_both_do_not_fit(checkpoints: Checkpoi
     lens.load(str(checkpoints("llama-gqa")), ranks=2)
     words = r"llama-gqa was dropped first: .*llama-8heads does not fit beside it"
     with monkeypatch.context() as small:
-        small.setattr(needs, "room_of_rank", a_little)
+        small.setattr(rooms, "room_of_rank", a_little)
         with pytest.warns(UserWarning, match=words):
             lens.load(str(checkpoints("llama-8heads")), ranks=2)
     assert current().require_model().name.endswith("llama-8heads")

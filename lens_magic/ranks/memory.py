@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import LensError
 from .rank import Rank
@@ -22,7 +21,7 @@ def used_memory(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.memory_allocated(device))
-    return _stated("smaps_rollup", "Pss:") or _resident()
+    return _stated("smaps_rollup", "Pss:") or resident_memory()
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -44,7 +43,7 @@ def peak_memory(device: torch.device) -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    return _stated("status", "VmHWM:") or _resident()
+    return _stated("status", "VmHWM:") or resident_memory()
 
 
 def stated_memory() -> int | None:
@@ -189,19 +188,8 @@ def _stated(file: str, name: str) -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(name)), None)
 
 
-def _resident() -> int:
+def resident_memory() -> int:
+    """Return the bytes of this process in memory, shared pages included."""
     import psutil
 
     return int(psutil.Process().memory_info().rss)
-
-
-def describe_rank(rank: Rank) -> dict[str, Any]:
-    """Return what ``%lens status`` says of a rank; memory in bytes."""
-    entry: dict[str, Any] = {"rank": rank.rank, "pid": os.getpid(), "device": "cpu"}
-    if "torch" not in sys.modules:  # nothing was loaded yet, and asking is no reason to import torch
-        return {**entry, "memory": _resident(), "free": host_memory() // rank.local_size}
-    from .collectives import device_for
-
-    loaded = rank.store.get("model")  # one attached from memory may be elsewhere
-    device = device_for(rank) if loaded is None else loaded.device
-    return {**entry, "device": str(device), "memory": used_memory(device), "free": free_memory(rank, device)}
