@@ -19,6 +19,7 @@ import torch
 
 import lens_magic as lens
 from benchmarks import methods, sharded
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 from lens_magic.steer.vector import SteeringVector
@@ -46,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     lens.load(options.model)
-    sharded.MODELS["plain"] = sharded.Plain(current().group.rank.store["model"].model)
+    sharded.MODELS["plain"] = sharded.Plain(current().group.rank.store[MODEL].model)
     ids = current().require_model().tokenizer(PROMPT)["input_ids"]
 
     def transformers() -> None:

@@ -158,9 +158,10 @@ class _Turn:
     def _round(self, number: int) -> dict[str, Any]:
         import torch
 
+        from lens_magic.lens.capture import NEWEST
         from lens_magic.session import current
 
-        current().group.rank.store.pop("trajectories", None)  # the last run's states must not count as memory in use before
+        current().group.rank.store.drop(NEWEST)  # the last run's states must not count as memory in use before
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         found: dict[str, Any] = {WAYS[0]: turn(WAYS[0], self.tokens)}

@@ -42,11 +42,12 @@ def apart(rank: Any, sweep: Any) -> tuple[float, Any]:
     import numpy as np
 
     from lens_magic.model.batch import read_forward
+    from lens_magic.model.load import loaded_on
     from lens_magic.steer.intervene import Steering
     from lens_magic.steer.measure import _LabelLogits
     from lens_magic.steer.term import SteeringTerm
 
-    loaded = rank.store["model"]
+    loaded = loaded_on(rank)
     labels = _LabelLogits(rank, loaded, sweep.labels)
     begun = time.perf_counter()
     found = np.zeros((len(sweep.directions), sweep.count, len(sweep.prompts), len(ALPHAS)))
@@ -65,7 +66,9 @@ def plain(rank: Any, sweep: Any) -> tuple[float, Any]:
     import numpy as np
     import torch
 
-    model = rank.store["model"].model
+    from lens_magic.model.load import loaded_on
+
+    model = loaded_on(rank).model
     begun = time.perf_counter()
     found = np.zeros((len(sweep.directions), sweep.count, len(sweep.prompts), len(ALPHAS)))
     for place, layer in enumerate(sorted(sweep.directions)):

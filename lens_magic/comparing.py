@@ -61,7 +61,7 @@ def compare(
             told = (ids, most, asked.sampling, asked.stop_ids(model), terms, live is not None)
             answer = group.call(run_compared, *told, on_event=on_event)[0]
         finally:
-            group.rank.store.pop(LIVE, None)
+            group.rank.store.drop(LIVE)
         result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked.recorded())
         return outcome.keep(result, result.interrupted)
 

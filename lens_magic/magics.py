@@ -26,6 +26,7 @@ from .lens import kept
 from .outputs import ENDINGS, check_output, write
 from .paths import path_of
 from .ranks.status import Status
+from .rooms import device_of
 from .showing import Answer, LiveAnswer
 from .view.progress import Bars
 from .words import as_name, counted, size
@@ -204,7 +205,7 @@ def _say_loaded(seconds: float, stopped: bool) -> None:
 
 
 def _device(rank: Any) -> str:
-    return str(rank.store["model"].device)
+    return str(device_of(rank))
 
 
 def _status(parsed: argparse.Namespace) -> Status:

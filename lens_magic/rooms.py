@@ -64,8 +64,12 @@ def device_of(rank: Rank) -> torch.device:
     """Return the device that this rank computes on: its model's, as one attached from memory may be on any; else its own."""
     from .ranks.collectives import device_for
 
-    loaded = rank.store.get("model")
-    return device_for(rank) if loaded is None else loaded.device
+    if len(rank.store):  # else there is no model, and what a model takes is not imported to find that out
+        from .model.load import MODEL
+
+        if (loaded := rank.store.get(MODEL)) is not None:
+            return loaded.device
+    return device_for(rank)
 
 
 def room_of_rank(rank: Rank, drops: bool = False) -> Room:
@@ -74,18 +78,20 @@ def room_of_rank(rank: Rank, drops: bool = False) -> Room:
     Args:
         drops: count the last run's states and lens as free.
     """
+    from .lens.capture import NEWEST
     from .lens.projector import bytes_held
+    from .model.load import MODEL
     from .ranks.collectives import compare_gpus
     from .ranks.memory import free_memory, host_memory, own_bytes, pinned_bytes
 
     compare_gpus(rank)
-    loaded, device = rank.store.get("model"), device_of(rank)
-    kept = rank.store.get("trajectories") if drops else None
+    loaded, device = rank.store.get(MODEL), device_of(rank)
+    kept = rank.store.get(NEWEST) if drops else None
     here = kept is not None and kept[1].buffer.device.type == device.type
     dropped = kept[1].nbytes if kept is not None and here else 0
     unpinned = pinned_bytes(kept[1].nbytes) if kept is not None and not here else 0
-    if drops and "lens" in rank.store:
-        dropped += bytes_held(rank.store["lens"][1])
+    if drops:
+        dropped += bytes_held(rank)
     own = own_bytes(loaded.model.parameters()) if loaded is not None else 0
     return Room(str(device), free_memory(rank, device) + dropped, host_memory() // rank.local_size + unpinned, own)
 

@@ -46,6 +46,7 @@ def run(
     """See :func:`lens_magic.run`. Raises :class:`Interrupted`, with the partial run, if the user stops it."""
     from .lens import chosen as lenses
     from .lens.pipeline import Request, run_lens
+    from .lens.projector import GIVEN
 
     model = session.require_model()
     asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
@@ -86,7 +87,7 @@ def run(
     group = session.group
     with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
         refuse_what_cannot_fit(session, ask_of(request), drops=True)
-        group.rank.store["given_lens"] = given  # rank 0 sends each rank its share, unless they hold it already
+        group.rank.store[GIVEN] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
         made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
         return outcome.keep(made[0] if isinstance(prompt, str) else made, made[0].interrupted)
@@ -146,8 +147,10 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
         smaller: fields of ``ask`` that may be changed to propose a smaller run.
         drops: the last run's states and lens are freed for it.
     """
+    from .model.load import MODEL
+
     group = session.group
-    loaded = group.rank.store.get("model")
+    loaded = group.rank.store.get(MODEL)
     if loaded is None:
         return
     facts = facts_of(loaded.model.config, str(loaded.dtype).removeprefix("torch."))

@@ -9,7 +9,9 @@ from typing import Any
 
 def parameters(rank: Any) -> int:
     """Bytes of the parameters this rank holds, each once."""
-    loaded = rank.store["model"]
+    from lens_magic.model.load import loaded_on
+
+    loaded = loaded_on(rank)
     held = {id(p): p.nbytes for p in loaded.model.parameters()}
     total = sum(held.values())
     starts = {p.untyped_storage().data_ptr() for p in loaded.model.parameters()}
@@ -22,7 +24,7 @@ def lens(rank: Any) -> int:
     """Bytes of a tuned lens or basis this rank holds."""
     from lens_magic.lens.projector import bytes_held
 
-    return bytes_held(rank.store["lens"][1])
+    return bytes_held(rank)
 
 
 DROPPED: list[bool] = []
@@ -40,6 +42,7 @@ def cache(rank: Any, prompts: list[list[int]], tokens: int) -> int:
     """Bytes of keys and values this rank held in a generation."""
     from lens_magic.model import generate
     from lens_magic.model.cache import nbytes
+    from lens_magic.model.load import loaded_on
 
     kept: list[Any] = []
     original = generate.cache_of
@@ -50,7 +53,7 @@ def cache(rank: Any, prompts: list[list[int]], tokens: int) -> int:
 
     generate.cache_of = watched
     try:
-        generate.generate(rank, rank.store["model"], prompts, tokens)
+        generate.generate(rank, loaded_on(rank), prompts, tokens)
     finally:
         generate.cache_of = original
     return nbytes(kept[0])
@@ -58,8 +61,9 @@ def cache(rank: Any, prompts: list[list[int]], tokens: int) -> int:
 
 def cells_at_once(rank: Any) -> int:
     from lens_magic.lens import decode
+    from lens_magic.model.load import loaded_on
 
-    loaded = rank.store["model"]
+    loaded = loaded_on(rank)
     return decode.most_cells(rank, loaded, -(-loaded.vocabulary // rank.size))
 
 
@@ -71,7 +75,9 @@ def give_back(rank: Any) -> None:
 
 def forget_lens(rank: Any) -> None:
     """Let go of a lens that an earlier run has handed out: what it takes counts as free."""
-    rank.store.pop("lens", None)
+    from lens_magic.lens.projector import LENS
+
+    rank.store.drop(LENS)
 
 
 def use_onednn(rank: Any, on: bool) -> None:

@@ -248,7 +248,9 @@ def reductions_by_torch(rank: Any) -> dict[str, Any]:
 
 def hooks(rank: Any) -> int:
     """How much is attached to this rank's model: hooks, forwards stood in for."""
-    model = rank.store["model"].model
+    from lens_magic.model.load import loaded_on
+
+    model = loaded_on(rank).model
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in model.modules())
 
 
@@ -284,8 +286,9 @@ def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:
     """Lengths of the backbone's inputs during one captured generation."""
     from lens_magic.lens.capture import Plan, Trajectories
     from lens_magic.model.generate import generate
+    from lens_magic.model.load import loaded_on
 
-    loaded = rank.store["model"]
+    loaded = loaded_on(rank)
     lengths: list[int] = []
     handle = loaded.backbone.register_forward_pre_hook(
         lambda module, positional, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
@@ -319,8 +322,9 @@ class Adds:
 def logits_with(rank: Any, sequences: list[list[int]], site: str, layer: int, vector: list[float]) -> np.ndarray:
     """Logits after each sequence, ``[batch, vocabulary]``, of one forward in which a visit adds a vector at one site."""
     from lens_magic.model.batch import read_forward
+    from lens_magic.model.load import loaded_on
 
-    loaded = rank.store["model"]
+    loaded = loaded_on(rank)
     shape = (len(sequences), max(len(sequence) for sequence in sequences), loaded.width)
     mine = loaded.head.logits(read_forward(loaded, sequences, [Adds((site, layer), shape, torch.tensor(vector))]))
     sizes = [end - begin for begin, end in pairwise(loaded.bounds)]
@@ -330,7 +334,9 @@ def logits_with(rank: Any, sequences: list[list[int]], site: str, layer: int, ve
 
 def parameters(rank: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of what this rank holds of the model's blocks."""
-    return {name: tuple(parameter.shape) for name, parameter in rank.store["model"].model.named_parameters()}
+    from lens_magic.model.load import loaded_on
+
+    return {name: tuple(parameter.shape) for name, parameter in loaded_on(rank).model.named_parameters()}
 
 
 def experts_while_loading(rank: Any, checkpoint: Any) -> set[tuple[int, ...]]:
@@ -373,7 +379,9 @@ def plus_rank(rank: Any, tensor: torch.Tensor) -> torch.Tensor:
 
 def replaced_forwards(rank: Any) -> int:
     """Modules whose own ``forward`` hides their class's."""
-    return sum("forward" in vars(module) for module in rank.store["model"].model.modules())
+    from lens_magic.model.load import loaded_on
+
+    return sum("forward" in vars(module) for module in loaded_on(rank).model.modules())
 
 
 def fail_and_die_when_renewed(rank: Any, who: int) -> None:

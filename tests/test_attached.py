@@ -17,6 +17,7 @@ import torch
 
 import lens_magic as lens
 from lens_magic.model.graph import runner_for
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
@@ -78,7 +79,7 @@ def test_steps_are_recorded_after_hidden_states_were_asked_for(name: str, checkp
     model(torch.tensor([[1, 2, 3]]), output_hidden_states=True, output_attentions=True)
     lens.attach(model, tokenizer)
     rank = current().group.rank
-    backbone = rank.store["model"].backbone
+    backbone = rank.store[MODEL].backbone
     assert any(module._forward_hooks for module in backbone.modules())
     assert runner_for(rank, backbone, torch.zeros(1, dtype=torch.int64)).recorded
     probes.step_by(rank, "replay", 8)

@@ -16,6 +16,7 @@ import torch
 import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.model.batch import Batch, read_batch, read_forward, rows_of
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
@@ -72,7 +73,7 @@ def test_long_prompts_are_read_in_pieces(name: str, ranks: int, checkpoints: Che
 
 
 def forward_ends(rank: object, sequences: list[list[int]]) -> torch.Tensor:
-    loaded = rank.store["model"]  # type: ignore[attr-defined]
+    loaded = rank.store[MODEL]  # type: ignore[attr-defined]
     return loaded.head.logits(read_forward(loaded, sequences))
 
 
@@ -98,13 +99,13 @@ FORKING = [
 
 
 def forked_ends(rank: object, rows: list[list[int]], times: int = 1) -> torch.Tensor:
-    loaded = rank.store["model"]  # type: ignore[attr-defined]
+    loaded = rank.store[MODEL]  # type: ignore[attr-defined]
     batch = Batch.forked([[FORKING[number] for number in row] for row in rows], loaded.device, times)
     return loaded.head.logits(read_batch(loaded, batch))
 
 
 def rows_chosen(rank: object, sequences: list[list[int]]) -> list[list[int]]:
-    return rows_of(rank.store["model"], sequences)  # type: ignore[attr-defined]
+    return rows_of(rank.store[MODEL], sequences)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)

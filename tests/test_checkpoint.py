@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 import lens_magic as lens
 from lens_magic import plan
 from lens_magic.model.checkpoint import find
+from lens_magic.model.load import MODEL
 from lens_magic.session import Session, current
 
 Checkpoints = Callable[[str], Path]
@@ -521,7 +522,7 @@ def test_a_familys_code_is_transformers_whatever_comes_with_it(folder: Path) -> 
     config["auto_map"] = {"AutoConfig": "their.Config", "AutoModelForCausalLM": "their.Model"}
     (folder / "config.json").write_text(json.dumps(config))
     lens.load(str(folder), ranks=1, trust_remote_code=True)
-    assert type(current().group.rank.store["model"].model).__module__.startswith("transformers.")
+    assert type(current().group.rank.store[MODEL].model).__module__.startswith("transformers.")
 
 
 @pytest.mark.parametrize("given", ["False", "no", 2, None])

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 import lens_magic as lens
 from lens_magic import steerability, vectors
 from lens_magic.errors import LensError
+from lens_magic.model.load import MODEL
 from lens_magic.session import Session, current
 from lens_magic.steer.intervene import Steering
 from lens_magic.steer.measure import Propensities, Sweep, measure
@@ -310,7 +311,7 @@ def test_what_prompts_begin_with_runs_once(
     """Where all positions are steered; others are counted from each prompt's end, so each prompt has a row of its own."""
     begins = [9, 8, 7, 6]
     prompts = [[*begins, *rest] for rest in ([1] * 7, [2] * 7)]
-    first = current().group.rank.store["model"].model.model.layers[0]
+    first = current().group.rank.store[MODEL].model.model.layers[0]
     own, seen = first.forward, []
 
     def counting(hidden: torch.Tensor, **named: Any) -> torch.Tensor:
@@ -337,7 +338,7 @@ def test_what_comes_before_the_change_runs_once(
 ) -> None:
     """By counting calls of every block's attention and MLP."""
     prompts, labels = [[5, 6, 7]] * 3, [(34, 35)] * 3
-    model = current().group.rank.store["model"].model
+    model = current().group.rank.store[MODEL].model
     counts = {"self_attn": [0] * 4, "mlp": [0] * 4}
     for at, block in enumerate(model.model.layers):
         for name, of in counts.items():
@@ -361,7 +362,7 @@ def test_what_comes_before_the_change_runs_once(
 
 def test_a_family_whose_blocks_return_more_is_run_whole(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model whose blocks know of more than the one before: the trial tells."""
-    loaded = current().group.rank.store["model"]
+    loaded = current().group.rank.store[MODEL]
     block = loaded.model.model.layers[1]
     own = block.forward
     seen = []
@@ -733,7 +734,7 @@ def test_a_site_stopped_while_learning_costs_none_of_those_before(llama: object,
 
 
 def test_logits_that_are_not_finite_make_no_report(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    gain = current().group.rank.store["model"].norm.weight
+    gain = current().group.rank.store[MODEL].norm.weight
     monkeypatch.setattr(gain, "data", torch.full_like(gain, float("inf")))
     with pytest.raises(LensError, match="the logits of the labels are not finite"):
         lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1))

@@ -18,6 +18,7 @@ import lens_magic as lens
 from lens_magic import prompts, runs
 from lens_magic.errors import Interrupted, LensError
 from lens_magic.model.choose import first_largest, nucleus
+from lens_magic.model.load import MODEL
 from lens_magic.session import Session, current
 from lens_magic.steer.vector import SteeringVector
 
@@ -171,7 +172,7 @@ def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoin
 def spoil(rank: Any) -> None:
     """One number of the head is none, on the last rank."""
     if rank.rank == rank.size - 1:
-        rank.store["model"].head.weight[-1, 0] = torch.nan
+        rank.store[MODEL].head.weight[-1, 0] = torch.nan
 
 
 def test_logits_that_are_no_numbers_are_an_error_on_every_rank(ranks: int, checkpoints: Checkpoints) -> None:

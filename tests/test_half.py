@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import lens_magic as lens
 from lens_magic.model.checkpoint import read_config
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 
 Checkpoints = Callable[[str], Path]
@@ -26,11 +27,11 @@ _WIDTHS = ("intermediate_size", "moe_intermediate_size", "hidden_size")
 
 
 def configuration(rank: Any) -> dict[str, Any]:
-    return {name: getattr(rank.store["model"].model.config, name, None) for name in _WIDTHS}
+    return {name: getattr(rank.store[MODEL].model.config, name, None) for name in _WIDTHS}
 
 
 def buffers(rank: Any) -> dict[str, torch.Tensor]:
-    return {name: buffer for name, buffer in rank.store["model"].model.named_buffers() if buffer.is_floating_point()}
+    return {name: buffer for name, buffer in rank.store[MODEL].model.named_buffers() if buffer.is_floating_point()}
 
 
 @pytest.mark.parametrize("name", models.FAMILIES)

@@ -17,6 +17,7 @@ from transformers import LlamaConfig
 
 import lens_magic as lens
 from lens_magic.model.head import HeadShard
+from lens_magic.model.load import MODEL
 from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 
@@ -127,7 +128,7 @@ def test_the_lens_of_a_text(ranks: int, checkpoints: Checkpoints) -> None:
 
 def test_a_tied_head_is_a_view_of_the_embedding(ranks: int, checkpoints: Checkpoints) -> None:
     once.load(checkpoints("llama-tied"), ranks)
-    loaded = current().group.rank.store["model"]
+    loaded = current().group.rank.store[MODEL]
     embedding = loaded.model.model.embed_tokens.weight
     assert loaded.head.weight.untyped_storage().data_ptr() == embedding.untyped_storage().data_ptr()
     assert loaded.head.rows == loaded.bounds[1] - loaded.bounds[0]
@@ -258,12 +259,12 @@ def test_end_tokens_of_a_model_in_memory(checkpoints: Checkpoints) -> None:
     """Whole numbers of NumPy are whole numbers; a model whose end tokens are none leaves the one before as it was."""
     lens.load("demo", ranks=1)
     model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
-    held = current().group.rank.store["model"]
+    held = current().group.rank.store[MODEL]
     model.generation_config.eos_token_id = "</s>"
     with pytest.raises(lens.LensError, match=r"end tokens .* are '</s>'; a whole number or a list of them would do"):
         lens.attach(model, tokenizer)
     assert current().require_model().name == "demo"
-    assert current().group.rank.store["model"] is held
+    assert current().group.rank.store[MODEL] is held
     model.generation_config.eos_token_id = [np.int64(3), 5]
     lens.attach(model, tokenizer)
     assert current().require_model().stop_ids == (3, 5)

@@ -18,6 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 import lens_magic as lens
+from lens_magic.lens.projector import LENS
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 from lens_magic.view.data import drawn
 
@@ -258,12 +260,13 @@ def test_a_lens_on_the_ranks_goes_with_its_model(checkpoints: Checkpoints) -> No
     loaded(checkpoints("qwen3-gqa"), 1)
     lens.run(models.PROMPT, 2, lens=lens.Basis(np.eye(3, 96), ["a", "b", "c"]))
     kept = current().group.rank.store
-    assert "lens" in kept
+    assert LENS in kept
     lens.run(models.PROMPT, 2)
-    assert "lens" not in kept  # nor is it kept for nothing
+    assert LENS not in kept  # nor is it kept for nothing
     lens.run(models.PROMPT, 2, lens=lens.Basis(np.eye(3, 96), ["a", "b", "c"]))
     loaded(checkpoints("llama-gqa"), 1)
-    assert set(kept) == {"model"}
+    assert len(kept) == 1
+    assert MODEL in kept
 
 
 def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:

@@ -24,11 +24,12 @@ from benchmarks import memory as peaks
 from lens_magic import cli, needs, plan, rooms, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import decode
-from lens_magic.lens.capture import Plan, Trajectories
+from lens_magic.lens.capture import NEWEST, Plan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model import footprint
 from lens_magic.model.checkpoint import find, read_config
 from lens_magic.model.head import HeadShard
+from lens_magic.model.load import MODEL
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
 from lens_magic.rooms import Room
@@ -320,7 +321,7 @@ def test_an_attached_model_is_measured_where_it_is(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lens_magic.ranks.collectives.device_for", lambda rank: torch.device("cuda", 0))
     rank = Rank()
     rank.gpus = ["here GPU-a"]
-    rank.store["model"] = SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(2, 2))
+    rank.store[MODEL] = SimpleNamespace(device=torch.device("cpu"), model=torch.nn.Linear(2, 2))
     assert rooms.room_of_rank(rank).device == "cpu"
     assert rooms.describe_rank(rank)["device"] == "cpu"
     assert rooms.describe_rank(rank)["free"] > 8 << 20
@@ -386,7 +387,7 @@ def test_what_a_run_keeps_on_the_host_is_free_for_the_next(monkeypatch: pytest.M
     monkeypatch.setattr("lens_magic.ranks.memory.host_memory", lambda: 1 << 30)
     rank = Rank()
     rank.gpus = ["here GPU-a"]
-    rank.store["trajectories"] = ("run", SimpleNamespace(nbytes=3 << 29, buffer=torch.empty(0)))
+    rank.store[NEWEST] = ("run", SimpleNamespace(nbytes=3 << 29, buffer=torch.empty(0)))
     room = rooms.room_of_rank(rank, drops=True)
     assert (room.free, room.host) == (8 << 30, 3 << 30)
     assert rooms.room_of_rank(rank).host == 1 << 30

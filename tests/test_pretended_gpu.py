@@ -17,6 +17,7 @@ import torch
 import lens_magic as lens
 from lens_magic.errors import RankError
 from lens_magic.model import graph
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU that need not be pretended")
@@ -162,7 +163,7 @@ def test_ranks_record_together_or_not_at_all(checkpoints: Callable[[str], Path],
     group.call(pretended.recorded)
     lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
     assert [replays for replays, _ in group.call(pretended.recorded)] == [[TOKENS - 2]] * 2
-    handle = group.rank.store["model"].model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    handle = group.rank.store[MODEL].model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
     try:
         lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
     finally:

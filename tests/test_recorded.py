@@ -26,6 +26,7 @@ from lens_magic import prompts
 from lens_magic.model import graph as graph_module
 from lens_magic.model.choose import Chooser
 from lens_magic.model.graph import OnGPU, Recorded
+from lens_magic.model.load import MODEL
 from lens_magic.ranks.recording import Recording
 from lens_magic.session import current
 
@@ -96,7 +97,7 @@ def test_a_model_with_hooks_of_its_owner_is_never_replayed(checkpoints: Callable
     """They are to be called at every token."""
     once.load(checkpoints("llama-gqa"))
     stepping(True)
-    layer = current().group.rank.store["model"].model.model.layers[0].mlp
+    layer = current().group.rank.store[MODEL].model.model.layers[0].mlp
     called: list[int] = []
     handle = layer.register_forward_hook(lambda *_: called.append(1))
     try:
@@ -113,7 +114,7 @@ def test_a_compiled_module_is_never_replayed(
     """What compiled code does is not seen by who records."""
     once.load(checkpoints("llama-gqa"))
     stepping(True)
-    layer = current().group.rank.store["model"].model.model.layers[0].mlp
+    layer = current().group.rank.store[MODEL].model.model.layers[0].mlp
     monkeypatch.setattr(layer, "_compiled_call_impl", layer.forward)  # as nn.Module.compile does
     lens.generate(models.PROMPT, TOKENS, ignore_eos=True)
     assert replays() == 0
@@ -123,7 +124,7 @@ def test_a_model_whose_code_is_not_known_is_never_replayed(checkpoints: Callable
     """It may keep count in Python."""
     once.load(checkpoints("llama-gqa"))
     stepping(True)
-    layer: Any = current().group.rank.store["model"].model.model.layers[0].mlp
+    layer: Any = current().group.rank.store[MODEL].model.model.layers[0].mlp
     usual = type(layer)
 
     class Counting(usual):  # type: ignore[misc, valid-type]
@@ -195,7 +196,7 @@ def test_on_a_gpu_it_is_known_before_a_graph_is_recorded(checkpoints: Callable[[
     """There, it would be an error."""
     dynamic_rope(checkpoints)
     waiting, fine = (OnGPU(torch.device("cuda"), torch.zeros(1)) for _ in range(2))
-    loaded = current().group.rank.store["model"]
+    loaded = current().group.rank.store[MODEL]
     ids = torch.tensor([[1, 2, 3]])
     with torch.inference_mode():
         expected = loaded.backbone(ids).last_hidden_state

@@ -20,6 +20,7 @@ from steering_items import STEMS, TEXTS, asked, pairs, questions
 from tokenizers import normalizers, processors
 
 import lens_magic as lens
+from lens_magic.model.load import MODEL
 from lens_magic.session import current
 from lens_magic.steer import data, train
 from lens_magic.steer.vector import SteeringVector, Training
@@ -455,7 +456,7 @@ def test_an_interrupt_after_the_last_layer_is_heard(
 
 def test_states_that_are_not_finite_are_said_to_be(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
     lens.load(str(checkpoints("llama-gqa")), ranks=1)
-    weight = current().group.rank.store["model"].model.model.layers[0].mlp.down_proj.weight
+    weight = current().group.rank.store[MODEL].model.model.layers[0].mlp.down_proj.weight
     monkeypatch.setattr(weight, "data", torch.full_like(weight, 1e38))
     for method in ("mean_diff", "pca", "logistic"):
         with pytest.raises(lens.LensError, match="states at resid_post of layer 1 are not finite in float32; another dtype"):

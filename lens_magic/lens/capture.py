@@ -15,6 +15,7 @@ from ..model.load import Loaded
 from ..model.sites import Key, Visit, Visitor, Window
 from ..ranks.memory import give_back_pinned
 from ..ranks.rank import Rank
+from ..ranks.store import Slot
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ class Trajectories(Visitor):
         return torch.zeros(shape, dtype=self.buffer.dtype, device=self.device)
 
 
+NEWEST = Slot[tuple[str, Trajectories]]("trajectories")
+"""The newest run's id, and its states."""
+
+
 def gather(rank: Rank, run_id: str, site: str, layers: Sequence[int], rows: Sequence[int]) -> torch.Tensor | None:
     """Return a run's captured states on rank 0, ``[layers, rows, d]``; None elsewhere, or if they are gone. Collective.
 
@@ -142,7 +147,7 @@ def gather(rank: Rank, run_id: str, site: str, layers: Sequence[int], rows: Sequ
         run_id: the run's id; in a batch, the batch's id, a colon and the sequence's number.
         rows: counted from the first captured column.
     """
-    kept: tuple[str, Trajectories] | None = rank.store.get("trajectories")
+    kept = rank.store.get(NEWEST)
     batch_id, _, number = run_id.partition(":")
     if kept is None or kept[0] != batch_id:
         return None

@@ -13,13 +13,14 @@ from ..model.generate import generate
 from ..model.head import HeadShard
 from ..model.load import Loaded, loaded_on
 from ..ranks.rank import Rank
+from ..ranks.store import Slot
 from ..steer.intervene import Steering
 from ..steer.term import SteeringTerm, Strength
 from .capture import Plan, Trajectories
 from .projector import PLAIN, Projector
 
-LIVE = "live_strengths"
-"""Key in rank 0's store of the function that returns every term's current strength, while these can be moved."""
+LIVE = Slot[Callable[[], Sequence[Strength]] | None]("live strengths")
+"""On rank 0, the function that returns every term's current strength, while these can be moved."""
 _POSITIONS_AT_ONCE = 64
 
 
@@ -35,8 +36,8 @@ def run_compared(
     """Generate from a prompt unsteered and steered, as a batch of two. Collective.
 
     Args:
-        live: the strength of every term can change during the generation; the function under :data:`LIVE` in rank 0's store
-            returns it. No probabilities are compared then, because there is no single steered model.
+        live: the strength of every term can change during the generation; the function in :data:`LIVE` returns it. No
+            probabilities are compared then, because there is no single steered model.
 
     Returns:
         ``generation``; ``log_probs``, ``[text][condition][token]``; ``strengths`` of each token, if live.
@@ -44,7 +45,7 @@ def run_compared(
     loaded = loaded_on(rank)
     steering = Steering(loaded, [term.for_sequences(1) for term in terms], 2, movable=live)
     in_effect, strengths = [Strength(term.alphas(1)[0], term.clip) for term in terms], list[tuple[Strength, ...]]()
-    current: Callable[[], Sequence[Strength]] = rank.store.get(LIVE) or (lambda: in_effect)
+    current = rank.store.get(LIVE) or (lambda: in_effect)
 
     def say() -> list[float]:
         return [number for alpha, clip in current() for number in (alpha, math.inf if clip is None else clip)]

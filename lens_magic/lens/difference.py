@@ -208,6 +208,7 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
     import torch
 
     from ..model.load import loaded_on
+    from .capture import NEWEST
     from .pipeline import run_lens
     from .projector import projector_for
 
@@ -217,7 +218,7 @@ def run_difference(rank: Rank, request: Request) -> dict[str, Any]:
     stopped = rank.all_reduce(torch.tensor([int(made is not None and made.interrupted)], device=loaded.device), "max")
     if int(stopped):
         return {**answer, "kl": None}
-    trajectories = rank.store["trajectories"][1]
+    trajectories = rank.store[NEWEST][1]
     positions = request.before(0) + request.new(0)
     with torch.inference_mode():
         projector = projector_for(rank, loaded, request.look, trajectories)

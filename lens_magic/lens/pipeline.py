@@ -16,7 +16,7 @@ from ..ranks.memory import peak_memory, reset_peak_memory
 from ..ranks.rank import Rank
 from ..steer.intervene import Steering
 from ..steer.term import SteeringTerm
-from .capture import Plan, Trajectories
+from .capture import NEWEST, Plan, Trajectories
 from .decode import project
 from .projector import PLAIN, Look, projector_for
 from .stream import Stream, joined
@@ -98,7 +98,7 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
     """
     loaded = loaded_on(rank)
     reset_peak_memory(loaded.device)
-    rank.store.pop("trajectories", None)  # free the last run's states first
+    rank.store.drop(NEWEST)  # free the last run's states first
     trajectories = Trajectories(rank, loaded, request.plan)
     projector = projector_for(rank, loaded, request.look, trajectories)
     made = Generation()
@@ -123,7 +123,7 @@ def run_lens(rank: Rank, request: Request) -> dict[str, Any]:
         after_step=stream.after_step if stream else None,
         made=made,
     )
-    rank.store["trajectories"] = (request.run_id, trajectories)
+    rank.store[NEWEST] = (request.run_id, trajectories)
     if made.interrupted:
         rank.acknowledge_stop()
     started = time.perf_counter()

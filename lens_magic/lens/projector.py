@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from ..model.head import HeadShard, shard_bounds
 from ..model.load import Loaded
 from ..model.sites import Key
 from ..ranks.rank import Rank
+from ..ranks.store import Slot
 from .basis import Basis
 from .capture import Trajectories
 from .norms import take_apart
@@ -60,6 +60,13 @@ class Look:
 PLAIN = Look()
 """The logit lens, following nothing."""
 
+Held = dict[int, tuple[torch.Tensor, torch.Tensor]] | HeadShard
+"""What a rank holds of a lens: weight and bias of translators by index, or rows of a basis."""
+LENS = Slot[tuple[tuple[str, tuple[Key, ...]], Held]]("lens")
+"""This rank's part of the newest run's lens, after what it depends on: the lens, and the states that are translated."""
+GIVEN = Slot[TunedLens | Basis | None]("given lens")
+"""On rank 0, the whole lens of the run that begins, None for the logit lens."""
+
 
 class Projector:
     """The lens of one run on one rank.
@@ -71,13 +78,13 @@ class Projector:
         has_targets: whether the rows are tokens, so that a next token has a rank among them.
     """
 
-    def __init__(self, loaded: Loaded, look: Look, held: Any) -> None:
+    def __init__(self, loaded: Loaded, look: Look, held: Held | None) -> None:
         self.look = look
         self._norm = loaded.norm
         self._layers = loaded.layers
         self._output: Key = ("resid_post", loaded.layers - 1)
-        self._translators: dict[int, tuple[torch.Tensor, torch.Tensor]] = held if look.kind == "tuned" else {}
-        self.head: HeadShard = held if look.kind == "basis" else loaded.head
+        self._translators = held if isinstance(held, dict) else {}
+        self.head = held if isinstance(held, HeadShard) else loaded.head
         self.size = look.directions or loaded.vocabulary
         self.has_targets = look.kind != "basis"
         # A component adds to the logits; constants and the soft-cap belong to the whole stream.
@@ -132,27 +139,26 @@ class Projector:
 def projector_for(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajectories) -> Projector:
     """Return the run's projector on this rank; distribute the lens first if the ranks do not hold it yet. Collective.
 
-    Rank 0 has the lens itself in its store as ``given_lens``. A rank takes those translators of a tuned lens that its states
+    Rank 0 has the lens itself in :data:`GIVEN`. A rank takes those translators of a tuned lens that its states
     need, or its share of a basis's rows, so lenses are split over the ranks as captured states and the vocabulary are.
     """
     if look.kind == "logit":
-        rank.store.pop("lens", None)  # free the lens of an earlier run
+        rank.store.drop(LENS)  # free the lens of an earlier run
         return Projector(loaded, look, None)
     signature = (look.lens, tuple(trajectories.keys) if look.kind == "tuned" else ())
-    kept = rank.store.get("lens")
+    kept = rank.store.get(LENS)
     here = torch.tensor(int(kept is not None and kept[0] == signature), device=loaded.device)
     if not int(rank.all_reduce(here, "min")):  # after a failed distribution a rank may lack what others have
-        rank.store.pop("lens", None)
-        given = rank.store.get("given_lens")
-        held = (
-            _hand_out_rows(rank, loaded, look, given) if look.kind == "basis" else _hand_out(rank, loaded, given, trajectories)
-        )
-        rank.store["lens"] = (signature, held)
-    return Projector(loaded, look, rank.store["lens"][1])
+        rank.store.drop(LENS)
+        rank.store[LENS] = (signature, _hand_out(rank, loaded, look, trajectories))
+    return Projector(loaded, look, rank.store[LENS][1])
 
 
-def bytes_held(held: Any) -> int:
-    """Return the bytes of what a rank holds of a lens: translators by index, or rows of a basis."""
+def bytes_held(rank: Rank) -> int:
+    """Return the bytes of what a rank holds of a lens."""
+    if (kept := rank.store.get(LENS)) is None:
+        return 0
+    held = kept[1]
     if isinstance(held, HeadShard):
         return int(held.weight.nbytes)
     return sum(int(tensor.nbytes) for translator in held.values() for tensor in translator)
@@ -168,7 +174,17 @@ def bytes_needed(keys: Sequence[Key], layers: int, width: int, ranks: int, tuned
     return len(translators) * (width + 1) * width * 4
 
 
-def _hand_out(rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories: Trajectories) -> dict[int, Any]:
+def _hand_out(rank: Rank, loaded: Loaded, look: Look, trajectories: Trajectories) -> Held:
+    """Return this rank's part of the lens that rank 0 has. Collective."""
+    given = rank.store.get(GIVEN)
+    if look.kind == "basis":
+        return _hand_out_rows(rank, loaded, look, given if isinstance(given, Basis) else None)
+    return _hand_out_translators(rank, loaded, given if isinstance(given, TunedLens) else None, trajectories)
+
+
+def _hand_out_translators(
+    rank: Rank, loaded: Loaded, given: TunedLens | None, trajectories: Trajectories
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Return the translators of this rank's states, by index. Collective."""
     wanted: dict[int, set[int]] = {}
     for key in trajectories.plan.keys:

@@ -17,6 +17,7 @@ from ..gpu import attention, onepass, steps
 from ..ranks import collectives, followed
 from ..ranks.memory import give_back_cached
 from ..ranks.rank import Rank
+from ..ranks.store import Slot
 from .anatomy import Anatomy, anatomy_of, part, replace_part
 from .checkpoint import Checkpoint, unbuildable
 from .experts import cut_while_reading
@@ -53,6 +54,9 @@ class Loaded:
     def norm(self) -> Any:
         """The model's final norm."""
         return part(self.model, self.anatomy.norm)
+
+
+MODEL = Slot[Loaded]("model")
 
 
 def load(rank: Rank, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -190,9 +194,8 @@ def attach(rank: Rank, model: Any) -> dict[str, Any]:
 def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
     """Replace the previous model, dropping what belonged to it, and return what :func:`load` returns."""
     before = _held(rank)
-    rank.store["model"] = loaded
-    for of_the_one_before in ("trajectories", "lens", "given_lens"):
-        rank.store.pop(of_the_one_before, None)
+    rank.store.clear()
+    rank.store[MODEL] = loaded
     _collect(before)
     facts = ("vocabulary", "layers", "width", "whole_bytes")
     return {**{name: getattr(loaded, name) for name in facts}, "whole": loaded.anatomy.whole}
@@ -204,7 +207,7 @@ def loaded_on(rank: Rank) -> Loaded:
     Raises:
         LensError: there is none.
     """
-    loaded: Loaded | None = rank.store.get("model")
+    loaded = rank.store.get(MODEL)
     if loaded is None:
         raise LensError("no model is loaded")
     return loaded
@@ -219,7 +222,7 @@ def unload(rank: Rank) -> None:
 
 
 def _held(rank: Rank) -> weakref.ref[Any] | None:
-    loaded: Loaded | None = rank.store.get("model")
+    loaded = rank.store.get(MODEL)
     return None if loaded is None else weakref.ref(loaded.model)
 
 

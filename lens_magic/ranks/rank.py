@@ -10,6 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from . import faults
+from .store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,7 @@ class Rank:
         rank: number of this rank, 0 … size − 1.
         size: number of ranks.
         cores: how many of its host's processors this rank has: one that n ranks may use counts 1/n.
-        store: what functions keep on this rank between calls (the model shard, captured states).
+        store: what functions keep on this rank between calls.
         on_event: called with what functions emit; set on rank 0 during a call.
     """
 
@@ -46,7 +47,7 @@ class Rank:
         self._communicator: Any = communicator.Dup() if communicator is not None else None
         self.rank: int = communicator.rank if communicator is not None else 0
         self.size: int = communicator.size if communicator is not None else 1
-        self.store: dict[str, Any] = {}
+        self.store = Store()
         self.local_rank, self.local_size, self.cores = self._locate()
         self._stop = threading.Event()
         self.aborted = aborted or threading.Event()  # set, from another thread, once another rank has failed

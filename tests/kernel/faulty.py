@@ -13,6 +13,8 @@ from typing import Any
 
 from lens_magic.ranks import faults
 
+_seen = Counter[str]()  # of this rank's process
+
 
 def arm(rank: Any, plan: str) -> None:
     """Plan a fault, as ``LENS_FAULT`` would at the start of the ranks; an empty plan removes it."""
@@ -26,11 +28,11 @@ def watch(rank: Any, pause_at: tuple[str, int] | None = None, seconds: float = 0
 
     Until it has interrupted, where that is `once`.
     """
-    rank.store["seen"] = seen = Counter()
+    _seen.clear()
 
     def note(event: Any) -> None:
-        seen[event[0]] += 1
-        if rank.rank == 0 and pause_at == (event[0], seen[event[0]]):
+        _seen[event[0]] += 1
+        if rank.rank == 0 and pause_at == (event[0], _seen[event[0]]):
             say_and_wait(rank, seconds, once)
 
     rank._fault = note
@@ -47,7 +49,7 @@ def say_and_wait(rank: Any, seconds: float, once: bool = True) -> None:
 
 def seen(rank: Any) -> dict[str, int]:
     """How many events of each kind this rank has come to since :func:`watch`."""
-    return dict(rank.store["seen"])
+    return dict(_seen)
 
 
 def pause_in_prefill(rank: Any, seconds: float) -> None:
@@ -59,7 +61,9 @@ def pause_in_prefill(rank: Any, seconds: float) -> None:
         handle.remove()
         say_and_wait(rank, seconds)
 
-    handle = rank.store["model"].backbone.layers[1].register_forward_pre_hook(hook)
+    from lens_magic.model.load import loaded_on
+
+    handle = loaded_on(rank).backbone.layers[1].register_forward_pre_hook(hook)
 
 
 def project_in_portions(rank: Any, size: int) -> None:
