@@ -26,7 +26,7 @@ import torch
 
 from lens_magic.gpu import onepass
 from lens_magic.lens import decode, figures
-from lens_magic.lens.capture import Plan, Trajectories
+from lens_magic.lens.capture import CapturePlan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model.head import HeadShard
 from lens_magic.ranks.rank import Rank
@@ -49,7 +49,7 @@ def setting(width: int, vocabulary: int, layers: int, tokens: int, dtype: torch.
         layers=layers,
         dtype=dtype,
     )
-    trajectories = Trajectories(Rank(), loaded, Plan(SITES, tuple(range(layers)), 0, tokens))
+    trajectories = Trajectories(Rank(), loaded, CapturePlan(SITES, tuple(range(layers)), 0, tokens))
     trajectories.buffer.normal_()
     return loaded, trajectories
 

@@ -212,7 +212,7 @@ def _status(parsed: argparse.Namespace) -> Status:
     return sessions.current().status()
 
 
-def _runs(parsed: argparse.Namespace) -> kept.Kept | None:
+def _runs(parsed: argparse.Namespace) -> kept.KeptRuns | None:
     if parsed.clear:
         print(f"removed {counted(kept.clear(), 'kept run')}")  # noqa: T201
         return None

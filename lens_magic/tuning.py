@@ -60,18 +60,18 @@ def train_tuned_lens(
     import torch
 
     from .lens.translators import TunedLens
-    from .lens.tune import Training, train
+    from .lens.tune import TrainingRequest, train
 
     session = current()
     model = session.require_model()
     steps, tokens_per_step = _at_least_one("steps", steps), _at_least_one("tokens_per_step", tokens_per_step)
     learning_rate, held_out, seed = _checked(learning_rate, held_out, seed)
     learn, measure = _pieces(model, texts, held_out, seed)
-    training = Training(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
+    request = TrainingRequest(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
     group = session.group
     with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive() as outcome:
         _require_memory(group.call(room_of_rank), model, tokens_per_step)
-        answers = group.call(train, training, on_event=told)
+        answers = group.call(train, request, on_event=told)
         whole = {
             name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
         }

@@ -284,7 +284,7 @@ def replays(rank: Any) -> int:
 
 def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:
     """Lengths of the backbone's inputs during one captured generation."""
-    from lens_magic.lens.capture import Plan, Trajectories
+    from lens_magic.lens.capture import CapturePlan, Trajectories
     from lens_magic.model.generate import generate
     from lens_magic.model.load import loaded_on
 
@@ -294,7 +294,7 @@ def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:
         lambda module, positional, named: lengths.append(named["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        plan = Plan(("resid_post",), tuple(range(loaded.layers)), len(prompt_ids) - 1, tokens)
+        plan = CapturePlan(("resid_post",), tuple(range(loaded.layers)), len(prompt_ids) - 1, tokens)
         generate(rank, loaded, [prompt_ids], tokens, visitors=[Trajectories(rank, loaded, plan)])
     finally:
         handle.remove()

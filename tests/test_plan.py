@@ -24,7 +24,7 @@ from benchmarks import memory as peaks
 from lens_magic import cli, needs, plan, rooms, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import decode
-from lens_magic.lens.capture import NEWEST, Plan, Trajectories
+from lens_magic.lens.capture import NEWEST, CapturePlan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model import footprint
 from lens_magic.model.checkpoint import find, read_config
@@ -599,7 +599,7 @@ def states() -> Callable[[int], tuple[Any, Trajectories]]:
     )
 
     def make(tokens: int) -> tuple[Any, Trajectories]:
-        kept = Trajectories(Rank(), loaded, Plan(("attn_out", "resid_post"), tuple(range(8)), 0, tokens))
+        kept = Trajectories(Rank(), loaded, CapturePlan(("attn_out", "resid_post"), tuple(range(8)), 0, tokens))
         kept.buffer.normal_()
         return loaded, kept
 

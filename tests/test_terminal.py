@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_run import fake_run, without_numbers
 
-from lens_magic.lens.kept import Kept
+from lens_magic.lens.kept import KeptRuns
 from lens_magic.ranks.status import Status
 from lens_magic.view.terminal import table_text
 from lens_magic.view.text import fitted, visible
@@ -91,4 +91,4 @@ def test_a_log_has_all_columns() -> None:
 def test_bytes_are_told_in_the_same_units_everywhere() -> None:
     ranks = [{"rank": 0, "pid": 1, "device": "cpu", "memory": 1_500_000_000, "free": 12_300_000_000}]
     assert repr(Status(ranks, None)).splitlines()[2].split()[3:] == ["1.5", "GB", "12.3", "GB"]
-    assert repr(Kept([(Path("run.nc"), 45_600)])).endswith("run.nc  45.6 kB")
+    assert repr(KeptRuns([(Path("run.nc"), 45_600)])).endswith("run.nc  45.6 kB")

@@ -19,7 +19,7 @@ from ..ranks.store import Slot
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapturePlan:
     """What to capture; the same on every rank.
 
     Attributes:
@@ -51,7 +51,7 @@ class Trajectories(Visitor):
     The last layer's output is always kept, requested or not: the model's own distribution is computed from it.
     """
 
-    def __init__(self, rank: Rank, loaded: Loaded, plan: Plan) -> None:
+    def __init__(self, rank: Rank, loaded: Loaded, plan: CapturePlan) -> None:
         self.plan = plan
         self.output: Key = ("resid_post", loaded.layers - 1)
         self.keys = list(dict.fromkeys([*plan.keys, self.output]))

@@ -16,7 +16,7 @@ from ..ranks.rank import Rank
 from ..ranks.store import Slot
 from ..steer.intervene import Steering
 from ..steer.term import SteeringTerm, Strength
-from .capture import Plan, Trajectories
+from .capture import CapturePlan, Trajectories
 from .projector import PLAIN, Projector
 
 LIVE = Slot[Callable[[], Sequence[Strength]] | None]("live strengths")
@@ -83,7 +83,7 @@ def _log_probs(
     """Return log p of each token of both texts under both models, from one forward over four sequences. Collective."""
     last = loaded.layers - 1
     longest = max(len(text) for text in texts)
-    plan = Plan(("resid_post",), (last,), len(prompt) - 1, longest, batch=4)
+    plan = CapturePlan(("resid_post",), (last,), len(prompt) - 1, longest, batch=4)
     trajectories = Trajectories(rank, loaded, plan)
     steering = Steering(loaded, [term.for_sequences(1, 3) for term in terms], 4)
     walks = [texts[0], texts[0], texts[1], texts[1]]

@@ -80,7 +80,7 @@ def _when(file: Path) -> tuple[float, str] | None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptRuns:
     """The kept runs, newest first: (file, bytes). ``lens.open_run(file)`` reads one.
 
     Attributes:
@@ -107,7 +107,7 @@ class Kept:
         return [(str(path), size(count), prompts.get(path, "")) for path, count in self.files]
 
 
-def listing() -> Kept:
+def listing() -> KeptRuns:
     """List the kept runs."""
     sizes, prompts = [], {}
     for path in _files():
@@ -115,4 +115,4 @@ def listing() -> Kept:
             sizes.append((path, path.stat().st_size))
             with contextlib.suppress(LensError):  # a damaged file is listed too: it takes room
                 prompts[path] = prompt_of(path)
-    return Kept(sizes, prompts)
+    return KeptRuns(sizes, prompts)

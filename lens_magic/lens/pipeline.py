@@ -16,7 +16,7 @@ from ..ranks.memory import peak_memory, reset_peak_memory
 from ..ranks.rank import Rank
 from ..steer.intervene import Steering
 from ..steer.term import SteeringTerm
-from .capture import NEWEST, Plan, Trajectories
+from .capture import NEWEST, CapturePlan, Trajectories
 from .decode import project
 from .projector import PLAIN, Look, projector_for
 from .stream import Stream, joined
@@ -65,12 +65,12 @@ class Request:
         return max(len(ids) for ids in self.prompts)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> CapturePlan:
         """What to capture: columns from the prompts' last token on, or from the longest prompt's first."""
         before = max(map(self.before, range(len(self.prompts))))
         dtype = getattr(torch, self.capture_dtype) if self.capture_dtype else None
         first, rows = self.longest - 1 - before, before + self.tokens
-        return Plan(self.sites, self.layers, first, rows, len(self.prompts), dtype, self.offload)
+        return CapturePlan(self.sites, self.layers, first, rows, len(self.prompts), dtype, self.offload)
 
     def before(self, number: int) -> int:
         """Number of a prompt's positions that are captured before its last, that is with p < 0."""

@@ -30,8 +30,8 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8  # of Adam
 
 
 @dataclass(frozen=True)
-class Training:
-    """What to train on; the same on every rank.
+class TrainingRequest:
+    """What to train on, as sent to the ranks.
 
     Attributes:
         pieces: the pieces of text to learn from, as tokens.
@@ -208,7 +208,7 @@ def _times(slopes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def train(rank: Rank, training: Training) -> dict[str, Any]:
+def train(rank: Rank, request: TrainingRequest) -> dict[str, Any]:
     """Train this rank's translators. Collective; an interrupt stops all ranks after the same step.
 
     Emits ("training", step, steps), and ("measuring", batch, batches) before and after.
@@ -217,10 +217,10 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
         This rank's ``weights`` and ``biases`` by translator, and the held-out divergences ``before`` and ``after`` (empty if
         it was interrupted first); the number of steps ``done``.
     """
-    trainer = _Trainer(rank, loaded_on(rank), training.learning_rate)
-    before, after = trainer.divergences(training.held_out), {}
-    steps, done = training.steps, 0
-    for pieces in training.batches():
+    trainer = _Trainer(rank, loaded_on(rank), request.learning_rate)
+    before, after = trainer.divergences(request.held_out), {}
+    steps, done = request.steps, 0
+    for pieces in request.batches():
         if rank.agree_to_stop():
             rank.acknowledge_stop()
             break
@@ -228,7 +228,7 @@ def train(rank: Rank, training: Training) -> dict[str, Any]:
         done += 1
         rank.emit(("training", done, steps))
     else:
-        after = trainer.divergences(training.held_out)
+        after = trainer.divergences(request.held_out)
     return {
         "weights": {index: weight.detach().cpu().numpy() for index, weight in trainer.weights.items()},
         "biases": {index: bias.detach().cpu().numpy() for index, bias in trainer.biases.items()},

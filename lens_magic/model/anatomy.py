@@ -27,7 +27,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirement:
     """A condition that a model must meet for its family's row to apply.
 
     Attributes:
@@ -44,7 +44,7 @@ def _is_causal(config: Any) -> bool:
     return getattr(text, "is_causal", True) and not getattr(text, "use_bidirectional_attention", False)
 
 
-_CAUSAL = Need(_is_causal, "that attend in both directions (EmbeddingGemma) predict no tokens; causal ones work")
+_CAUSAL = Requirement(_is_causal, "that attend in both directions (EmbeddingGemma) predict no tokens; causal ones work")
 
 _PRE_NORM = {
     "resid_pre": Tap("", "input"),
@@ -62,7 +62,7 @@ class Anatomy:
     Attributes:
         backbone, blocks, norm, head, embedding: attribute paths from the causal language model down.
         sites: paths from a block down.
-        needs: conditions; a model that does not meet them all is refused.
+        requirements: a model that does not meet them all is refused.
         unused: parts the language model runs without; they are dropped.
         autotp: whether DeepSpeed's AutoTP splits the blocks; if not, ``adjust`` does.
         adjust: names of functions of :mod:`.adjust`, applied to each block afterwards, on more than one rank.
@@ -78,7 +78,7 @@ class Anatomy:
     head: str = "lm_head"
     embedding: str = "model.embed_tokens"
     sites: Mapping[str, Tap] = field(default_factory=lambda: _PRE_NORM)
-    needs: tuple[Need, ...] = ()
+    requirements: tuple[Requirement, ...] = ()
     unused: tuple[str, ...] = ()
     autotp: bool = True
     adjust: tuple[str, ...] = ()
@@ -137,12 +137,12 @@ FAMILIES: Mapping[str, Anatomy] = {
         norm="model.decoder.final_layer_norm",
         embedding="model.decoder.embed_tokens",
         sites=_BARE_MLP,
-        needs=(
-            Need(
+        requirements=(
+            Requirement(
                 lambda config: config.do_layer_norm_before and not config._remove_final_layer_norm,
                 "without a final norm (opt-350m) have nothing to read states with; those that normalise before a sublayer work",
             ),
-            Need(
+            Requirement(
                 lambda config: config.word_embed_proj_dim == config.hidden_size,
                 "whose embedding has another width than their blocks are not supported; those of one width work",
             ),
@@ -156,8 +156,8 @@ FAMILIES: Mapping[str, Anatomy] = {
         norm="transformer.ln_f",
         embedding="transformer.wte",
         sites={**_PRE_NORM, "attn_out": Tap("attn", "output")},
-        needs=(
-            Need(
+        requirements=(
+            Requirement(
                 lambda config: not config.add_cross_attention,
                 "with cross-attention need another model's states; those without it work",
             ),
@@ -176,19 +176,19 @@ def anatomy_of(model_type: str, config: Any = None) -> Anatomy:
     """Return the family's row.
 
     Args:
-        config: the model's configuration, checked against the row's ``needs`` and what all families need.
+        config: the model's configuration, checked against the row's ``requirements`` and what all families need.
 
     Raises:
-        LensError: the family is not in the table, or the model does not meet its needs.
+        LensError: the family is not in the table, or the model does not meet its requirements.
     """
     try:
         anatomy = FAMILIES[model_type]
     except KeyError:
         known = ", ".join(FAMILIES)
         raise LensError(f"models of type {model_type!r} are not supported; supported are: {known}") from None
-    for need in (_CAUSAL, *anatomy.needs) if config is not None else ():
-        if not need.met(config):
-            raise LensError(f"models of type {model_type!r} {need.otherwise}")
+    for requirement in (_CAUSAL, *anatomy.requirements) if config is not None else ():
+        if not requirement.met(config):
+            raise LensError(f"models of type {model_type!r} {requirement.otherwise}")
     return anatomy
 
 

@@ -21,7 +21,7 @@ from .sites import Key, Visit, Visitor, Window
 from .standing_in import Forward, standing_in
 
 
-class Kept(Visitor):
+class KeptStates(Visitor):
     """Keeps the states at chosen sites.
 
     Attributes:
@@ -71,7 +71,7 @@ class Resumption:
         It does not if blocks return more than a tensor, or use states from before the previous block. In 16 bits a product's
         last digit may depend on the number of rows, which is the same in both forwards here, but not in a sweep.
         """
-        kept = Kept(self.keys(layer))
+        kept = KeptStates(self.keys(layer))
         kinds: list[type] = []
         noted = {block: _noting(block.forward, kinds) for block in self.blocks[: layer + 1]}
         of_attention: list[type] = []
@@ -87,7 +87,7 @@ class Resumption:
         return bool(rank.all_reduce(same, "min"))
 
     @contextlib.contextmanager
-    def at(self, layer: int, kept: Kept, rows: int = 1) -> Iterator[None]:
+    def at(self, layer: int, kept: KeptStates, rows: int = 1) -> Iterator[None]:
         """Start forwards within the ``with`` block at a layer; if nothing was kept for it they run everything.
 
         Args:

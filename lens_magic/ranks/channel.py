@@ -1,4 +1,4 @@
-"""The control channel: commands down to the ranks, statuses, output and events up to rank 0.
+"""The control channel: commands down to the ranks, replies, output and events up to rank 0.
 
 Numbers travel by MPI or NCCL; this channel carries only small messages. It is a socket, because a socket can be waited on
 without using the processor, and because the operating system closes it the moment a process dies, however it died:
@@ -58,7 +58,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Output:
+class Printed:
     """Up: a piece of what a rank printed."""
 
     stream: str
@@ -66,7 +66,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Status:
+class Reply:
     """Up: how call ``number`` ended on a rank: "ok" with its value, "error", or "aborted" because another rank failed.
 
     An error is ``expected`` if it is a LensError: its text, in ``summary``, says all that the user needs.
@@ -81,14 +81,14 @@ class Status:
     error: BaseException | None = None
 
 
-def failure(statuses: dict[int, Status]) -> BaseException:
+def failure(replies: dict[int, Reply]) -> BaseException:
     """Return the error to raise: rank 0's own, else the first other rank's; one that only echoes another's as a last resort."""
-    own = statuses[0]
+    own = replies[0]
     if own.outcome == "error" and own.error is not None:
         return own.error
-    for number, status in sorted(statuses.items()):
-        if status.outcome == "error":
-            return LensError(status.summary) if status.expected else RankError(number, status.summary, status.traceback)
+    for number, reply in sorted(replies.items()):
+        if reply.outcome == "error":
+            return LensError(reply.summary) if reply.expected else RankError(number, reply.summary, reply.traceback)
     return own.error or LensError("the ranks gave up without saying why")
 
 
@@ -142,7 +142,7 @@ class Link:
             self.connection.send_bytes(message)
 
     def receive(self) -> Any:
-        """Wait for the next message; in place of one that cannot be read, return the status of a call that has failed so.
+        """Wait for the next message; in place of one that cannot be read, return the reply of a call that has failed so.
 
         Raises:
             EOFError, OSError: the other process is gone.
@@ -153,7 +153,7 @@ class Link:
             return pickle.load(message)  # noqa: S301 - likewise
         except Exception as error:
             summary = f"what one rank sent another cannot be read there ({reason_of(error)}); plain values would do"
-            return Status(number, "error", None, summary, expected=True)
+            return Reply(number, "error", None, summary, expected=True)
 
     def close(self) -> None:
         """Close this end."""

@@ -3,7 +3,7 @@
 Life of a group: ``Group(size)`` starts it; ``call`` as often as wanted; ``close``. A function that fails on a rank leaves the
 group usable. A rank that dies ends the group: every later call raises :class:`RanksLost` until a new group is made.
 
-Life of a call: the command goes to all ranks; each runs it, rank 0 in the calling thread; the statuses come back; if any
+Life of a call: the command goes to all ranks; each runs it, rank 0 in the calling thread; the replies come back; if any
 rank failed, the communicator the failure interrupted is replaced on all; then the failure is raised, with the number and
 the traceback of the rank it came from, unless it is one that the user can mend, which is told in one line.
 """
@@ -53,9 +53,9 @@ class Group:
         self.rank = Rank(communicator)
         self.size = self.rank.size
         self._changed = threading.Condition()
-        self._statuses: dict[int, channel.Status] = {}
+        self._replies: dict[int, channel.Reply] = {}
         self._gone: set[int] = set()
-        self._output: list[tuple[int, channel.Output]] = []
+        self._output: list[tuple[int, channel.Printed]] = []
         self._busy = threading.RLock()
         self._depth = self._number = 0
         self._interrupted_at = 0.0
@@ -223,7 +223,7 @@ class Group:
 
     def _run_everywhere(self, command: channel.Call) -> list[Any]:
         with self._changed:
-            self._statuses = {}
+            self._replies = {}
         message = channel.written(command) if self._workers else b""  # a model that is attached need not be picklable
         self._under_way = command.number  # first: a rank may have failed before the last has heard of the call
         try:
@@ -233,21 +233,21 @@ class Group:
             own = _run_here(self.rank, command)
             if own.outcome != "ok":
                 self._abort()
-            statuses = {0: own, **self._wait_for_statuses()}
+            replies = {0: own, **self._wait_for_replies()}
         finally:
             self._under_way = None
         if self._gone:
             raise self._describe_loss() from own.error
-        if any(status.outcome != "ok" for status in statuses.values()):
+        if any(reply.outcome != "ok" for reply in replies.values()):
             self._renew()
-            raise channel.failure(statuses)
-        return [statuses[number].value for number in range(self.size)]
+            raise channel.failure(replies)
+        return [replies[number].value for number in range(self.size)]
 
-    def _wait_for_statuses(self) -> dict[int, channel.Status]:
+    def _wait_for_replies(self) -> dict[int, channel.Reply]:
         with self._changed:
-            while len(self._statuses) < len(self._workers) and not self._gone:
+            while len(self._replies) < len(self._workers) and not self._gone:
                 self._changed.wait(0.2)  # wakes up for signals
-            return dict(self._statuses)
+            return dict(self._replies)
 
     def _abort(self, failed: int = 0) -> None:
         """Release the ranks that wait for a failed one."""
@@ -326,14 +326,14 @@ class Group:
                     self._require_an_end()
 
     def _take(self, number: int, message: Any) -> None:
-        if isinstance(message, channel.Status) and message.outcome == "error":
-            # Before the status counts: once all have come, the ranks are renewed, and a late abort would hit the next call.
+        if isinstance(message, channel.Reply) and message.outcome == "error":
+            # Before the reply counts: once all have come, the ranks are renewed, and a late abort would hit the next call.
             self._abort(failed=number)
         with self._changed:
-            if isinstance(message, channel.Output):
+            if isinstance(message, channel.Printed):
                 self._output.append((number, message))
-            elif isinstance(message, channel.Status) and message.number == self._number:
-                self._statuses[number] = message
+            elif isinstance(message, channel.Reply) and message.number == self._number:
+                self._replies[number] = message
                 self._changed.notify_all()
 
     # -- losing ranks --------------------------------------------------------------------------------------------------
@@ -392,8 +392,8 @@ def _waits_in_kernels() -> bool:
     return waits_in_kernels()
 
 
-def _run_here(rank: Rank, command: channel.Call) -> channel.Status:
+def _run_here(rank: Rank, command: channel.Call) -> channel.Reply:
     """Run a command on rank 0, keeping the exception itself, so that it can be raised unchanged."""
     raised: list[BaseException] = []
-    status = worker.run(rank, command, raised.append)
-    return status if not raised else channel.Status(status.number, status.outcome, error=raised[0])
+    reply = worker.run(rank, command, raised.append)
+    return reply if not raised else channel.Reply(reply.number, reply.outcome, error=raised[0])

@@ -61,16 +61,16 @@ def serve(communicator: Any) -> NoReturn:
             os._exit(0)
         elif isinstance(command, channel.Renew):
             rank.renew()
-        elif isinstance(command, channel.Status):  # of a call that could not be read
+        elif isinstance(command, channel.Reply):  # of a call that could not be read
             link.send(command)
         else:
-            status = run(rank, command)
-            wait_until_relayed()  # what a call printed comes before its status, so that it belongs to the user's cell
-            link.send(status)
+            reply = run(rank, command)
+            wait_until_relayed()  # what a call printed comes before its reply, so that it belongs to the user's cell
+            link.send(reply)
 
 
-def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Status:
-    """Run one command on this rank and return its status; an error becomes a status too, and goes to ``on_error``.
+def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None] | None = None) -> channel.Reply:
+    """Run one command on this rank and return its reply; an error becomes a reply too, and goes to ``on_error``.
 
     Once rank 0 learns of a failure, it releases the ranks that wait for this one in a collective.
     """
@@ -87,14 +87,14 @@ def run(rank: Rank, call: channel.Call, on_error: Callable[[BaseException], None
             _finish_kernels(rank)
         if is_abort(error):
             error.__traceback__ = None  # nobody needs it, and its frames keep alive what the ranks share
-            return channel.Status(call.number, "aborted")
+            return channel.Reply(call.number, "aborted")
         expected = isinstance(error, LensError)
         summary = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
-        return channel.Status(call.number, "error", None, summary, traceback.format_exc(), expected)
+        return channel.Reply(call.number, "error", None, summary, traceback.format_exc(), expected)
     finally:
         followed.note_gpus()
         _flush()
-    return channel.Status(call.number, "ok", value)
+    return channel.Reply(call.number, "ok", value)
 
 
 def finalise() -> None:
@@ -178,7 +178,7 @@ def _pump(descriptor: int, stream: str, link: channel.Link, relayed: threading.S
             text, mark, _ = line.partition(_MARK)
             try:
                 if text:
-                    link.send(channel.Output(stream, text + "\n" if mark else text))
+                    link.send(channel.Printed(stream, text + "\n" if mark else text))
             except OSError:
                 return
             if mark:

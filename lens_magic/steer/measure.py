@@ -12,7 +12,7 @@ import torch
 from ..errors import LensError
 from ..model.batch import Batch, packed, read_batch, row_length, rows_of
 from ..model.load import Loaded, loaded_on
-from ..model.resume import Kept, Resumption, last_tokens_alone
+from ..model.resume import KeptStates, Resumption, last_tokens_alone
 from ..model.sites import Visitor
 from ..ranks.rank import Rank
 from ..words import finite_again
@@ -107,7 +107,7 @@ def measure(rank: Rank, sweep: Sweep) -> Propensities:
     for rows in _batches(loaded, sweep, len(keys)):
         prompts = [[sweep.prompts[prompt] for prompt in row] for row in rows]
         chosen = [prompt for row in rows for prompt in row]
-        kept = Kept(keys)
+        kept = KeptStates(keys)
         measured.unsteered[chosen] = label_logits(_read(loaded, Batch.forked(prompts, loaded.device), kept), chosen)
         often = {times: Batch.forked(prompts, loaded.device, times) for times in {sweep.repeats(some) for _, some in forwards}}
         left = len(forwards)

@@ -34,7 +34,7 @@ _FONTS = (
 
 
 @dataclass(frozen=True)
-class Look:
+class Palette:
     """Colours of a figure.
 
     Attributes:
@@ -48,16 +48,16 @@ class Look:
     lines: tuple[str, ...]
 
 
-LIGHT = Look("#ffffff", "#1a1a1a", "#8a8a8a", "Blues", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
-DARK = Look("#111417", "#e6e6e6", "#8f979e", "cividis", ("#56b4e9", "#e69f00", "#2fbf95", "#e392c0", "#f0e442", "#8ab8ff"))
+LIGHT = Palette("#ffffff", "#1a1a1a", "#8a8a8a", "Blues", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
+DARK = Palette("#111417", "#e6e6e6", "#8f979e", "cividis", ("#56b4e9", "#e69f00", "#2fbf95", "#e392c0", "#f0e442", "#8ab8ff"))
 
 
 @contextlib.contextmanager
-def styled(dark: bool) -> Iterator[Look]:
+def styled(dark: bool) -> Iterator[Palette]:
     """Apply the common style to everything drawn inside: colours, fonts with wide coverage, text taken literally."""
     import matplotlib as mpl
 
-    look = DARK if dark else LIGHT
+    palette = DARK if dark else LIGHT
     settings: Any = {
         "font.family": [name for name in _FONTS if name in _installed()] or ["sans-serif"],
         "font.size": 9,
@@ -65,16 +65,16 @@ def styled(dark: bool) -> Iterator[Look]:
         "figure.titlesize": 11,
         "text.parse_math": False,  # a token may be "$x_1$"
         "text.usetex": False,  # nor LaTeX, whatever the user's settings say
-        "figure.facecolor": look.paper,
-        "savefig.facecolor": look.paper,
-        "axes.facecolor": look.paper,
-        "axes.edgecolor": look.faint,
+        "figure.facecolor": palette.paper,
+        "savefig.facecolor": palette.paper,
+        "axes.facecolor": palette.paper,
+        "axes.edgecolor": palette.faint,
         "axes.spines.top": False,
         "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), look.ink),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), palette.ink),
     }
     with mpl.rc_context(settings):
-        yield look
+        yield palette
 
 
 def panels(widths: Sequence[float], height: float, rows: int = 1) -> tuple[Figure, list[Any]]:

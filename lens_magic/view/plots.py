@@ -15,7 +15,7 @@ from ..lens.made import how_made
 from ..options import choice, flag, integer, integers, token_ids
 from ..words import counted, quoted
 from .data import FIRST_DIRECTION, drawn
-from .figure import Look, label, panels, styled
+from .figure import Palette, label, panels, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,13 +84,13 @@ def plot(run: LensRun, kind: str = "heatmap", dark: bool = False, /, **options: 
     for name in options:
         if name not in known:
             raise LensError(f"the figure {kind!r} has no option {name}; it has {', '.join(known) or 'none'}")
-    with styled(flag("dark", dark)) as look:
-        return kinds[kind](drawn(run), look, **options)
+    with styled(flag("dark", dark)) as palette:
+        return kinds[kind](drawn(run), palette, **options)
 
 
 def heatmap(
     run: LensRun,
-    look: Look,
+    palette: Palette,
     site: str | None = None,
     shade: str = "prob",
     positions: Sequence[int] | int | None = None,
@@ -107,7 +107,7 @@ def heatmap(
     figure, (axes,) = panels([1.6 + len(run.layers) * (0.72 if written else 0.16)], 1.3 + len(rows) * 0.2)
     shading = SHADES[shade]
     values = _cells(run, shading)[s][:, rows].T  # [position, layer]
-    colours = f"{look.map_name}_r" if shading.ranks else look.map_name
+    colours = f"{palette.map_name}_r" if shading.ranks else palette.map_name
     image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", **_limits(shade, values))
     if written:
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
@@ -121,7 +121,7 @@ def heatmap(
     return figure
 
 
-def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
+def one_token(run: LensRun, palette: Palette, position: int | None = None) -> Figure:
     """Draw all sites of one position side by side: layers down, the k candidates across (Figure 2 of the paper)."""
     row = _row(run, run.positions[-1] if position is None else position)
     k, sites = run.variables["token_id"].shape[-1], len(run.sites)
@@ -132,7 +132,7 @@ def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
         axes.remove()
     for s, axes in enumerate(all_axes[:sites]):
         image = axes.imshow(
-            run.variables["prob"][s][:, row], aspect="auto", cmap=look.map_name, vmin=0, vmax=1, interpolation="nearest"
+            run.variables["prob"][s][:, row], aspect="auto", cmap=palette.map_name, vmin=0, vmax=1, interpolation="nearest"
         )
         _write(axes, image, run.variables["token_id"][s][:, row], run)
         axes.set_xticks(range(k), [str(place + 1) for place in range(k)])
@@ -144,7 +144,9 @@ def one_token(run: LensRun, look: Look, position: int | None = None) -> Figure:
     return figure
 
 
-def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: Any = None, site: str | None = None) -> Figure:
+def trajectories(
+    run: LensRun, palette: Palette, position: int | None = None, tokens: Any = None, site: str | None = None
+) -> Figure:
     """Draw probability and rank of tokens across layers at one position: tracked tokens, else those first in any layer.
 
     Unless they are named, the first six are drawn, and the legend says of how many. A token that was not tracked is known only
@@ -153,8 +155,8 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
     s, row = _site(run, site), _row(run, run.positions[-1] if position is None else position)
     leaders = list(dict.fromkeys(run.variables["token_id"][s][::-1, row, 0].tolist()))
     found = _tracked(run, row) or leaders
-    chosen = found[: len(look.lines)] if tokens is None else _named(run, tokens)
-    if len(chosen) > (most := len(look.lines) * len(_DASHES)):
+    chosen = found[: len(palette.lines)] if tokens is None else _named(run, tokens)
+    if len(chosen) > (most := len(palette.lines) * len(_DASHES)):
         raise LensError(f"{len(chosen)} lines could not be told apart; name at most {most} tokens=…")
     figure, (left, right) = panels([4.2, 4.2], 3.0)
     lowest = _LEAST_RANKS
@@ -162,8 +164,8 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
         prob, rank = _followed(run, s, row, token)
         name = label(_text(run, token))
         name = f" {name}" if name.startswith("_") else name  # matplotlib leaves such labels out of legends
-        dash, colour = divmod(number, len(look.lines))
-        style = {"color": look.lines[colour], "ls": _DASHES[dash], "marker": "o", "markersize": 3, "label": name}
+        dash, colour = divmod(number, len(palette.lines))
+        style = {"color": palette.lines[colour], "ls": _DASHES[dash], "marker": "o", "markersize": 3, "label": name}
         left.plot(run.layers, prob, **style)
         right.plot(run.layers, rank, **style)
         lowest = max(lowest, int(np.nanmax(rank, initial=0)))
@@ -175,7 +177,7 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
         axes.set_xlabel("layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawn: dict[str, Any] = {"handles": left.lines, "frameon": False, "fontsize": 8}
-    if len(chosen) > len(look.lines):  # too many to be written over the lines
+    if len(chosen) > len(palette.lines):  # too many to be written over the lines
         columns = -(-len(chosen) // _LEGEND_ROWS)
         figure.set_figwidth(figure.get_figwidth() + 1.4 * columns)
         figure.legend(loc="outside right center", ncols=columns, handlelength=3, **drawn)
@@ -188,13 +190,13 @@ def trajectories(run: LensRun, look: Look, position: int | None = None, tokens: 
     return figure
 
 
-def by_layer(run: LensRun, look: Look) -> Figure:
+def by_layer(run: LensRun, palette: Palette) -> Figure:
     """Draw entropy by layer: the mean over positions, with the interquartile range."""
     figure, (axes,) = panels([4.6], 3.0)
     for number, site in enumerate(run.sites):
         entropy = run.variables["entropy"][number]  # [layer, position]
         low, mean, high = _spread(entropy)
-        colour = look.lines[number % len(look.lines)]
+        colour = palette.lines[number % len(palette.lines)]
         axes.fill_between(run.layers, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(run.layers, mean, color=colour, marker="o", markersize=3, label=_TITLES.get(site, site))
     title = _title(figure, run, counted(len(run.positions), "position"))
