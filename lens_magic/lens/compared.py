@@ -10,7 +10,7 @@ import torch
 
 from ..model.choose import Sampling
 from ..model.generate import generate
-from ..model.head import HeadShard
+from ..model.head import HeadShard, log_sum_exp
 from ..model.load import Loaded, loaded_on
 from ..ranks.rank import Rank
 from ..ranks.store import Slot
@@ -104,5 +104,4 @@ def _log_probs(
 
 def token_log_probs(rank: Rank, head: HeadShard, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return log p of tokens ``[positions]``, float64, from this rank's logits ``[positions, rows]``. Collective."""
-    log_sum_exp = rank.all_gather(logits.double().logsumexp(-1)).logsumexp(0)
-    return head.logits_at(rank, logits, targets[:, None])[:, 0].double() - log_sum_exp
+    return head.logits_at(rank, logits, targets[:, None])[:, 0].double() - log_sum_exp(rank, logits.double())

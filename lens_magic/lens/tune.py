@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..model.batch import packed
-from ..model.head import CONVERTED_ELEMENTS, HeadShard
+from ..model.head import CONVERTED_ELEMENTS, HeadShard, log_sum_exp
 from ..model.load import Loaded, loaded_on
 from ..model.sites import Visit, Visitor, Window, attached
 from ..ranks.rank import Rank
@@ -142,7 +142,7 @@ class _Trainer:
             part = slice(begin, begin + at_once)
             with torch.no_grad():
                 output = self.head.logits(self.norm(final[part]))  # [tokens, rows]
-                log_output = output - self._log_sum_exp(output)
+                log_output = output - log_sum_exp(self.rank, output)[:, None]
             for number in range(self.rounds):
                 index = self.own[number] if number < len(self.own) else None
                 normed = None if index is None else self._through(index, states[index][part])
@@ -181,7 +181,7 @@ class _Trainer:
         ranks, tokens, width = normed.shape
         with torch.no_grad():
             scores = self.head.logits(normed.flatten(0, 1))  # [ranks · tokens, rows]
-            log_lens = (scores - self._log_sum_exp(scores)).view(ranks, tokens, -1)
+            log_lens = (scores - log_sum_exp(self.rank, scores)[:, None]).view(ranks, tokens, -1)
             own = (log_output.exp() * (log_output - log_lens)).sum((1, 2), dtype=torch.float64)
             divergence = self.rank.all_reduce(own).tolist()
             if not learn:
@@ -190,11 +190,6 @@ class _Trainer:
             if self.head.softcap is not None:  # d tanh(x) = 1 − tanh²(x)
                 slopes *= 1 - (scores / self.head.softcap).square()
             return divergence, self.rank.all_reduce(_times(slopes, self.head.weight)).view(ranks, tokens, width)
-
-    def _log_sum_exp(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the log-sum-exp over all ranks' rows: ``[cells, rows]`` → ``[cells, 1]``. Collective."""
-        largest = self.rank.all_reduce(scores.amax(-1, keepdim=True), "max")
-        return largest + self.rank.all_reduce((scores - largest).exp().sum(-1, keepdim=True)).log()
 
 
 def _times(slopes: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -71,6 +71,11 @@ class HeadShard:
         return rank.all_reduce(torch.where(here, found, -torch.inf), "max")
 
 
+def log_sum_exp(rank: Rank, logits: torch.Tensor) -> torch.Tensor:
+    """Return log Σ exp over the rows of all ranks, ``[…, rows]`` → ``[…]``, in the logits' own dtype. Collective."""
+    return rank.all_gather(logits.logsumexp(-1)).logsumexp(0)
+
+
 def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Compute ``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
     if weight.dtype == torch.float32:
