@@ -284,7 +284,7 @@ def panel(vectors: Mapping[str, SteeringVector] | Iterable[SteeringVector] | Ste
     Raises:
         LensError: no model is loaded, there is no vector, something else is among them, or this is not a Jupyter kernel.
     """
-    from .view.panel import Panel
+    from .steer_panel import Panel
 
     session = current()
     return Panel(session, session.vectors if vectors is None else vectors)

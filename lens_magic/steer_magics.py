@@ -358,7 +358,7 @@ def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any
 
 def _panel(words: list[str], shell: Any) -> Any:
     Parser(prog="%steer panel", description="Sliders beside a generation that follows them.").read(words)
-    from .view.panel import Panel
+    from .steer_panel import Panel
 
     session = sessions.current()
     names = {**vectors.variables_with_vectors(shell.user_ns), **session.vectors}

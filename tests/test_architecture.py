@@ -21,10 +21,10 @@ ALLOWED = {
     "mpi4py": ("ranks/",),
     "deepspeed": ("model/shard.py", "model/linear.py", "ranks/"),
     "triton": ("gpu/",),
-    "IPython": ("magics.py", "steer_magics.py", "showing.py", "view/", "kernel.py"),
+    "IPython": ("magics.py", "steer_magics.py", "steer_panel.py", "showing.py", "view/", "kernel.py"),
     "ipykernel": ("kernel.py",),
-    "ipywidgets": ("magics.py", "view/", "kernel.py"),
-    "anywidget": ("magics.py", "view/", "kernel.py"),
+    "ipywidgets": ("steer_panel.py", "view/"),
+    "anywidget": ("view/",),
 }
 
 BASE = ("errors", "words", "paths", "options", "reading", "writing", "netcdf", "tables", "importing")
@@ -34,7 +34,7 @@ EDGES = {
     "model": "base ranks gpu demo*",
     "steer": "base ranks model demo view*",
     "lens": "base ranks model gpu steer view*",
-    "view": "base model steer lens comparing session",
+    "view": "base model steer lens",
 }
 """What each folder imports; with a * in functions only. The modules of ``BASE`` are for all, gpu and demo import nothing."""
 

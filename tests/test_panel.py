@@ -15,7 +15,7 @@ import lens_magic as lens
 from lens_magic.errors import LensError
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
-from lens_magic.view.panel import Panel, main_thread_queue
+from lens_magic.steer_panel import Panel, main_thread_queue
 
 Checkpoints = Callable[[str], Path]
 ALPHA = 60.0

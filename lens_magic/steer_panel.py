@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as widgets
 
-from .. import comparing
-from ..errors import Interrupted, LensError
-from ..model.anatomy import SITES
-from ..steer.spans import SCHEDULES
-from ..steer.term import OPERATORS, Strength
-from .comms import hear_while_busy
-from .static import as_fallback
-from .steered import Growing, as_html
-from .text import JOINERS, NO_MATH, visible
+from . import comparing
+from .errors import Interrupted, LensError
+from .model.anatomy import SITES
+from .steer.spans import SCHEDULES
+from .steer.term import OPERATORS, Strength
+from .view.comms import hear_while_busy
+from .view.static import as_fallback
+from .view.steered import Growing, as_html
+from .view.text import JOINERS, NO_MATH, visible
 
 if TYPE_CHECKING:
-    from ..session import Session
-    from ..steer.compare import SteeredText
-    from ..steer.term import SteeringTerm
-    from ..steer.vector import SteeringVector
+    from .session import Session
+    from .steer.compare import SteeredText
+    from .steer.term import SteeringTerm
+    from .steer.vector import SteeringVector
 
 Queue = Callable[[Callable[[], None]], None]
 _MOST_ALPHA = 20.0
@@ -244,7 +244,7 @@ class Panel(widgets.HBox):
 
 
 def _by_name(given: Any) -> dict[str, SteeringVector]:
-    from ..steer.vector import SteeringVector
+    from .steer.vector import SteeringVector
 
     single = isinstance(given, SteeringVector | str | bytes) or not isinstance(given, Iterable)
     listed = [given] if single else given
