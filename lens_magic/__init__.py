@@ -12,20 +12,7 @@ from . import importing
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .api import (
-        ablate_sites,
-        attach,
-        compare,
-        diff,
-        evaluate,
-        generate,
-        load,
-        load_vector,
-        panel,
-        run,
-        status,
-        train_vector,
-    )
+    from .api import attach, generate, load, run, status, train_tuned_lens
     from .errors import Interrupted, LensError, RankError, RanksLost
     from .lens.basis import Basis, load_basis
     from .lens.difference import LensDiff
@@ -38,21 +25,21 @@ if TYPE_CHECKING:
     from .steer.report import SteerabilityReport, open_report
     from .steer.term import SteeringTerm
     from .steer.vector import SteeringVector
-    from .tuning import train_tuned_lens
+    from .steer_api import ablate_sites, compare, diff, evaluate, load_vector, panel, train_vector
 
 _HOMES = {
-    "ablate_sites": "api",
+    "ablate_sites": "steer_api",
     "attach": "api",
-    "compare": "api",
-    "diff": "api",
-    "evaluate": "api",
+    "compare": "steer_api",
+    "diff": "steer_api",
+    "evaluate": "steer_api",
     "generate": "api",
     "load": "api",
-    "load_vector": "api",
-    "panel": "api",
+    "load_vector": "steer_api",
+    "panel": "steer_api",
     "run": "api",
     "status": "api",
-    "train_vector": "api",
+    "train_vector": "steer_api",
     "Interrupted": "errors",
     "LensError": "errors",
     "RankError": "errors",
@@ -65,7 +52,7 @@ _HOMES = {
     "open_run": "lens.run",
     "TunedLens": "lens.translators",
     "load_tuned_lens": "lens.translators",
-    "train_tuned_lens": "tuning",
+    "train_tuned_lens": "api",
     "SiteAblation": "steer.ablation",
     "open_ablation": "steer.ablation",
     "SteerabilityReport": "steer.report",

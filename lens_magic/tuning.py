@@ -1,11 +1,10 @@
-"""``lens.train_tuned_lens``: learn a :class:`TunedLens` from texts."""
+"""Tuned lenses: check what to train on, and learn one from texts on the ranks."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from . import options
@@ -13,8 +12,7 @@ from .errors import LensError
 from .prompts import check_ids
 from .provenance import now, versions
 from .rooms import Room, room_of_rank
-from .session import Model, OnEvent, current
-from .view.progress import watched
+from .session import Model, OnEvent, Session
 from .words import quoted, size
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ _HIGHEST_RATE = 1e30  # Adam divides it by 1 − β₁, which float32 has to hol
 
 
 def train_tuned_lens(
+    session: Session,
     texts: Iterable[str],
     steps: int = 250,
     tokens_per_step: int = 1024,
@@ -37,41 +36,21 @@ def train_tuned_lens(
     seed: int = 0,
     on_event: OnEvent | None = None,
 ) -> TunedLens:
-    """Train a tuned lens of the loaded model (Belrose et al. 2023, arXiv 2303.08112) by minimising KL(output ‖ lens).
-
-    Translators start as the identity, which is the logit lens. The optimiser is Adam, with a learning rate that falls
-    linearly to zero. Every token of every text has the same weight. The ranks share the work; apart from rounding, their
-    number does not change the result.
-
-    Args:
-        texts: texts of the kind the lens will be used on; they are repeated as often as the steps need.
-        steps: number of updates.
-        tokens_per_step: about how many tokens each update learns from.
-        learning_rate: at the first step.
-        held_out: share of the texts that the lens is not trained but measured on (:attr:`TunedLens.divergences`).
-        seed: of the texts' order, and so of which are held out.
-        on_event: receives progress, ("training", step, steps) and ("measuring", batch, batches); by default a bar.
-
-    Raises:
-        LensError: no model is loaded, there are no texts, a number is out of range, or the ranks lack the memory; nothing
-            was run.
-        Interrupted: a KeyboardInterrupt whose ``result`` is the lens as trained by then, without measuring it.
-    """
+    """See :func:`lens_magic.train_tuned_lens`."""
     import torch
 
     from .lens.translators import TunedLens
     from .lens.tune import TrainingRequest, train
 
-    session = current()
     model = session.require_model()
     steps, tokens_per_step = _at_least_one("steps", steps), _at_least_one("tokens_per_step", tokens_per_step)
     learning_rate, held_out, seed = _checked(learning_rate, held_out, seed)
     learn, measure = _pieces(model, texts, held_out, seed)
     request = TrainingRequest(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
     group = session.group
-    with watched() if on_event is None else nullcontext(on_event) as told, group.exclusive() as outcome:
+    with group.exclusive() as outcome:
         _require_memory(group.call(room_of_rank), model, tokens_per_step)
-        answers = group.call(train, request, on_event=told)
+        answers = group.call(train, request, on_event=on_event)
         whole = {
             name: {index: v for answer in answers for index, v in answer[name].items()} for name in answers[0] if name != "done"
         }
