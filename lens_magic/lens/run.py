@@ -86,7 +86,7 @@ class LensRun:
         told = self.provenance.get("model_layers")
         if isinstance(told, int):
             return told
-        if "resid_post" not in self.sites or not self.layers or "kl_final" not in self.variables:
+        if "resid_post" not in self.sites or not self.layers:
             return 0
         apart = self.variables["kl_final"][self.sites.index("resid_post"), -1]
         return self.layers[-1] + 1 if 0 <= np.nanmax(apart, initial=-1.0) <= _SAME else 0
