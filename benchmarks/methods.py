@@ -87,13 +87,17 @@ def _projecting(subject: Plain) -> Iterator[list[list[Any]]]:
 
 def eager(rank: Any, prompt_ids: Sequence[int], tokens: int, k: int) -> Answer:
     """Cached generation with hooks; each step's states are projected immediately, all layers and sites in one matmul."""
+    from transformers import DynamicCache
+
+    from lens_magic.model.cache import cache_argument
+
     subject = plain()
     answers: list[tuple[torch.Tensor, torch.Tensor]] = []
     with torch.inference_mode(), capturing(subject) as captured:
-        ids, cache, output_ids = _tensor(prompt_ids), None, []
+        ids, output_ids = _tensor(prompt_ids), []
+        cache = {cache_argument(subject.model): DynamicCache(config=subject.model.config)}
         for _ in range(tokens):
-            output = subject.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            cache = output.past_key_values
+            output = subject.model(ids, **cache, use_cache=True, logits_to_keep=1)
             answers.append(_top(subject.project(torch.stack([states[0, -1] for states in captured])), k))
             captured.clear()
             ids = output.logits[:, -1].argmax(-1, keepdim=True)
