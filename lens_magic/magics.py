@@ -136,7 +136,7 @@ class Held:
         if self._result is None or not (interrupted or (self._stopped and kind is None)):
             return
         self.store()
-        raise one_line_interrupt(f"{self.words}; what there is is in `{self._out or self._place()}`") from None
+        raise one_line_interrupt(f"{self.words}; the result so far is in `{self._out or self._place()}`") from None
 
     def _place(self) -> str:
         """Return where IPython has put the result: not in `_` once the user has set that."""

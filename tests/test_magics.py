@@ -271,11 +271,11 @@ def test_an_interrupt_says_where_the_part_is(loaded: Notebook, monkeypatch: pyte
     monkeypatch.setattr("lens_magic.showing.Answer.__call__", lambda *_: current().group.interrupt())
     loaded.run("for _ in range(3): pass")
     words, _, place = str(loaded.run("%%lens -n 30 --ignore-eos\nTo be")).strip("`").rpartition("`")
-    assert words.endswith("what there is is in ")
+    assert words.endswith("the result so far is in ")
     assert place.startswith("Out[")
     assert loaded.run(place).interrupted
     loaded.run("del _, __, ___")
-    assert str(loaded.run("%%lens -n 30 --ignore-eos\nTo be")).endswith("what there is is in `_`")
+    assert str(loaded.run("%%lens -n 30 --ignore-eos\nTo be")).endswith("the result so far is in `_`")
 
 
 def pressed(*_: object, **__: object) -> None:
@@ -318,7 +318,7 @@ def test_another_interrupt_does_not_cost_the_run(
     run = loaded.shell.user_ns.pop(name)
     assert (type(run), run.interrupted, len(run.output_ids) == 7) == (LensRun, stopped, not stopped)
     tokens = "1 token" if len(run.output_ids) == 1 else f"{len(run.output_ids)} tokens"
-    assert error._render_traceback_() == [f"KeyboardInterrupt: stopped after {tokens}; what there is is in `{name}`"]
+    assert error._render_traceback_() == [f"KeyboardInterrupt: stopped after {tokens}; the result so far is in `{name}`"]
     if name == "_":  # stored once
         assert loaded.shell.displayhook.__dict__["__"] is before
     if isinstance(answers[0], LiveAnswer):

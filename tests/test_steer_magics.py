@@ -186,10 +186,10 @@ def test_another_interrupt_does_not_cost_the_texts(notebook: Notebook, out: str,
     name = "both" if out else "_"
     error = notebook.run(f"%%steer warm:2 -n 50 --ignore-eos{out}\nA lens gathers")
     tokens = len(notebook.shell.user_ns.pop(name).steered.output_ids)
-    assert str(error) == f"stopped after {tokens} token{'s' * (tokens > 1)}; what there is is in `{name}`"
+    assert str(error) == f"stopped after {tokens} token{'s' * (tokens > 1)}; the result so far is in `{name}`"
     error = notebook.run(f"%steer eval warm --data items --alphas -1,1{out}")
     questions = len(notebook.shell.user_ns.pop(name).questions)
-    assert str(error) == f"stopped evaluating warm after {questions} questions; what there is is in `{name}`"
+    assert str(error) == f"stopped evaluating warm after {questions} questions; the result so far is in `{name}`"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_an_interrupt_while_a_result_is_put_together(
         error = notebook.run(line)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "what there is is in `made`" in str(error)
+    assert "the result so far is in `made`" in str(error)
     assert notebook.shell.user_ns.pop("made")
 
 
@@ -273,7 +273,7 @@ def test_an_interrupt_shows_what_was_measured(notebook: Notebook, monkeypatch: p
     error = notebook.run("%steer eval warm --data items --alphas -1,1")
     measured = len(notebook.shell.user_ns["_"].questions)
     assert 0 < measured < 5
-    words = f"stopped evaluating warm after {measured} questions; what there is is in `_`"
+    words = f"stopped evaluating warm after {measured} questions; the result so far is in `_`"
     assert error._render_traceback_() == [f"KeyboardInterrupt: {words}"]
 
 

@@ -174,7 +174,7 @@ def test_the_stop_button(page: Page) -> None:
     page.locator(".jp-Toolbar").get_by_title("Interrupt the kernel").first.click()
     stopped = page.locator("#long .jp-OutputArea").get_by_text("KeyboardInterrupt: stopped after")
     stopped.wait_for()
-    assert "what there is is in `long`" in stopped.inner_text()
+    assert "the result so far is in `long`" in stopped.inner_text()
     partial = page.locator("#long .lens-root")
     partial.scroll_into_view_if_needed()
     assert "interrupted" in partial.inner_text()

@@ -33,7 +33,7 @@ def test_in_a_plain_python_kernel(kernel: Kernel, checkpoint: Path, tmp_path: Pa
             cell = plain.start(f"%%lens -n 300 --ignore-eos -o partial\n{PROMPT}").says("paused")
             plain.interrupt()
             reply = cell.wait()
-            assert reply.traceback == ["KeyboardInterrupt: stopped after 4 tokens; what there is is in `partial`"], reply
+            assert reply.traceback == ["KeyboardInterrupt: stopped after 4 tokens; the result so far is in `partial`"], reply
             assert plain.value("partial.output_ids") == expected[:4]
         plain.ok("call(faulty.arm, '')")
         plain.ok(f"%%lens -n 3 --ignore-eos -o after\n{PROMPT}")

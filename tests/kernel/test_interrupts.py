@@ -47,7 +47,7 @@ def test_in_decode(kernel: Kernel, times: int) -> None:
     whole = kernel.value("tokens(12)")
     for _ in range(2):  # an interrupted run, and then another
         reply = interrupt_at(kernel, "token", 5, f"%%lens -n 400 --ignore-eos -o partial\n{PROMPT}", times)
-        stopped(reply, "stopped after 6 tokens; what there is is in `partial`")
+        stopped(reply, "stopped after 6 tokens; the result so far is in `partial`")
         # Interrupted after the fifth token, no rank computed more than the one under way.
         assert seen(kernel, "token") == [6, 6]
         assert kernel.value("partial.output_ids") == whole[:6]
@@ -60,7 +60,7 @@ def test_in_decode(kernel: Kernel, times: int) -> None:
 
 def test_without_a_variable_the_partial_result_is_shown(kernel: Kernel) -> None:
     reply = interrupt_at(kernel, "token", 2, f"%%lens -n 400 --ignore-eos --static\n{PROMPT}")
-    stopped(reply, "stopped after 3 tokens; what there is is in `_`")
+    stopped(reply, "stopped after 3 tokens; the result so far is in `_`")
     assert kernel.value("len(_.output_ids), _.interrupted") == (3, True)
     assert any("<table" in data.get("text/html", "") for data in reply.displays)
 
@@ -78,7 +78,7 @@ def test_in_prefill(kernel: Kernel) -> None:
     kernel.ok(f"call(faulty.pause_in_prefill, {PAUSE_S})")
     cell = kernel.start(f"%%lens -n 50 --ignore-eos -o partial\n{prompt}").says("paused")
     kernel.interrupt()
-    stopped(cell.wait(), "stopped after 1 token; what there is is in `partial`")
+    stopped(cell.wait(), "stopped after 1 token; the result so far is in `partial`")
     assert kernel.value("len(partial.prompt_ids) > 100, len(partial.output_ids)") == (True, 1)
     assert seen(kernel, "token") == [1, 1]
     works(kernel)
@@ -90,7 +90,7 @@ def test_in_projection(kernel: Kernel) -> None:
         reply = interrupt_at(kernel, "projecting", 2, f"%%lens -n 40 --ignore-eos -o partial\n{PROMPT}")
     finally:
         kernel.ok("call(faulty.project_in_portions, 16 << 20)")
-    stopped(reply, "stopped after 40 tokens; what there is is in `partial`")
+    stopped(reply, "stopped after 40 tokens; the result so far is in `partial`")
     assert seen(kernel, "projecting") == [2, 2]
     assert kernel.value("len(partial.output_ids), len(partial.positions), partial.interrupted") == (40, 16, True)
     assert kernel.value("partial.to_xarray().sizes['position']") == 16
