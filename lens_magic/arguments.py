@@ -5,18 +5,32 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from .errors import LensError
 from .model.anatomy import DEFAULT_SITES, SITES
+from .options import choice
+from .words import quoted
 
 _NEGATIVE = re.compile(r"-[\d.]")
 
 
 class Help(Exception):
     """Raised when the user asks for help, which is no error; its text is the help."""
+
+
+def no_command(word: str, of: str, known: Iterable[str], nor: str = "") -> LensError:
+    """Return the error for a word that is no command: what there is, and the one that may be meant.
+
+    Args:
+        nor: what else the word might have been.
+    """
+    known = tuple(known)
+    meant = "".join(f"; did you mean {one}?" for one in get_close_matches(word, known, 1))
+    return LensError(f"{quoted(word)} is not a command of {of}{nor}; {', '.join(known)} are{meant}")
 
 
 @contextmanager
@@ -60,6 +74,15 @@ class Parser(argparse.ArgumentParser):
             )
         taken = [max(action.option_strings, key=len) for action in self._actions if action.option_strings]
         raise LensError(f"unknown option {unknown}; {self.prog} takes {', '.join(taken)}{hint}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse a word that is no command, or none of an option's values, as everything else here does."""
+        if action.choices is None:
+            return
+        if action.option_strings:
+            choice(max(action.option_strings, key=len), value, tuple(action.choices))
+        elif value not in action.choices:
+            raise no_command(value, self.prog, action.choices)
 
     def _hint(self, message: str) -> str:
         """Say where a prompt goes that was taken for an option, or for the value of one, if that can be what is wrong."""

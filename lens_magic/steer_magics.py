@@ -15,7 +15,7 @@ from IPython.display import display
 
 from . import comparing, vectors
 from . import session as sessions
-from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed
+from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed, no_command
 from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .magics import Held, check_variable, one_line_interrupt
@@ -65,8 +65,7 @@ class SteerMagics(Magics):
             expanded = [*rest[:at], _PROMPT, *rest[at:]]
             first = expanded[0] if at else prompt
             if not (first.startswith("-") or _names_a_vector(first, self.shell.user_ns)):  # options may come first
-                known = f"{', '.join(COMMANDS)} are"
-                raise LensError(f"{words[0]!r} is not a command of %steer, nor a vector; {known}")
+                raise no_command(words[0], "%steer", COMMANDS, ", nor a vector")
             parsed = _compare_parser(prompt=True).read(expanded, intermixed=True)
             parsed.vectors = [word for word in parsed.vectors if word != _PROMPT]
             if not parsed.vectors or self._is_a_vector_without_quotes(prompt, line, words):

@@ -58,7 +58,9 @@ ROOT = Path(__file__).parent.parent
         (["plan", "demo", "--free", ""], "--free '' is not a size; 80GB or 512MiB would do"),
         (["plan", "demo", "--tokens", "0"], "0 is too few; 1 or more would do; with --whole-prompt 0 plans the prompt alone"),
         (["equivalence", "demo", "x", "-n", "0"], "max-new-tokens 0 is too few; 1 or more would do\n"),
-        (["fly"], "invalid choice"),
+        (["fly"], "'fly' is not a command of lens-magic; demo, run, plan, equivalence, bench, kernel, doctor are\n"),
+        (["kernel", "instal"], "'instal' is not a command of lens-magic kernel; install, list are; did you mean install?\n"),
+        (["plan", "demo", "--free", "1GB", "--device", "tpu"], "--device 'tpu' is not one of cpu, cuda\n"),
         ([], "arguments are required"),
     ],
 )

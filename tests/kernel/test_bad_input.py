@@ -75,9 +75,13 @@ def test_a_prompt_longer_than_the_context(kernel: Kernel) -> None:
     assert "context of 512" in line
 
 
-@pytest.mark.parametrize("line", ["lode demo", "", "load", "restart now", "load demo --rank 2"])
+@pytest.mark.parametrize("line", ["", "load", "restart now", "load demo --rank 2"])
 def test_commands(kernel: Kernel, line: str) -> None:
     assert "--help" in refused(kernel, f"%lens {line}") or "takes" in refused(kernel, f"%lens {line}")
+
+
+def test_a_command_that_is_none(kernel: Kernel) -> None:
+    assert refused(kernel, "%lens lode demo").endswith("load, status, restart, runs are; did you mean load?")
 
 
 def without_config(folder: Path) -> None:
