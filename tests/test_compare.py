@@ -271,8 +271,8 @@ def test_hostile_tokens_stay_text_and_the_first_difference_is_marked() -> None:
     # By its element too: readers of notebooks drop style sheets, and the legend speaks of what is marked.
     marked = [attributes["title"] for tag, attributes in tags if tag == "mark" and "title" in attributes]
     assert marked == [
-        "log p -2.00 unsteered, -1.00 steered: +1.00",
-        "log p -6.00 unsteered, -0.25 steered: +5.75",
+        "log p −2.00 unsteered, −1.00 steered: +1.00",
+        "log p −6.00 unsteered, −0.25 steered: +5.75",
     ]
 
 

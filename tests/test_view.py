@@ -330,16 +330,17 @@ class TestHow:
         return run
 
     def test_every_view_says_it(self) -> None:
-        run, said = self.made(), "mood <i> add α=-1.5 at resid_post of layer 4 · tuned lens"
+        run, recorded = self.made(), "mood <i> add α=-1.5 at resid_post of layer 4 · tuned lens"
+        said = recorded.replace("-1.5", "−1.5")
         escaped = said.replace("<i>", "&lt;i&gt;")
         assert f"<b>fake-model</b> · {escaped} · static view" in table_html(run)
         assert f"<title>fake-model – {escaped}</title>" in page_html(run)
         assert pack(run).header["how"] == said
         assert repr(show(run)) == f"Explorer(fake-model, {said}: 3 positions × 2 layers × 3 sites, top 5)"
-        assert table_text(run).splitlines()[0].endswith(f"by layer · {said}")
-        assert plot(run).axes[0].get_title() == "fake-model, residual stream\nmood <i> add α=-1.5 at resid_post of la…"
+        assert table_text(run).splitlines()[0].endswith(f"by layer · {recorded}")
+        assert plot(run).axes[0].get_title() == "fake-model, residual stream\nmood <i> add α=−1.5 at resid_post of la…"
         plain = LensRun("", [1], [2], "a", ["resid_post"], [0], [0], {}, {}, options=run.options, provenance={"model": "m"})
-        assert repr(plain).startswith(f"<LensRun of m, {said}: 1 token")
+        assert repr(plain).startswith(f"<LensRun of m, {recorded}: 1 token")
 
     def test_a_plain_run_says_nothing(self) -> None:
         run = fake_run(3, 2)

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ..errors import LensError
 from ..lens.made import how_made
 from . import codes
-from .text import SPACE, visible
+from .text import SPACE, minus, visible
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -193,7 +193,7 @@ def pack(run: LensRun, name: str = "", apart: NDArray[Any] | None = None) -> Pac
     encoding = {array: how for array, (_, how) in coded.items()}
     depth = int(data.attrs.get("model_layers", 0))
     header = header_of(run.model, depth, data["site"].values, data["layer"].values, k, encoding) | {
-        "how": how_made(run.options),
+        "how": minus(how_made(run.options)),
         "name": name,
         "interrupted": bool(run.interrupted),
         "basis": _basis(run),

@@ -16,6 +16,7 @@ from ..options import choice, flag, integer, integers, token_ids
 from ..words import counted, quoted
 from .data import FIRST_DIRECTION, drawn
 from .figure import Palette, label, panels, styled
+from .text import minus
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -216,7 +217,7 @@ def _title(figure: Figure, run: LensRun, what: str) -> str:
 
 def _made(figure: Figure, run: LensRun) -> str:
     """How the run was made, as another line of a title, cut to the figure's width; "" for a plain run."""
-    how = how_made(run.options)
+    how = minus(how_made(run.options))
     return f"\n{label(how, int(10 * figure.get_figwidth()), keep=' ')}" if how else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from html import escape
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.tokens import TextStream
 from ..steer.spans import in_short
-from .text import JOINERS, NO_MATH, running, visible
+from .text import JOINERS, NO_MATH, minus, running, visible
 
 if TYPE_CHECKING:
     from ..steer.compare import Side, SteeredText
@@ -38,7 +37,7 @@ _MARK = "border:2px solid #d97a2b;padding:0 1px;color:inherit;forced-color-adjus
 def as_html(compared: SteeredText) -> str:
     """Return both texts as one HTML fragment without scripts; token texts are escaped."""
     columns = [_column(name, _spans(compared, side)) for name, side in _sides(compared)]
-    return _page(columns, f"<p>{escape(_minus(_caption(compared)))}</p><p>{_legend(compared)}</p>")
+    return _page(columns, f"<p>{escape(minus(_caption(compared)))}</p><p>{_legend(compared)}</p>")
 
 
 def as_text(compared: SteeredText) -> str:
@@ -66,11 +65,6 @@ def _shown(compared: SteeredText, side: Side) -> Iterator[tuple[int, bool]]:
             yield number, first
 
 
-def _minus(text: str) -> str:
-    """Return text with minus signs before negative numbers."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
-
-
 def _caption(compared: SteeredText) -> str:
     at = compared.first_difference
     where = "the texts are the same" if at is None else f"they part at token {at}"
@@ -92,7 +86,7 @@ def _legend(compared: SteeredText) -> str:
     if compared.first_difference is not None:
         marked = f'<mark class="lens-first" style="{_MARK}none">marked</mark>: the first that differs; '
     shades = "".join(
-        f'<span style="background:{_shade(change)}">&nbsp;{_minus(f"{change:+.0f}")}&nbsp;</span>'
+        f'<span style="background:{_shade(change)}">&nbsp;{minus(f"{change:+.0f}")}&nbsp;</span>'
         for change in (-4.0, -1.0, 1.0, 4.0)
     )
     if not compared.unsteered.log_prob_change:
@@ -112,7 +106,8 @@ def _spans(compared: SteeredText, side: Side) -> str:
         if number < len(changes):
             before, after = side.log_probs_unsteered[number], side.log_probs_steered[number]
             shade = _shade(changes[number])
-            hint = f' title="log p {before:.2f} unsteered, {after:.2f} steered: {changes[number]:+.2f}"'
+            told = minus(f"log p {before:.2f} unsteered, {after:.2f} steered: {changes[number]:+.2f}")
+            hint = f' title="{told}"'
         if first:
             found.append(f'{space}<mark class="lens-first" style="{_MARK}{shade}"{hint}>{word}</mark>')
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..lens.made import how_made
 from ..words import counted, percent
-from .text import fitted, visible
+from .text import fitted, minus, visible
 
 if TYPE_CHECKING:
     from ..lens.run import LensRun
@@ -79,7 +79,7 @@ def by_need(positions: Sequence[int]) -> list[int]:
 
 def span(positions: Sequence[int]) -> str:
     """Return the first and the last of these, as in ``−4 to 11``; one alone stays alone."""
-    return " to ".join(str(p).replace("-", "−") for p in dict.fromkeys([positions[0], positions[-1]]))
+    return " to ".join(minus(str(p)) for p in dict.fromkeys([positions[0], positions[-1]]))
 
 
 def _target(run: LensRun, position: int) -> str:

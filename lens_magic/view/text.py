@@ -7,6 +7,7 @@ turns any of them into a short printable string. Nothing here escapes HTML: `htm
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from functools import cache
 
@@ -87,6 +88,15 @@ def visible(text: str, keep: str = "") -> str:
     if unicodedata.category(text[0]) in ("Mn", "Mc", "Me") and text[0] not in _BLANK:
         return DOTTED_CIRCLE + shown
     return shown
+
+
+def minus(text: str) -> str:
+    """Return `text` with minus signs before its negative numbers: a hyphen is short, and a line may end after it.
+
+    >>> minus("v-1 add α=-1.5, -2 nats")
+    'v-1 add α=−1.5, −2 nats'
+    """
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", text)
 
 
 def fitted(text: str, width: int, right: bool = False) -> str:
