@@ -585,6 +585,7 @@ class TestTwoRuns:
     def test_of_other_numbers_of_candidates_they_have_the_same_cells(self, visit: Visit, tmp_path: Path) -> None:
         runs = [fake_run(50, LAYERS, k=3, seed=3), fake_run(50, LAYERS, k=6, seed=9)]
         page = visit.open(page_html(*runs), tmp_path / "two.html")
+        assert page.get_by_label("Probability over").locator("option").last.inner_text() == "top 3 or 6 only"
         for _ in range(2):
             page.get_by_label("Larger cells").click()
         grids = page.locator("[role=grid]")

@@ -26,6 +26,9 @@ export const SHADINGS = {
 
 export const APART = "KL between the runs";
 
+/** What a probability over the candidates alone is over. @param {Data[]} runs all on show */
+export const topOf = (runs) => `top ${[...new Set(runs.map(({ k }) => k))].join(" or ")}`;
+
 /** @param {Data} data @param {Choice} choice */
 function probability(data, { over, token }) {
   const share = over === "k";
@@ -44,7 +47,7 @@ function probability(data, { over, token }) {
 /** @param {Data} data @param {Choice} choice @returns {Measure} */
 export function measureOf(data, choice) {
   const { runs = [data] } = choice;
-  const among = choice.over === "k" ? `, among the top ${[...new Set(runs.map(({ k }) => k))].join(" or ")}` : ", of the whole vocabulary";
+  const among = choice.over === "k" ? `, among the ${topOf(runs)}` : ", of the whole vocabulary";
   const greatest = (/** @type {Parameters<Data["greatest"]>[0]} */ name) => Math.max(...runs.map((run) => run.greatest(name, choice.sites)));
   const share = { ramp: /** @type {Ramp} */ ("sure"), low: "0", high: "1", strength: (/** @type {number} */ p) => p || 0, text: brief };
   const ps = probability(data, choice);

@@ -1,6 +1,6 @@
 import { button, labelled, make, segments } from "./dom.js";
 import { integer, isolated, modelNames, plural } from "./format.js";
-import { APART, SHADINGS } from "./measures.js";
+import { APART, SHADINGS, topOf } from "./measures.js";
 import { chosenLayers, writtenLayers } from "./query.js";
 
 /**
@@ -116,8 +116,9 @@ export class Toolbar {
   }
 
   /** @param {import("./data.js").LensData[]} datas @param {Labels} labels @returns {HTMLElement[]} */
-  fields([data, other], labels) {
-    const { k, tracked, tokens } = data.header;
+  fields(datas, labels) {
+    const [data, other] = datas;
+    const { tracked, tokens } = data.header;
     /** @type {[string, string][]} */
     const shadings = Object.entries(SHADINGS).filter(([name]) => name !== "token");
     if (other?.hasApart) shadings.push(["apart", APART]);
@@ -126,7 +127,7 @@ export class Toolbar {
       const [shade, token] = value.split(":");
       this.on.onView({ shade: /** @type {View["shade"]} */ (shade), ...(token ? { token: Number(token) } : {}) });
     });
-    this.over = choice("Probability over", [["all", "whole vocabulary"], ["k", `top ${k} only`]], (value) => this.on.onView({ over: value === "k" ? "k" : "all" }));
+    this.over = choice("Probability over", [["all", "whole vocabulary"], ["k", `${topOf(datas)} only`]], (value) => this.on.onView({ over: value === "k" ? "k" : "all" }));
     const filter = (this.layers = make("input", "lens-input lens-layers"));
     Object.assign(filter, { type: "text", placeholder: `${labels.layers[0]}–${labels.layers[labels.layers.length - 1]}`, spellcheck: false });
     filter.title = "Layers on show: 0-4, 5-, -1, 0,8,-1, ::4";
