@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import lens_magic as lens
 from lens_magic.errors import LensError
+from lens_magic.view import bundle
 from lens_magic.view.figure import label
 from lens_magic.view.plots import plot
 
@@ -75,6 +77,17 @@ def test_a_heatmap_is_of_the_runs_numbers(run: Any) -> None:
     }.items():
         (image,) = run.plot("heatmap", shade=shade).axes[0].images
         np.testing.assert_allclose(image.get_array(), expected.T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_what_is_unsure_is_violet_as_in_the_explorer(run: Any, dark: bool) -> None:
+    css = (bundle.FOLDER / "theme.css").read_text(encoding="utf-8")
+    most = [tuple(int(part) for part in told.split()) for told in re.findall(r"--lens-unsure: ([\d ]+);", css)][dark]
+    for shade in ("entropy", "kl_final"):
+        figure = run.plot("heatmap", shade=shade, dark=dark)
+        (image,) = figure.axes[0].images
+        assert tuple(image.cmap(1.0, bytes=True)[:3]) == most
+        assert image.cmap(0.0)[:3] == pytest.approx(figure.get_facecolor()[:3], abs=1e-6)
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -13,6 +13,7 @@ from ..options import number
 from .text import visible
 
 if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _MOST_PIXELS_A_SIDE, _MOST_PIXELS = (1 << 16) - 1, 1 << 28
@@ -38,18 +39,42 @@ class Palette:
     """Colours of a figure.
 
     Attributes:
+        sure: name of the colour map of what is greatest where the model is sure.
+        unsure: violet, as in the explorer, for what is greatest where it is not (:attr:`unsure_map`).
         lines: distinguishable with red-green colour blindness too (Wong 2011, Nature Methods 8:441).
     """
 
     paper: str
     ink: str
     faint: str
-    map_name: str
+    sure: str
+    unsure: str
     lines: tuple[str, ...]
 
+    @property
+    def unsure_map(self) -> Colormap:
+        """From no colour to violet."""
+        from matplotlib.colors import LinearSegmentedColormap
 
-LIGHT = Palette("#ffffff", "#1a1a1a", "#8a8a8a", "Blues", ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"))
-DARK = Palette("#111417", "#e6e6e6", "#8f979e", "cividis", ("#56b4e9", "#e69f00", "#2fbf95", "#e392c0", "#f0e442", "#8ab8ff"))
+        return LinearSegmentedColormap.from_list("unsure", [self.paper, self.unsure])
+
+
+LIGHT = Palette(
+    "#ffffff",
+    "#1a1a1a",
+    "#8a8a8a",
+    sure="Blues",
+    unsure="#8054c4",
+    lines=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+)
+DARK = Palette(
+    "#111417",
+    "#e6e6e6",
+    "#8f979e",
+    sure="cividis",
+    unsure="#9e74e8",
+    lines=("#56b4e9", "#e69f00", "#2fbf95", "#e392c0", "#f0e442", "#8ab8ff"),
+)
 
 
 @contextlib.contextmanager

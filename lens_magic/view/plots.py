@@ -51,11 +51,13 @@ class Shade:
         variable: of the cells.
         title: on the scale.
         ranks: whether it is a rank, shaded by order of magnitude, and most where it is 0.
+        unsure: whether a great number is one of a model that is unsure.
     """
 
     variable: str
     title: str
     ranks: bool = False
+    unsure: bool = False
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Return what is shaded, of the variable's values."""
@@ -64,9 +66,9 @@ class Shade:
 
 SHADES = {
     "prob": Shade("prob", "probability of the top token"),
-    "entropy": Shade("entropy", "entropy (nats)"),
+    "entropy": Shade("entropy", "entropy (nats)", unsure=True),
     "target_rank": Shade("target_rank", "rank of the next token, 0 is first", ranks=True),
-    "kl_final": Shade("kl_final", "KL(output ‖ cell) (nats)"),
+    "kl_final": Shade("kl_final", "KL(output ‖ cell) (nats)", unsure=True),
     "target_prob": Shade("target_prob", "probability of the next token"),
 }
 
@@ -108,7 +110,7 @@ def heatmap(
     figure, (axes,) = panels([1.6 + len(run.layers) * (0.72 if written else 0.16)], 1.3 + len(rows) * 0.2)
     shading = SHADES[shade]
     values = _cells(run, shading)[s][:, rows].T  # [position, layer]
-    colours = f"{palette.map_name}_r" if shading.ranks else palette.map_name
+    colours = palette.unsure_map if shading.unsure else f"{palette.sure}_r" if shading.ranks else palette.sure
     image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", **_limits(shade, values))
     if written:
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
@@ -133,7 +135,7 @@ def one_token(run: LensRun, palette: Palette, position: int | None = None) -> Fi
         axes.remove()
     for s, axes in enumerate(all_axes[:sites]):
         image = axes.imshow(
-            run.variables["prob"][s][:, row], aspect="auto", cmap=palette.map_name, vmin=0, vmax=1, interpolation="nearest"
+            run.variables["prob"][s][:, row], aspect="auto", cmap=palette.sure, vmin=0, vmax=1, interpolation="nearest"
         )
         _write(axes, image, run.variables["token_id"][s][:, row], run)
         axes.set_xticks(range(k), [str(place + 1) for place in range(k)])
