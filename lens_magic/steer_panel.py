@@ -21,7 +21,7 @@ from .model.anatomy import SITES
 from .steer.spans import SCHEDULES
 from .steer.term import OPERATORS, Strength
 from .view.comms import hear_while_busy
-from .view.static import as_fallback
+from .view.static_table import as_fallback
 from .view.steered import Growing, as_html
 from .view.text import JOINERS, NO_MATH, visible
 

@@ -132,7 +132,7 @@ class LensDiff:
         Raises:
             LensError: it cannot be written there.
         """
-        from ..view.static import write_page
+        from ..view.page import write_page
 
         return write_page(path, self.base, **self._beside)
 

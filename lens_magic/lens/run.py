@@ -181,7 +181,7 @@ class LensRun:
         Raises:
             LensError: it cannot be written there.
         """
-        from ..view.static import write_page
+        from ..view.page import write_page
 
         return write_page(path, self)
 

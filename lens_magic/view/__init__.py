@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ..lens.run import LensRun
     from .explorer import Explorer
     from .live import LiveView
-    from .static import StaticTable, page_html, table_html
+    from .page import page_html
+    from .static_table import StaticTable, table_html
 
 __all__ = ["Explorer", "LiveView", "page_html", "show", "table_html"]
 
@@ -29,7 +30,7 @@ def show(
         names: names of the two runs in the view; by default their models' names.
     """
     if static:
-        from .static import StaticTable
+        from .static_table import StaticTable
 
         return StaticTable(run)
     from .explorer import Explorer
@@ -46,8 +47,12 @@ def __getattr__(name: str) -> Any:
         from .live import LiveView
 
         return LiveView
-    if name in ("table_html", "page_html"):
-        from . import static
+    if name == "page_html":
+        from .page import page_html
 
-        return getattr(static, name)
+        return page_html
+    if name == "table_html":
+        from .static_table import table_html
+
+        return table_html
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,7 +17,7 @@ from ..words import dimensions
 from ..writing import written_whole
 from . import bundle
 from .data import Shown, on_show, pack
-from .static import fallback_html, tables_html
+from .static_table import fallback_html, tables_html
 from .terminal import table_text
 
 if TYPE_CHECKING:

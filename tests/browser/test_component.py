@@ -11,7 +11,7 @@ from reading import NODES, check, expected, place, scroll
 
 from lens_magic.view import bundle, page_html
 from lens_magic.view.data import Shown, pack
-from lens_magic.view.static import fallback_html
+from lens_magic.view.static_table import fallback_html
 from lens_magic.view.text import visible
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from opening import START_MS, close
 
 from lens_magic.steer.compare import Side, SteeredText
 from lens_magic.view import Explorer, table_html
-from lens_magic.view.static import fallback_html
+from lens_magic.view.static_table import fallback_html
 from lens_magic.view.steered import Growing, as_html
 
 if TYPE_CHECKING:
