@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,6 @@ class Look:
 
     Attributes:
         lens: digest of the tuned lens or basis, which is sent separately; "" for the logit lens.
-        kind: "logit", "tuned" or "basis".
         name: the lens's name in results.
         directions: number of a basis's directions.
         norm: "own": divide each state by its own scale, as the model does with its last. "frozen": by the scale of the final
@@ -49,7 +49,7 @@ class Look:
     """
 
     lens: str = ""
-    kind: str = "logit"
+    kind: Literal["logit", "tuned", "basis"] = "logit"
     name: str = ""
     directions: int = 0
     norm: str = "own"

@@ -19,7 +19,7 @@ import threading
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener
 from types import FunctionType
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import LensError, RankError, reason_of
 from .environment import SOCKET, runtime_folder
@@ -73,7 +73,7 @@ class Reply:
     """
 
     number: int
-    outcome: str
+    outcome: Literal["ok", "error", "aborted"]
     value: Any = None
     summary: str = ""
     traceback: str = ""
