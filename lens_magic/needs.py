@@ -126,14 +126,25 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
         offloaded = ask.offload and room.kind != "cpu"
         captures = pinned_bytes(captures) if offloaded else captures
         results = 0 if rank else result_bytes(len(asked), ask.rows * ask.batch, ask.top_k, ask.tracked)
-        work = (room.kind, least, rows, facts.width, facts.itemsize, len(kept), ask.rows, facts.softcapped)
         found.append(
             Need(
                 weights=weights[rank],
                 cache=cache_bytes(facts, ranks, rank, ask.columns, ask.batch),
                 captures=captures + state * facts.itemsize,
                 forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
-                projection=workspace_bytes(*work, ask.top_k, ranks, rank) if kept else 0,
+                projection=workspace_bytes(
+                    device=room.kind,
+                    free=least,
+                    rows=rows,
+                    width=facts.width,
+                    itemsize=facts.itemsize,
+                    keys=len(kept),
+                    total=ask.rows,
+                    softcapped=facts.softcapped,
+                    k=ask.top_k,
+                    ranks=ranks,
+                    rank=rank,
+                ),
                 lens=bytes_needed(kept[rank::ranks], facts.layers, facts.width, ranks, ask.tuned, ask.directions),
                 results=results,
                 on_host=(captures if offloaded else 0) + (results if room.kind != "cpu" else 0),

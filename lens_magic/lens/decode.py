@@ -119,6 +119,8 @@ def workspace_bytes(
         keys, total: numbers of (site, layer) pairs and of positions in the run.
         k: candidates per cell.
     """
+    if not keys:
+        return 0
     room = _cells_in(device, block_bytes(device, free), rows)
     positions = _positions_at_once(total, keys, room)
     cells = min(keys, max(1, room // positions)) * positions
