@@ -136,6 +136,17 @@ def integer(what: str, given: Any) -> int:
         raise LensError(f"{what} {quoted(given)} is not an integer") from None
 
 
+def at_least_one(what: str, given: Any) -> int:
+    """Return an integer of 1 or more, as :func:`integer` does.
+
+    Raises:
+        LensError: it is not an integer, or below 1.
+    """
+    if (found := integer(what, given)) < 1:
+        raise LensError(f"{what} {found} is too few; 1 or more would do")
+    return found
+
+
 def _index(given: Any) -> int:
     found = int(operator.index(given))
     if "bool" in str(getattr(given, "dtype", type(given).__name__)) or found.bit_length() > 1024:

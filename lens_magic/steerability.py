@@ -54,9 +54,7 @@ def evaluate(
         check_layer_type(vector.name, vector.origin.layer_type, model.family)
     positions = parse_positions(positions)
     check_positions(positions)
-    seed, random_directions = options.integer("seed", seed), options.integer("random_directions", random_directions)
-    if random_directions < 1:
-        raise LensError(f"random_directions {random_directions} is too few; 1 or more would do")
+    seed, random_directions = options.integer("seed", seed), options.at_least_one("random_directions", random_directions)
     if reuse_layer is not None:
         (reuse_layer,) = options.parse_layers(
             options.integer("reuse_layer", reuse_layer), model.layers

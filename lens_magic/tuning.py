@@ -43,7 +43,8 @@ def train_tuned_lens(
     from .lens.tune import TrainingRequest, train
 
     model = session.require_model()
-    steps, tokens_per_step = _at_least_one("steps", steps), _at_least_one("tokens_per_step", tokens_per_step)
+    steps = options.at_least_one("steps", steps)
+    tokens_per_step = options.at_least_one("tokens_per_step", tokens_per_step)
     learning_rate, held_out, seed = _checked(learning_rate, held_out, seed)
     learn, measure = _pieces(model, texts, held_out, seed)
     request = TrainingRequest(learn, steps, tokens_per_step, seed, _in_order(measure, tokens_per_step), learning_rate)
@@ -97,13 +98,6 @@ def _require_memory(rooms: Sequence[Room], model: Model, tokens_per_step: int) -
             f"training on {tokens_per_step:,} tokens a step needs {size(needed + states)} on a rank (translators, states), "
             f"where {size(free)} is free; tokens_per_step of at most {most:,} would do"
         )
-
-
-def _at_least_one(name: str, value: int) -> int:
-    value = options.integer(name, value)
-    if value < 1:
-        raise LensError(f"{name} {value} is too few; 1 or more would do")
-    return value
 
 
 def _checked(learning_rate: float, held_out: float, seed: int) -> tuple[float, float, int]:
