@@ -60,7 +60,12 @@ class SteerMagics(Magics):
                 raise LensError(commands)
             if words[0] in COMMANDS:
                 return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
-            at = _place_of_prompt(words)
+            try:
+                at = _place_of_prompt(words)
+            except LensError:  # a mistyped command has options that are none of a comparison's
+                if words[0][:1] in "-${" or _names_a_vector(words[0], self.shell.user_ns):
+                    raise
+                raise no_command(words[0], "%steer", COMMANDS, ", nor a vector") from None
             prompt, *rest = words[at], *map(expand, words[:at] + words[at + 1 :])
             expanded = [*rest[:at], _PROMPT, *rest[at:]]
             first = expanded[0] if at else prompt

@@ -296,6 +296,7 @@ def test_an_interrupt_keeps_nothing(notebook: Notebook, monkeypatch: pytest.Monk
         ("%steer", "takes a command: train, list, save, load, drop, eval, sites, panel"),
         ("%steer fly", "'fly' is not a command of %steer, nor a vector; train, list, save, load, drop, eval, sites, panel are"),
         ("%steer pannel", "panel are; did you mean panel?"),
+        ("%steer trian warm --pairs items", "panel are; did you mean train?"),
         ("%steer fly:2", "the prompt is missing"),
         ("%steer fly:2 prompt", "there is no vector 'fly'"),
         ("%steer -n 4 fly prompt", "there is no vector 'fly'"),
