@@ -127,7 +127,8 @@ class Session:
         """Return a group of this many ranks, replacing one of another size (or one whose ranks were lost)."""
         wanted = ranks or self.default_ranks
         group = None
-        if self._misconfigured is None:
+        there = self._launched or self._starting or self._start_error or self._group  # or are about to be, or failed to
+        if self._misconfigured is None and (there or wanted == self.default_ranks):
             try:
                 group = self.group
             except LensError:

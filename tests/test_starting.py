@@ -214,6 +214,14 @@ def test_starts_of_several_threads_come_one_after_another() -> None:
     assert most == [1, 1, 1]
 
 
+def test_only_the_ranks_that_are_asked_for_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those first that a model has by default."""
+    started: list[int] = []
+    monkeypatch.setattr("lens_magic.ranks.group.Group", lambda size, **_: started.append(size) or SimpleNamespace(size=size))
+    Session(4)._group_of(2)
+    assert started == [2]
+
+
 def test_threads_that_need_the_first_ranks_together_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     made, session, got = [], Session(2), []
 
