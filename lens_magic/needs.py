@@ -131,7 +131,7 @@ def run_needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[i
                 weights=weights[rank],
                 cache=cache_bytes(facts, ranks, rank, ask.columns, ask.batch),
                 captures=captures + state * facts.itemsize,
-                forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch),
+                forward=forward_bytes(facts, ranks, ask.columns if ask.forced else ask.prompt, ask.batch, room.kind),
                 projection=workspace_bytes(
                     device=room.kind,
                     free=least,

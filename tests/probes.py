@@ -259,11 +259,14 @@ _replays: list[int] = []
 
 
 def step_by(rank: Any, way: str, every: int = 0) -> None:
-    """Have decode steps run one by one ("eager"), replayed with a recording for so many columns ("replay"), or as usual."""
+    """Have decode steps run one by one ("eager"), replayed with a recording for so many columns ("replay"), or as usual.
+
+    "anew" is one by one, with as many columns as replayed.
+    """
     from lens_magic.model import generate, graph
     from lens_magic.ranks.recording import Recording
 
-    if not _usual:
+    if "runner" not in _usual:
         _usual.update(runner=generate.runner_for, boundary=graph.Recorded.boundary, least=graph.LEAST, replay=Recording.replay)
 
     def counted(self: Recording) -> None:
@@ -272,14 +275,22 @@ def step_by(rank: Any, way: str, every: int = 0) -> None:
 
     _replays.clear()
     generate.runner_for = _usual["runner"] if way != "eager" else lambda *_: graph.Eager()
-    graph.Recorded.boundary = every if way == "replay" else _usual["boundary"]
-    graph.LEAST = 3 if way == "replay" else _usual["least"]
+    graph.Recorded.boundary = every if way in ("replay", "anew") else _usual["boundary"]
+    graph.LEAST = {"replay": 3, "anew": 10**9}.get(way, _usual["least"])
     Recording.replay = counted if way == "replay" else _usual["replay"]  # type: ignore[method-assign]
 
 
 def replays(rank: Any) -> int:
     """How many steps this rank has replayed since it was told how to step."""
     return len(_replays)
+
+
+def multiply_as(rank: Any, slow: bool | None) -> None:
+    """Have 16-bit products computed as on a processor without instructions for them, as on one with them, or as usual."""
+    from lens_magic.model import products
+
+    usual = _usual.setdefault("is_slow", products.is_slow)
+    products.is_slow = usual if slow is None else lambda device, dtype: slow and dtype.itemsize == 2
 
 
 def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:

@@ -17,7 +17,8 @@ import torch
 import lens_magic as lens
 from lens_magic import prompts, runs
 from lens_magic.errors import Interrupted, LensError
-from lens_magic.model.choose import first_largest, nucleus
+from lens_magic.model.choose import nucleus
+from lens_magic.model.head import first_largest
 from lens_magic.model.load import MODEL
 from lens_magic.session import Session, current
 from lens_magic.steer.vector import SteeringVector

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..model.head import CONVERTED_ELEMENTS
 from ..model.load import Loaded
+from ..model.products import CONVERTED_ELEMENTS
 from ..model.sites import Key
 from ..ranks.memory import free_memory
 from ..ranks.rank import Rank

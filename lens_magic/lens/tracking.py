@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..model.choose import first_largest
-from ..model.head import HeadShard
+from ..model.head import HeadShard, first_largest
 from ..model.sites import Key
 from ..ranks.rank import Rank
 

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 
 from ..model.batch import packed
-from ..model.head import CONVERTED_ELEMENTS, HeadShard, log_sum_exp
+from ..model.head import HeadShard, log_sum_exp
 from ..model.load import Loaded, loaded_on
+from ..model.products import CONVERTED_ELEMENTS
 from ..model.sites import Visit, Visitor, Window, attached
 from ..ranks.rank import Rank
 from .norms import FinalNorm, take_apart

@@ -25,8 +25,6 @@ class Sampling:
 
 GREEDY = Sampling()
 
-_GROUP, _MANY = 128, 8192
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -77,8 +75,9 @@ class Chooser:
 
         The result is ``[batch + 1 + told]`` float64. A token whose logits are not finite is the vocabulary's size.
         """
-        logits = self.head.logits(normalised)  # [batch, rows]
-        return self._greedy(logits) if self.sampling.temperature == 0 else self._sampled(logits)
+        if self.sampling.temperature == 0:
+            return self._greedy(*self.head.largest(normalised))
+        return self._sampled(self.head.logits(normalised))
 
     def read(self, chosen: torch.Tensor) -> Choice:
         """Bring a step's result to the host, which is a step's only wait for the device.
@@ -95,10 +94,9 @@ class Chooser:
             raise LensError(f"the model's logits are not finite; {self._remedy}")
         return Choice(tokens, values[self.batch] > 0, values[self.batch + 1 :])
 
-    def _greedy(self, logits: torch.Tensor) -> torch.Tensor:
+    def _greedy(self, best: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """Choose the largest logit of all ranks, given each sequence's on this one and its row, both ``[batch]``."""
         nowhere = self.vocabulary
-        place = first_largest(logits)
-        best = logits.gather(1, place[:, None])[:, 0]  # NaN if any logit is
         first = torch.where(best.isfinite(), place + self.head.offset, nowhere)  # [batch]
         if self.rank.size == 1:
             return torch.cat([first.double(), self._news])
@@ -110,6 +108,7 @@ class Chooser:
         return torch.cat([torch.where(lost, nowhere, won), shared[0, 2 * self.batch :]])
 
     def _sampled(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draw a token of each sequence, given the logits of this rank's rows, ``[batch, rows]``."""
         if self.rank.size == 1:
             return torch.cat([self._draw(logits), self._news])
         batch, widest = self.batch, max(self._sizes)
@@ -135,21 +134,6 @@ class Chooser:
         last = torch.where(probabilities > 0, places, 0).amax(-1)
         finite = logits.amax(-1).isfinite() & logits.isnan().logical_not().all(-1)
         return torch.where(finite, torch.minimum(drawn, last), self.vocabulary).double()
-
-
-def first_largest(logits: torch.Tensor) -> torch.Tensor:
-    """Return the index of each row's largest value, ``[batch, rows]`` → ``[batch]``; the first of equals, a NaN if any is.
-
-    In long rows the group with the maximum is found first: searching for an index takes ten times as long as for a maximum.
-    """
-    rows = logits.shape[1]
-    if rows < _MANY:
-        return logits.argmax(-1)
-    whole = logits[:, : rows - rows % _GROUP].unflatten(-1, (-1, _GROUP)).amax(-1)
-    maxima = torch.cat([whole, logits[:, -_GROUP:].amax(-1, keepdim=True)], -1)  # the last group overlaps the one before
-    begin = (maxima.argmax(-1, keepdim=True) * _GROUP).clamp(max=rows - _GROUP)
-    group = logits.gather(1, begin + torch.arange(_GROUP, device=logits.device))
-    return begin[:, 0] + group.argmax(-1)
 
 
 def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:

@@ -22,6 +22,7 @@ from .cache import room_for
 from .checkpoint import dtypes_of, read_header, weight_files
 from .generate import PREFILL_COLUMNS
 from .head import shard_bounds
+from .products import is_slow, linear_bytes
 
 GRAIN = 64  # AutoTP's tp_grain_size
 # Layers split by their inputs (their outputs are summed over the ranks); all others are split by their outputs.
@@ -213,12 +214,15 @@ def cache_bytes(facts: Facts, ranks: int, rank: int, columns: int, batch: int) -
     return 2 * facts.layers * batch * room_for(columns) * heads * facts.itemsize
 
 
-def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
+def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int, device: str) -> int:
     """Estimate the peak memory in bytes of a forward over ``columns`` columns on one rank, besides weights and cache.
 
     It is the residual stream and norms, a mask for every kind of layer, and the larger of an MLP's inner states and attention
     in the last chunk: keys and values repeated for every query head and, without torch's scaled dot-product attention, all
-    scores in the model's dtype and in float32.
+    scores in the model's dtype and in float32. A CPU that is slow at 16-bit products converts a part of them.
+
+    Args:
+        device: "cpu" or "cuda".
     """
     length = min(columns, PREFILL_COLUMNS)
     inner = max(share(facts.inner, ranks, rank, None) for rank in range(ranks))
@@ -227,4 +231,6 @@ def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int) -> int:
     repeated = 2 * heads * columns * facts.head_width * facts.itemsize if facts.heads > facts.kv_heads else 0
     scores = 0 if facts.has_sdpa else heads * length * columns * (4 + facts.itemsize)
     within_mlp = 3 * length * inner * facts.itemsize
-    return batch * (4 * length * facts.width * facts.itemsize + masks + max(within_mlp, repeated + scores))
+    converts = is_slow(torch.device(device), getattr(torch, facts.dtype))
+    converted = linear_bytes(max(inner, facts.width), facts.width) if converts else 0
+    return batch * (4 * length * facts.width * facts.itemsize + masks + max(within_mlp, repeated + scores)) + converted

@@ -6,17 +6,22 @@ vocabulary (docs/architecture.md, "The head").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from ..ranks.rank import Rank
+from ..ranks.recording import do
+from .products import float32_product
 
-CONVERTED_ELEMENTS = 1 << 22  # weights converted to float32 at a time on a CPU: 16 MB
-_FEW_CELLS, _CONVERTED_FOR_FEW = 64, 1 << 19  # with few cells, reading them back counts; 2 MB stay in the cache
 # A bias of −∞ bans a token; this does too, as its probability is 0, and differences of it are numbers.
 _BANNED = -1e5
+# Errors of a 16-bit product summed in float32, as a share of it and of the largest: four times bfloat16's largest rounding
+# error, and more than sums of 10,000 numbers lose.
+_ROUNDING, _SUMMING = 2**-7, 2**-12
+_SOME = 1024  # rows: with more that may have the largest logit, all are computed
+_GROUP, _MANY = 128, 8192
 
 
 def shard_bounds(vocabulary: int, ranks: int) -> list[int]:
@@ -48,12 +53,52 @@ class HeadShard:
 
     def logits(self, normalised: torch.Tensor) -> torch.Tensor:
         """Compute the logits of this rank's rows, float32 throughout: ``[cells, d]`` → ``[cells, rows]``."""
-        logits = _float32_product(normalised, self.weight)
+        return self._finished(float32_product(normalised, self.weight))
+
+    def largest(self, normalised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return each cell's largest logit (NaN if any is) and the first of this rank's rows that has it, both ``[cells]``."""
+        rounded = self.weight.itemsize == 2 and normalised.dtype == self.weight.dtype
+        if normalised.shape[0] != 1 or not rounded or self.weight.device.type != "cpu" or not self.rows:
+            return _largest(self.logits(normalised))
+        value, row = normalised.new_empty(1, dtype=torch.float32), normalised.new_empty(1, dtype=torch.int64)
+
+        def find() -> None:
+            for found, into in zip(self._largest_of_some(normalised), (value, row), strict=True):
+                into.copy_(found)
+
+        do(find)  # as a whole: which rows it computes depends on the state
+        return value, row
+
+    def _largest_of_some(self, normalised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Find the largest logit after one state, given in the weights' 16-bit type, without converting all weights.
+
+        A product in that type takes half as long. It names the rows that may have the largest logit, given how it rounds;
+        theirs are then computed as all would be.
+        """
+        rough = F.linear(normalised, self.weight)[0].float()
+        error = rough.abs()
+        error = error * _ROUNDING + error.amax() * _SUMMING
+        about = rough if self.bias is None else rough + self._usable(self.bias)
+        rows = (about + error >= (about - error).amax()).nonzero()[:, 0]  # none if a logit is NaN or infinite
+        if 0 < len(rows) <= _SOME:
+            some = replace(self, weight=self.weight[rows], bias=None if self.bias is None else self.bias[rows])
+            exact = float32_product(normalised, some.weight)
+            if bool(((exact[0] - rough[rows]).abs() <= error[rows]).all()):  # it rounds as expected
+                value, place = _largest(some._finished(exact))
+                return value, rows[place]
+        return _largest(self.logits(normalised))
+
+    def _finished(self, products: torch.Tensor) -> torch.Tensor:
+        """Make logits of the products of states and weights, in place."""
         if self.bias is not None:
-            logits += self.bias.float().clamp(min=_BANNED)
+            products += self._usable(self.bias)
         if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+            products = torch.tanh(products / self.softcap) * self.softcap
+        return products
+
+    @staticmethod
+    def _usable(bias: torch.Tensor) -> torch.Tensor:
+        return bias.float().clamp(min=_BANNED)
 
     def logits_at(self, rank: Rank, logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Return the logits of given entries on every rank, exactly as computed by the rank with their row. Collective.
@@ -76,19 +121,21 @@ def log_sum_exp(rank: Rank, logits: torch.Tensor) -> torch.Tensor:
     return rank.all_gather(logits.logsumexp(-1)).logsumexp(0)
 
 
-def _float32_product(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Compute ``states @ weight.T`` as if both were float32, without a float32 copy of the whole weight."""
-    if weight.dtype == torch.float32:
-        return F.linear(states.float(), weight)
-    if weight.is_cuda and states.dtype == weight.dtype and weight.itemsize == 2:
-        # The products of 16-bit numbers are exact in float32; only the sum rounds, as it would in float32.
-        return torch.mm(states, weight.t(), out_dtype=torch.float32)
-    states = states.float()
-    out = states.new_empty((states.shape[0], weight.shape[0]))
-    elements = CONVERTED_ELEMENTS if states.shape[0] > _FEW_CELLS else _CONVERTED_FOR_FEW
-    step = max(1, elements // weight.shape[1])
-    converted = states.new_empty((min(step, weight.shape[0]), weight.shape[1]))
-    for first in range(0, weight.shape[0], step):
-        rows = weight[first : first + step]
-        torch.mm(states, converted[: len(rows)].copy_(rows).t(), out=out[:, first : first + step])
-    return out
+def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    place = first_largest(logits)
+    return logits.gather(1, place[:, None])[:, 0], place
+
+
+def first_largest(logits: torch.Tensor) -> torch.Tensor:
+    """Return the index of each row's largest value, ``[batch, rows]`` → ``[batch]``; the first of equals, a NaN if any is.
+
+    In long rows the group with the maximum is found first: searching for an index takes ten times as long as for a maximum.
+    """
+    rows = logits.shape[1]
+    if rows < _MANY:
+        return logits.argmax(-1)
+    whole = logits[:, : rows - rows % _GROUP].unflatten(-1, (-1, _GROUP)).amax(-1)
+    maxima = torch.cat([whole, logits[:, -_GROUP:].amax(-1, keepdim=True)], -1)  # the last group overlaps the one before
+    begin = (maxima.argmax(-1, keepdim=True) * _GROUP).clamp(max=rows - _GROUP)
+    group = logits.gather(1, begin + torch.arange(_GROUP, device=logits.device))
+    return begin[:, 0] + group.argmax(-1)

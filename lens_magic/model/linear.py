@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from ..ranks.rank import Rank
+from .products import linear
 
 
 def lighten(rank: Rank, blocks: Any) -> None:
@@ -36,13 +36,13 @@ def _short_forms() -> dict[type, type]:
         """A layer that is split by its outputs: this rank's outputs."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
-            return F.linear(states, self.weight, self.bias)
+            return linear(states, self.weight, self.bias)
 
     class RowShare(LinearAllreduce):
         """A layer that is split by its inputs: the sum over the ranks, plus the bias."""
 
         def forward(self, states: torch.Tensor) -> torch.Tensor:
-            total: torch.Tensor = self.lens_rank.all_reduce(F.linear(states, self.weight))
+            total: torch.Tensor = self.lens_rank.all_reduce(linear(states, self.weight))
             return total if self.bias is None else total.add_(self.bias)
 
     return {LinearLayer: ColumnShare, LinearAllreduce: RowShare}

@@ -16,6 +16,7 @@ import torch
 
 from .anatomy import Anatomy, Tap, part
 from .fused import fused
+from .products import fast
 from .standing_in import Forward, standing_in
 
 Key = tuple[str, int]
@@ -85,6 +86,7 @@ def attached(model: Any, anatomy: Anatomy, visitors: Sequence[Visitor], window: 
         attachments.enter_context(_evaluating(model))
         embedding = part(model, anatomy.embedding).weight
         attachments.enter_context(fused(model, embedding.device, embedding.dtype))
+        attachments.enter_context(fast(model, embedding.device, embedding.dtype))
         for (site, layer), visit in _chained(visitors).items():
             tap = anatomy.sites[site]
             attachments.enter_context(_attached_to(part(blocks[layer], tap.path), tap, visit, window))
