@@ -153,15 +153,15 @@ def test_many_candidates_are_planned_for(ranks: int, large: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
-@pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
-def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize(("kind", "dtype"), [("Llama", "float32"), ("Gemma2", "float32"), ("Llama", "bfloat16")])
+def test_a_long_prompts_attention_is_planned_for(kind: str, dtype: str, checkpoints: Checkpoints) -> None:
     """Gemma 2 caps its scores and has them all at once; others have keys and values repeated for their query heads."""
     import transformers
     from transformers import AutoTokenizer
 
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 8}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": 300}
-    model = models.causal(getattr(transformers, f"{kind}Config"), **shape, **heads).eval()
+    model = models.causal(getattr(transformers, f"{kind}Config"), **shape, **heads).eval().to(getattr(torch, dtype))
     lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("llama-gqa")))
     text = "Z#" * 1900  # a token a character
     lens.generate("warm", 2)
@@ -176,8 +176,8 @@ def test_a_long_prompts_attention_is_planned_for(kind: str, checkpoints: Checkpo
     lens.generate(text, 2, ignore_eos=True)
     measured = stated("VmHWM:") - before
     tokens = len(current().require_model().tokenizer(text)["input_ids"])
-    (need,) = needs.run_needs(footprint.Facts.of(model.config, "float32"), needs.Ask(2, tokens), [CPU], [0])
-    print(f"{kind}, {tokens} tokens: planned {need.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    (need,) = needs.run_needs(footprint.Facts.of(model.config, dtype), needs.Ask(2, tokens), [CPU], [0])
+    print(f"{kind}, {dtype}, {tokens} tokens: planned {need.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
     assert tokens > 3500
     assert 0.7 * measured < need.total < 1.4 * measured
 

@@ -232,5 +232,5 @@ def forward_bytes(facts: Facts, ranks: int, columns: int, batch: int, device: st
     scores = 0 if facts.has_sdpa else heads * length * columns * (4 + facts.itemsize)
     within_mlp = 3 * length * inner * facts.itemsize
     converts = is_slow(torch.device(device), getattr(torch, facts.dtype))
-    converted = linear_bytes(max(inner, facts.width), facts.width) if converts else 0
+    converted = linear_bytes(batch * length, facts.width, max(inner, facts.width)) if converts else 0
     return batch * (4 * length * facts.width * facts.itemsize + masks + max(within_mlp, repeated + scores)) + converted

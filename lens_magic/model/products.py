@@ -73,9 +73,10 @@ def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return out.view(*states.shape[:-1], rows)
 
 
-def linear_bytes(widest: int, narrowest: int) -> int:
-    """Return the bytes that :func:`linear` needs at a time, where it converts."""
-    return 4 * (_AT_ONCE * widest + ROUNDED_ELEMENTS + _AT_ONCE * ROUNDED_ELEMENTS // narrowest)
+def linear_bytes(states: int, narrowest: int, widest: int) -> int:
+    """Return the bytes that :func:`linear` needs at a time where it converts, for layers between two widths."""
+    block = min(ROUNDED_ELEMENTS // narrowest, widest)  # outputs
+    return 4 * (block * narrowest + min(states, _AT_ONCE) * (widest + block))
 
 
 @functools.cache
