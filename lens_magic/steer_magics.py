@@ -53,11 +53,12 @@ class SteerMagics(Magics):
                 parsed = _compare_parser(prompt=False).read(_words(expand(line)), intermixed=True)
                 return self._compare(parsed, cell.removesuffix("\n"))
             words = _words(line)
-            commands = f"%steer takes a command: {', '.join(COMMANDS)}; each has --help"
             if words[:1] in (["-h"], ["--help"]):
-                raise Help(f"{commands}\n\n{_compare_parser(prompt=True).format_help().rstrip()}")
+                commands = "\n".join(f"  {name:7} {does}" for name, does in vectors.COMMANDS.items())
+                comparison = _compare_parser(prompt=True).format_help().rstrip()
+                raise Help(f"%steer takes a command, each with --help:\n{commands}\n\nor vectors and a prompt:\n\n{comparison}")
             if not words:
-                raise LensError(commands)
+                raise LensError(f"%steer takes a command: {', '.join(COMMANDS)}; each has --help")
             if words[0] in COMMANDS:
                 return COMMANDS[words[0]](_words(expand(line))[1:], self.shell)
             try:
@@ -160,8 +161,12 @@ def value_of(word: str, variables: Mapping[str, Any]) -> Any:
     return variables[as_name(word)]
 
 
+def _parser(command: str) -> Parser:
+    return Parser(prog=f"%steer {command}", description=vectors.COMMANDS[command])
+
+
 def _train(words: list[str], shell: Any) -> SteeringVector:
-    parser = Parser(prog="%steer train", description="Learn a direction from pairs and keep it under a name.")
+    parser = _parser("train")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--pairs", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     parser.add_argument("-l", "--layers", default="5", metavar="SPEC", help="layers: 0-4, 5-, -1, 0,8,-1 or ::4 (5)")
@@ -210,13 +215,13 @@ class VectorList:
 
 
 def _list(words: list[str], shell: Any) -> VectorList:
-    Parser(prog="%steer list", description="List the vectors, including those in variables.").read(words)
+    _parser("list").read(words)
     named = {**vectors.variables_with_vectors(shell.user_ns), **sessions.current().vectors}
     return VectorList(tuple(named[name] for name in sorted(named)))
 
 
-def _name_and_file(prog: str, description: str, more: str = "") -> Parser:
-    parser = Parser(prog=prog, description=description)
+def _name_and_file(command: str, more: str = "") -> Parser:
+    parser = _parser(command)
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("file", metavar="FILE", help=f".safetensors, .gguf (llama.cpp, repeng){more}")
     return parser
@@ -234,13 +239,13 @@ def _keep(vector: SteeringVector, out: str | None, variables: dict[str, Any]) ->
 
 
 def _save(words: list[str], shell: Any) -> None:
-    parsed = _name_and_file("%steer save", "Write a vector to a file.").read(words)
+    parsed = _name_and_file("save").read(words)
     path = vectors.find(sessions.current(), parsed.name, shell.user_ns).save(parsed.file)
     print(f"{parsed.name} is in {path}")  # noqa: T201 - the command's output
 
 
 def _load(words: list[str], shell: Any) -> SteeringVector:
-    parser = _name_and_file("%steer load", "Read a vector from a file and keep it under a name.", ", or .npz")
+    parser = _name_and_file("load", ", or .npz")
     _add_out(parser)
     parsed = parser.read(words)
     name, out = vectors.check_name(parsed.name), check_variable(parsed.out)
@@ -256,7 +261,7 @@ def _load(words: list[str], shell: Any) -> SteeringVector:
 
 
 def _drop(words: list[str], shell: Any) -> None:
-    parser = Parser(prog="%steer drop", description="Forget a vector; variables that hold it stay.")
+    parser = _parser("drop")
     parser.add_argument("name", metavar="NAME")
     name = as_name(parser.read(words).name)
     session = sessions.current()
@@ -266,8 +271,8 @@ def _drop(words: list[str], shell: Any) -> None:
     del session.vectors[name]
 
 
-def _measuring_parser(prog: str, description: str) -> Parser:
-    parser = Parser(prog=prog, description=description)
+def _measuring_parser(command: str) -> Parser:
+    parser = _parser(command)
     add = parser.add_argument
     add("--data", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     add("-l", "--layers", metavar="SPEC", help="layers, one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
@@ -277,7 +282,7 @@ def _measuring_parser(prog: str, description: str) -> Parser:
 
 
 def _eval(words: list[str], shell: Any) -> SteerabilityReport:
-    parser = _measuring_parser("%steer eval", "How far a vector moves the answers to two-way questions, by α and layer.")
+    parser = _measuring_parser("eval")
     add = parser.add_argument
     add("name", metavar="NAME")
     add("--site", help="site to steer, if not the one the vector was read at")
@@ -310,9 +315,7 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
 
 
 def _sites(words: list[str], shell: Any) -> SiteAblation:
-    parser = _measuring_parser(
-        "%steer sites", "Where a direction is best read and added: learnt anew from pairs at each site and position."
-    )
+    parser = _measuring_parser("sites")
     add = parser.add_argument
     add("--pairs", required=True, metavar="VAR_OR_FILE", help="pairs to learn from, as in %%steer train")
     add("--sites", default=",".join(ABLATED_SITES), help=f"the paper's ({','.join(ABLATED_SITES)})")
@@ -361,7 +364,7 @@ def _measured(shell: Any, out: str | None, doing: str, ask: Callable[[Bars], Any
 
 
 def _panel(words: list[str], shell: Any) -> Any:
-    Parser(prog="%steer panel", description="Sliders beside a generation that follows them.").read(words)
+    _parser("panel").read(words)
     from .steer_panel import Panel
 
     session = sessions.current()

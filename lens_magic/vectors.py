@@ -23,8 +23,17 @@ if TYPE_CHECKING:
     from .steer.train import Example, Learnt
     from .steer.vector import SteeringVector
 
-COMMANDS = ("train", "list", "save", "load", "drop", "eval", "sites", "panel")
-"""Subcommands of ``%steer``, which cannot name vectors, in the order in which :mod:`lens_magic.steer_magics` has them."""
+COMMANDS = {
+    "train": "Learn a direction from pairs and keep it under a name.",
+    "list": "List the vectors, including those in variables.",
+    "save": "Write a vector to a file.",
+    "load": "Read a vector from a file and keep it under a name.",
+    "drop": "Forget a vector; variables that hold it stay.",
+    "eval": "How far a vector moves the answers to two-way questions, by α and layer.",
+    "sites": "Where a direction is best read and added: learnt anew from pairs at each site and position.",
+    "panel": "Sliders beside a generation that follows them.",
+}
+"""What each subcommand of ``%steer`` does; a vector cannot have its name. :mod:`lens_magic.steer_magics` has the same order."""
 
 VECTOR_FILES = (".safetensors", ".gguf", ".npz")
 

@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
 import lens_magic as lens
-from lens_magic import magics
+from lens_magic import magics, vectors
 from lens_magic.errors import LensError
 from lens_magic.lens.capture import Trajectories
 from lens_magic.lens.run import LensRun
@@ -458,6 +458,8 @@ def test_help(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in ("%steer --help", "%steer v:1 'x' --help", "%%steer v:1 --help\nx"):
         assert "--operator" in asked_for(loaded, line)
     assert "--pairs" in asked_for(loaded, "%steer train --help")
+    for command, does in vectors.COMMANDS.items():
+        assert re.search(rf"{command} +{re.escape(does)}", asked_for(loaded, "%steer --help"))
 
 
 def test_the_help_that_an_error_names_is_to_be_had(loaded: Notebook) -> None:
