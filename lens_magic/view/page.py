@@ -61,6 +61,7 @@ def page_html(
 </head>
 <body>
 <main>
+<h1>{title}</h1>
 {passages}
 <div id="lens"></div>
 <noscript>{tables_html(shown)}</noscript>
@@ -109,6 +110,7 @@ def _running(text: str) -> str:
 
 _PAGE_STYLE = """
 :root{color-scheme:light dark}
+h1{position:absolute;width:1px;height:1px;margin:0;overflow:hidden;clip-path:inset(50%);white-space:nowrap;user-select:none}
 body{margin:0;background:#fff;color:#1f2328;font:15px/1.6 system-ui,sans-serif}
 .passage{margin:20px auto 4px;padding:0 12px;max-width:min(2000px,100%);box-sizing:border-box;white-space:pre-wrap;
 overflow-wrap:anywhere;max-height:9.6em;overflow:auto;color:#59636e;unicode-bidi:plaintext}
