@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
+import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -14,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +172,37 @@ def test_tensors_travel_as_values(group: Group) -> None:
     sent = torch.arange(5.0)
     for number, received in enumerate(group.call(probes.plus_rank, sent)):
         assert received.tolist() == [value + number for value in range(5)]
+
+
+def test_a_message_is_read_while_the_package_it_needs_is_being_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python fails one of two imports that wait for each other: a tensor came while a new rank was importing torch."""
+    package = tmp_path / "slow" / "__init__.py"
+    package.parent.mkdir()
+    package.write_text("from . import part\n")
+    package.with_name("part.py").write_text("class Thing:\n    pass\n")
+    begun, imported = threading.Event(), []
+
+    class Slowly(SourceFileLoader):
+        def create_module(self, spec: ModuleSpec) -> None:
+            """When it is called, the importing thread has locked the module, and Python does not know it yet."""
+            begun.set()
+            time.sleep(0.5)
+
+    class Finder:
+        def find_spec(self, name: str, *where: Any) -> ModuleSpec | None:
+            return spec_from_file_location(name, package, loader=Slowly(name, str(package))) if name == "slow" else None
+
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    importing = threading.Thread(target=lambda: imported.append(importlib.import_module("slow")))
+    importing.start()
+    assert begun.wait(10)
+    ours, theirs = multiprocessing.Pipe()
+    ours.send_bytes(pickle.dumps(1) + b"cslow.part\nThing\n.")
+    received = channel.Link(theirs).receive()
+    importing.join(10)
+    assert [received] == [module.part.Thing for module in imported]
 
 
 def test_what_a_rank_cannot_read_fails_the_call_alone(pair: Group) -> None:

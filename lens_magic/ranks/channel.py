@@ -10,9 +10,11 @@ Both ends prove to each other that they know a random key, which travels by MPI.
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import pickle
+import re
 import secrets
 import socket
 import threading
@@ -112,6 +114,18 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        """Import the packages that a module is in first, from the outermost on.
+
+        Messages are read in a thread. Python locks a module before it imports the package around it: if another thread was
+        importing that package, and came to the module, each would wait for the other, and Python fails one of the imports.
+        """
+        for dot in re.finditer(r"\.", module):
+            importlib.import_module(module[: dot.start()])
+        return super().find_class(module, name)
+
+
 def written(message: object) -> bytes:
     """Return a message as it is sent: its call's number, so that one that cannot be read can be answered, and itself.
 
@@ -150,7 +164,7 @@ class Link:
         message = io.BytesIO(self.connection.recv_bytes())
         number = pickle.load(message)  # noqa: S301 - from a process that has shown it knows the group's key
         try:
-            return pickle.load(message)  # noqa: S301 - likewise
+            return _Unpickler(message).load()
         except Exception as error:
             summary = f"what one rank sent another cannot be read there ({reason_of(error)}); plain values would do"
             return Reply(number, "error", None, summary, expected=True)
