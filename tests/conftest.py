@@ -47,16 +47,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests.
 
-    Of that, what has a checkpoint's name for a parameter runs by its name: it is loaded once (`once.load`).
+    Of that, what has a checkpoint's name for a parameter runs by its name: it is loaded once (`once.load`). Of two processes
+    that share the tests, each takes all on as many ranks, or another file, at a time; the longest come first.
     """
 
     def place(item: pytest.Item) -> tuple[int, int, str]:
-        if item.path.parent != HERE:  # browsers and kernels
-            return 0, 0, ""
-        count = _ranks_of(item)
-        return (1, count, str(_parameters(item).get("name", ""))) if count else (2, 0, "")
+        if count := _ranks_of(item):
+            return 0, -count, str(_parameters(item).get("name", ""))
+        return 1 + (item.path.parent == HERE), 0, ""  # browsers and kernels before the rest
 
     items.sort(key=place)
+    for item in items:
+        count = _ranks_of(item)
+        item.add_marker(pytest.mark.xdist_group(f"{count} ranks" if count else str(item.path)))
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:
