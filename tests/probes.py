@@ -286,11 +286,16 @@ def replays(rank: Any) -> int:
 
 
 def multiply_as(rank: Any, slow: bool | None) -> None:
-    """Have 16-bit products computed as on a processor without instructions for them, as on one with them, or as usual."""
-    from lens_magic.model import products
+    """Have 16-bit products computed as on a processor without instructions for them, as on one with them, or as usual.
+
+    In the first two cases small heads are multiplied as large ones are.
+    """
+    from lens_magic.model import head, products
 
     usual = _usual.setdefault("is_slow", products.is_slow)
+    small = _usual.setdefault("small", head._SMALL)
     products.is_slow = usual if slow is None else lambda device, dtype: slow and dtype.itemsize == 2
+    head._SMALL = small if slow is None else 0
 
 
 def forward_shapes(rank: Any, prompt_ids: list[int], tokens: int) -> list[int]:

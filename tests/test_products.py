@@ -115,6 +115,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return products.float32_product(states, weight)
 
     monkeypatch.setattr(head_module, "float32_product", product)
+    monkeypatch.setattr(head_module, "_SMALL", 0)
     return rows
 
 
@@ -180,6 +181,14 @@ def test_all_rows_are_multiplied_where_some_would_not_do(
     assert multiplied[-1] == 3000
     assert row.tolist() == first_largest(head.logits(state)).tolist()
     assert value.isfinite().item() == (spoiled in ("all alike", "a coarse product"))
+
+
+def test_a_small_head_is_multiplied_whole(multiplied: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "_SMALL", 900 * 16)
+    HeadShard(torch.randn(900, 16).bfloat16(), None, 0).largest(torch.randn(1, 16).bfloat16())
+    HeadShard(torch.randn(901, 16).bfloat16(), None, 0).largest(torch.randn(1, 16).bfloat16())
+    assert multiplied[0] == 900
+    assert multiplied[1] < 900
 
 
 def test_several_states_and_float32_weights_are_multiplied_whole(multiplied: list[int]) -> None:

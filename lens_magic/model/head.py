@@ -21,6 +21,7 @@ _BANNED = -1e5
 # error, and more than sums of 10,000 numbers lose.
 _ROUNDING, _SUMMING = 2**-7, 2**-12
 _SOME = 1024  # rows: with more that may have the largest logit, all are computed
+_SMALL = 1 << 21  # weights: so few are converted as fast as candidates are found
 _GROUP, _MANY = 128, 8192
 
 
@@ -58,7 +59,8 @@ class HeadShard:
     def largest(self, normalised: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return each cell's largest logit (NaN if any is) and the first of this rank's rows that has it, both ``[cells]``."""
         rounded = self.weight.itemsize == 2 and normalised.dtype == self.weight.dtype
-        if normalised.shape[0] != 1 or not rounded or self.weight.device.type != "cpu" or not self.rows:
+        large = self.weight.device.type == "cpu" and self.weight.numel() > _SMALL
+        if normalised.shape[0] != 1 or not rounded or not large:
             return _largest(self.logits(normalised))
         value, row = normalised.new_empty(1, dtype=torch.float32), normalised.new_empty(1, dtype=torch.int64)
 
