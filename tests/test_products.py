@@ -81,17 +81,23 @@ def test_only_slow_processors_convert() -> None:
     assert products.is_slow(torch.device("cpu"), torch.bfloat16) is not supported
 
 
-def test_layers_have_their_own_forward_again(slow: None) -> None:
+def test_only_plain_layers_have_another_forward_and_their_own_again(slow: None) -> None:
     class Other(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(8, 8), Other(8, 8), nn.Linear(8, 8)).bfloat16()
+    class Quantised(torch.Tensor):
+        pass
+
+    model = nn.Sequential(nn.Linear(8, 8), Other(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)).bfloat16()
+    model[3].weight = nn.Parameter(model[3].weight.detach().as_subclass(Quantised))
+    assert isinstance(model[3].weight, Quantised)
     own = model[2].forward = lambda states: states
 
     def fail() -> None:
         with torch.no_grad(), products.fast(model, torch.device("cpu"), torch.bfloat16):
             assert "forward" in vars(model[0])
             assert "forward" not in vars(model[1])
+            assert "forward" not in vars(model[3])
             assert model[2].forward is own
             assert model[0](input=torch.ones(20, 8).bfloat16()).dtype == torch.bfloat16
             raise ZeroDivisionError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -102,9 +103,13 @@ def fast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator
     if not is_slow(device, dtype):
         yield
         return
-    plain = [each for each in model.modules() if type(each) is nn.Linear and "forward" not in vars(each)]
-    with standing_in({layer: _forward_of(layer) for layer in plain}):
+    with standing_in({each: _forward_of(each) for each in model.modules() if _is_plain(each)}):
         yield
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is torch's linear layer with weights that are numbers, not a quantised tensor that looks like them."""
+    return type(module) is nn.Linear and "forward" not in vars(module) and type(module.weight) is nn.Parameter
 
 
 def _forward_of(layer: nn.Linear) -> Forward:
