@@ -87,12 +87,8 @@ def use_onednn(rank: Any, on: bool) -> None:
     torch._C._set_mkldnn_enabled(on)
 
 
-def keep_freed_memory(rank: Any, kept: bool) -> None:
-    """Whether the C library keeps freed blocks for later, as it does by itself, or returns those of 64 KB or more at once.
-
-    What it keeps lies between blocks in use, and is as much as chance has it.
-    """
+def return_freed_memory(rank: Any) -> None:
+    """Have the C library return freed blocks of 64 KB or more at once: what it keeps is as much as chance has it."""
     libc, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1
-    largest = 32 << 20 if kept else 64 << 10  # 32 MB is what the library itself goes up to
-    libc.mallopt(mmap_threshold, largest)
-    libc.mallopt(trim_threshold, 2 * largest)
+    libc.mallopt(mmap_threshold, 64 << 10)
+    libc.mallopt(trim_threshold, 128 << 10)

@@ -13,14 +13,13 @@ from typing import Any
 
 import models
 import once
+import plan_measured
 import plan_probes
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_memory import proportional
 
 import lens_magic as lens
-from benchmarks import memory as peaks
 from lens_magic import cli, needs, plan, rooms, runs
 from lens_magic.errors import LensError
 from lens_magic.lens import decode
@@ -64,44 +63,35 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(name: str, ranks:
     assert kept == run.memory["captures_by_rank"]
 
 
+def measured(ranks: int, checkpoints: Checkpoints, large: Path, signs: int, **options: Any) -> dict[str, Any]:
+    """What :mod:`plan_measured` finds."""
+    arguments = (str(ranks), str(checkpoints("qwen3-odd")), str(large), str(signs), json.dumps(options))
+    program = [sys.executable, plan_measured.__file__, *arguments]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found["prompt"] > 1.9 * signs
+    return found
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")
-@pytest.mark.parametrize("ranks", [1, 2, 4], scope="session")
-def test_the_memory_of_a_model_is_as_planned(ranks: int, large: Path, checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.ranks("own")
+def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, checkpoints: Checkpoints) -> None:
     """Within 10 %, by what the operating system counts: a model of 278 MB, loaded, and the peak of a run with it."""
-    lens.load(str(checkpoints("qwen3-odd")), dtype="bfloat16", ranks=ranks)  # all its code is imported, and ranks connected
-    current().group.call(plan_probes.use_onednn, False)
-    lens.run(models.PROMPT, 4)
-    pids = [rank["pid"] for rank in lens.status().ranks]
-    current().group.call(plan_probes.give_back)
-    before = proportional(pids)
-    lens.load(str(large), ranks=ranks)
-    lens.run(models.PROMPT, 4)
-    current().group.call(plan_probes.give_back)
-    measured = proportional(pids) - before
-
-    group = current().group
-    group.call(plan_probes.keep_freed_memory, False)
-    for text in ("Z#" * 60, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
-        lens.run(text, 4, prompt_tokens=True)
-    resident = group.call(peaks.begin)
-    run = lens.run("Z#" * 220, 4, prompt_tokens=True)
-    grown = [most - before for most, before in zip(group.call(peaks.peak), resident, strict=True)]
-    group.call(plan_probes.keep_freed_memory, True)
-    group.call(plan_probes.use_onednn, True)
-    prompt = len(current().require_model().tokenizer(models.PROMPT)["input_ids"])
-    made = plan.make(str(large), ranks, 4, prompt, rooms=[CPU] * ranks)
-    planned = sum(need.weights + need.captures for need in made.needs)  # what stays when the run has ended
-    print(f"{ranks} ranks: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {measured / planned:.3f} ×")
+    found = measured(count, checkpoints, large, 220)
+    made = plan.make(str(large), count, 4, found["first"], rooms=[CPU] * count)
+    planned, loaded = sum(need.weights + need.captures for need in made.needs), found["loaded"]  # what stays after a run
+    print(f"{count} ranks: planned {planned / 1e6:.1f} MB, measured {loaded / 1e6:.1f} MB, {loaded / planned:.3f} ×")
     # A process grows by some MB whatever it loads, which in a model this small nears 10 % by itself.
-    assert abs(measured - planned) <= 0.1 * planned + ranks * (2 << 20)
+    assert abs(loaded - planned) <= 0.1 * planned + count * (2 << 20)
 
-    made = plan.make(str(large), ranks, 4, len(run.prompt_ids), whole_prompt=True, rooms=[CPU] * ranks)
-    for rank, (need, most) in enumerate(zip(made.needs, grown, strict=True)):
+    made = plan.make(str(large), count, 4, found["prompt"], whole_prompt=True, rooms=[CPU] * count)
+    for rank, (need, most) in enumerate(zip(made.needs, found["grown"], strict=True)):
         print(f"  rank {rank}: {(need.total - need.weights) / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
-    planned, measured = sum(need.total for need in made.needs), measured + sum(grown)
-    print(f"  in all: planned {planned / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB, {measured / planned:.3f} ×")
-    assert len(run.prompt_ids) > 400
-    assert abs(measured - planned) <= 0.1 * planned + ranks * (2 << 20)
+    planned, peak = sum(need.total for need in made.needs), loaded + sum(found["grown"])
+    print(f"  in all: planned {planned / 1e6:.1f} MB, measured {peak / 1e6:.1f} MB, {peak / planned:.3f} ×")
+    assert abs(peak - planned) <= 0.1 * planned + count * (2 << 20)
 
 
 @pytest.mark.parametrize("tracked", [0, 2])
@@ -118,37 +108,15 @@ def test_results_are_what_rank_0_makes(tracked: int, ranks: int, checkpoints: Ch
     assert [need.results for need in made.needs] == [sum(arrays), *[0] * (ranks - 1)]
 
 
-PEAK = """
-import json, sys
-import lens_magic as lens, models, plan_probes
-from benchmarks import memory as peaks
-from lens_magic.session import current
-
-folder, ranks = sys.argv[1:]
-lens.load(folder, ranks=int(ranks))
-group, options = current().group, {"top_k": 2000, "layers": "0-3", "prompt_tokens": True}
-group.call(plan_probes.use_onednn, False)
-group.call(plan_probes.keep_freed_memory, False)
-for text in ("Z#" * 30, models.PROMPT):  # the first has the libraries' code loaded, the second little kept
-    lens.run(text, 4, **options)
-resident = group.call(peaks.begin)
-run = lens.run("Z#" * 120, 4, **options)
-grown = [most - before for most, before in zip(group.call(peaks.peak), resident, strict=True)]
-print(json.dumps([len(run.prompt_ids), grown]))
-"""
-
-
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_many_candidates_are_planned_for(ranks: int, large: Path) -> None:
-    """In processes of their own: in those that other tests have used the same run grew by up to 1.6 times as much."""
-    done = subprocess.run([sys.executable, "-c", PEAK, str(large), str(ranks)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    prompt, grown = json.loads(done.stdout.splitlines()[-1])
-    made = plan.make(str(large), ranks, 4, prompt, "0-3", top_k=2000, whole_prompt=True, rooms=[CPU] * ranks)
-    for rank, (need, most) in enumerate(zip(made.needs, grown, strict=True)):
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.ranks("own")
+def test_many_candidates_are_planned_for(count: int, large: Path, checkpoints: Checkpoints) -> None:
+    found = measured(count, checkpoints, large, 120, top_k=2000, layers="0-3")
+    made = plan.make(str(large), count, 4, found["prompt"], "0-3", top_k=2000, whole_prompt=True, rooms=[CPU] * count)
+    for rank, (need, most) in enumerate(zip(made.needs, found["grown"], strict=True)):
         planned = need.total - need.weights
-        print(f"rank {rank} of {ranks}: {planned / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
+        print(f"rank {rank} of {count}: {planned / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
         assert 0.9 * most < planned < 1.4 * most
 
 
