@@ -11,7 +11,7 @@ demo: setup
 
 test: setup
 	@$(MAKE) --no-print-directory --jobs=4 lint chromium node triton
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 chromium node triton: setup
 	@tools/$@.sh

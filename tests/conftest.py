@@ -32,6 +32,9 @@ def pytest_collection_finish() -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """A test with a number of ranks among its parameters is marked by it; any other that starts ranks says how many.
 
+    Of the processes that share the tests, each takes all on as many ranks, or another file, at a time. pytest-xdist reads these
+    groups before the tests are put in order.
+
     Raises:
         pytest.UsageError: it does not say, and would start ranks anew among tests of another number.
     """
@@ -41,14 +44,16 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker("ranks")
     elif not marker.args:
         raise pytest.UsageError(f"{item.nodeid}: mark.ranks(2), say, or mark.ranks('own') where it starts its own")
+    count = _ranks_of(item)
+    item.add_marker(pytest.mark.xdist_group(f"{count} ranks" if count else item.path.name))
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever runs on as many ranks runs together: to start ranks takes longer than most tests.
 
-    Of that, what has a checkpoint's name for a parameter runs by its name: it is loaded once (`once.load`). Of two processes
-    that share the tests, each takes all on as many ranks, or another file, at a time; the longest come first.
+    Of that, what has a checkpoint's name for a parameter runs by its name: it is loaded once (`once.load`). What takes longest
+    comes first, so that processes that share the tests end together.
     """
 
     def place(item: pytest.Item) -> tuple[int, int, str]:
@@ -57,9 +62,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1 + (item.path.parent == HERE), 0, ""  # browsers and kernels before the rest
 
     items.sort(key=place)
-    for item in items:
-        count = _ranks_of(item)
-        item.add_marker(pytest.mark.xdist_group(f"{count} ranks" if count else str(item.path)))
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

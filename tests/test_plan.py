@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -63,33 +64,49 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(name: str, ranks:
     assert kept == run.memory["captures_by_rank"]
 
 
-def measured(ranks: int, checkpoints: Checkpoints, large: Path, signs: int, **options: Any) -> dict[str, Any]:
+LONG = {"signs": 220, "layers": "6-"}
+MANY_CANDIDATES = {"signs": 120, "top_k": 2000, "layers": "0-3"}
+ATTENTION = [("Llama", "float32"), ("Gemma2", "float32"), ("Llama", "bfloat16")]
+
+
+def measured(*arguments: str) -> Any:
     """What :mod:`plan_measured` finds."""
-    arguments = (str(ranks), str(checkpoints("qwen3-odd")), str(large), str(signs), json.dumps(options))
-    program = [sys.executable, plan_measured.__file__, *arguments]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, plan_measured.__file__, *arguments], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    assert found["prompt"] > 1.9 * signs
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def measured_on(checkpoints: Checkpoints, large: Path) -> Callable[[int], Any]:
+    """The large model and two runs with it, measured once on as many ranks."""
+    small, runs = str(checkpoints("qwen3-odd")), json.dumps([LONG, MANY_CANDIDATES])
+    return functools.cache(lambda count: measured("models", str(count), small, str(large), runs))
+
+
+@pytest.fixture(scope="module")
+def measured_attention(checkpoints: Checkpoints) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = measured("attention", str(checkpoints("llama-gqa")), json.dumps(ATTENTION))
     return found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="weights are on the GPU there")
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.ranks("own")
-def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, checkpoints: Checkpoints) -> None:
+def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, measured_on: Callable[[int], Any]) -> None:
     """Within 10 %, by what the operating system counts: a model of 278 MB, loaded, and the peak of a run with it."""
-    found = measured(count, checkpoints, large, 220)
+    found = measured_on(count)
     made = plan.make(str(large), count, 4, found["first"], rooms=[CPU] * count)
     planned, loaded = sum(need.weights + need.captures for need in made.needs), found["loaded"]  # what stays after a run
     print(f"{count} ranks: planned {planned / 1e6:.1f} MB, measured {loaded / 1e6:.1f} MB, {loaded / planned:.3f} ×")
     # A process grows by some MB whatever it loads, which in a model this small nears 10 % by itself.
     assert abs(loaded - planned) <= 0.1 * planned + count * (2 << 20)
 
-    made = plan.make(str(large), count, 4, found["prompt"], whole_prompt=True, rooms=[CPU] * count)
-    for rank, (need, most) in enumerate(zip(made.needs, found["grown"], strict=True)):
+    run = found["runs"][0]
+    assert run["prompt"] > 1.9 * LONG["signs"]
+    made = plan.make(str(large), count, 4, run["prompt"], LONG["layers"], whole_prompt=True, rooms=[CPU] * count)
+    for rank, (need, most) in enumerate(zip(made.needs, run["grown"], strict=True)):
         print(f"  rank {rank}: {(need.total - need.weights) / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
-    planned, peak = sum(need.total for need in made.needs), loaded + sum(found["grown"])
+    planned, peak = sum(need.total for need in made.needs), loaded + sum(run["grown"])
     print(f"  in all: planned {planned / 1e6:.1f} MB, measured {peak / 1e6:.1f} MB, {peak / planned:.3f} ×")
     assert abs(peak - planned) <= 0.1 * planned + count * (2 << 20)
 
@@ -111,43 +128,26 @@ def test_results_are_what_rank_0_makes(tracked: int, ranks: int, checkpoints: Ch
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.ranks("own")
-def test_many_candidates_are_planned_for(count: int, large: Path, checkpoints: Checkpoints) -> None:
-    found = measured(count, checkpoints, large, 120, top_k=2000, layers="0-3")
-    made = plan.make(str(large), count, 4, found["prompt"], "0-3", top_k=2000, whole_prompt=True, rooms=[CPU] * count)
-    for rank, (need, most) in enumerate(zip(made.needs, found["grown"], strict=True)):
+def test_many_candidates_are_planned_for(count: int, large: Path, measured_on: Callable[[int], Any]) -> None:
+    run = measured_on(count)["runs"][1]
+    assert run["prompt"] > 1.9 * MANY_CANDIDATES["signs"]
+    options = {"layers": MANY_CANDIDATES["layers"], "top_k": MANY_CANDIDATES["top_k"], "whole_prompt": True}
+    made = plan.make(str(large), count, 4, run["prompt"], rooms=[CPU] * count, **options)
+    for rank, (need, most) in enumerate(zip(made.needs, run["grown"], strict=True)):
         planned = need.total - need.weights
         print(f"rank {rank} of {count}: {planned / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
         assert 0.9 * most < planned < 1.4 * most
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or sys.platform != "linux", reason="measured as Linux counts a process's memory")
-@pytest.mark.parametrize(("kind", "dtype"), [("Llama", "float32"), ("Gemma2", "float32"), ("Llama", "bfloat16")])
-def test_a_long_prompts_attention_is_planned_for(kind: str, dtype: str, checkpoints: Checkpoints) -> None:
+@pytest.mark.parametrize("case", range(len(ATTENTION)), ids=["-".join(case) for case in ATTENTION])
+@pytest.mark.ranks("own")
+def test_a_long_prompts_attention_is_planned_for(case: int, measured_attention: list[dict[str, int]]) -> None:
     """Gemma 2 caps its scores and has them all at once; others have keys and values repeated for their query heads."""
-    import transformers
-    from transformers import AutoTokenizer
-
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "head_dim": 8}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 4096, "vocab_size": 300}
-    model = models.causal(getattr(transformers, f"{kind}Config"), **shape, **heads).eval().to(getattr(torch, dtype))
-    lens.attach(model, AutoTokenizer.from_pretrained(checkpoints("llama-gqa")))
-    text = "Z#" * 1900  # a token a character
-    lens.generate("warm", 2)
-    status = Path("/proc/self/status")
-
-    def stated(name: str) -> int:
-        return 1024 * int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(name)))
-
-    current().group.call(plan_probes.give_back)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = stated("VmRSS:")
-    lens.generate(text, 2, ignore_eos=True)
-    measured = stated("VmHWM:") - before
-    tokens = len(current().require_model().tokenizer(text)["input_ids"])
-    (need,) = needs.run_needs(footprint.Facts.of(model.config, dtype), needs.Ask(2, tokens), [CPU], [0])
-    print(f"{kind}, {dtype}, {tokens} tokens: planned {need.total / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    tokens, planned, most = (measured_attention[case][name] for name in ("tokens", "planned", "measured"))
+    print(f"{ATTENTION[case]}, {tokens} tokens: planned {planned / 1e6:.0f} MB, measured {most / 1e6:.0f} MB")
     assert tokens > 3500
-    assert 0.7 * measured < need.total < 1.4 * measured
+    assert 0.7 * most < planned < 1.4 * most
 
 
 def test_what_old_checkpoints_keep_besides_weights_is_not_counted(checkpoints: Checkpoints, tmp_path: Path) -> None:
