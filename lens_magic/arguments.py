@@ -16,6 +16,7 @@ from .options import choice
 from .words import quoted
 
 _NEGATIVE = re.compile(r"-[\d.]")
+_KINDS: dict[Any, str] = {int: "an integer", float: "a number"}
 
 
 class Help(Exception):
@@ -84,10 +85,19 @@ class Parser(argparse.ArgumentParser):
         elif value not in action.choices:
             raise no_command(value, self.prog, action.choices)
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Refuse a word that is no number as the functions do that take one."""
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError:
+            if action.type not in _KINDS:
+                raise
+            return self.error(f"{max(action.option_strings, key=len)} {quoted(arg_string)} is not {_KINDS[action.type]}")
+
     def _hint(self, message: str) -> str:
         """Say where a prompt goes that was taken for an option, or for the value of one, if that can be what is wrong."""
         missing = "required: PROMPT" in message
-        if any(missing or word in message or repr(word[2:]) in message for word in self._odd()):
+        if any(missing or word in message or quoted(word[2:]) in message for word in self._odd()):
             return "; a prompt that begins with - goes last, after --"
         if missing and "--track" in self._given:
             return "; --track takes the word after it, so the prompt goes before it"

@@ -411,7 +411,7 @@ def test_pages_have_a_place_for_everything_measured() -> None:
     ("words", "told"),
     [
         ("fly", "there is no suite 'fly'; there are speed"),
-        ("--budget much", "invalid float value: 'much'"),
+        ("--budget much", "--budget 'much' is not a number"),
         ("--fly", "unknown option"),
         ("--publish", "--publish takes the suites to publish; report --publish makes the pages anew"),
     ],

@@ -51,7 +51,7 @@ ROOT = Path(__file__).parent.parent
         (["run", "demo", "x", "--rank", "2"], "lens-magic run takes --help, --dtype"),
         (["run", "demo", "-hello"], "unknown option -hello; lens-magic run takes --help"),
         (["run", "demo", "-hello"], "; a prompt that begins with - goes last, after --\n"),
-        (["run", "demo", "-now"], "invalid int value: 'ow'; a prompt that begins with - goes last, after --"),
+        (["run", "demo", "-now"], "--max-new-tokens 'ow' is not an integer; a prompt that begins with - goes last, after --"),
         (["run", "demo", "--now"], "required: PROMPT; a prompt that begins with - goes last, after --"),
         (["run", "demo", "-l", "-1", "--track", "x"], "--track takes the word after it, so the prompt goes before it"),
         (["plan", "demo", "--device", "cuda"], "goes with --free"),

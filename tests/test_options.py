@@ -200,7 +200,8 @@ def test_tokens_to_follow_may_be_named_one_by_one(parser: Parser, line: str, tra
         ("--nonsense", "unknown option --nonsense; %%lens takes .*--max-new-tokens"),
         ("-l 0, 4", "'4' belongs to no option of %%lens; a list takes no spaces"),
         ("--max 3", "unknown option --max 3"),  # no guessing at abbreviations
-        ("-n three", "invalid int value: 'three'"),
+        ("-n three", "^--max-new-tokens 'three' is not an integer \\(%lens --help says more"),
+        ("-t warm", "^--temperature 'warm' is not a number "),
         ("-n", "expected one argument"),
         ("-l 'unfinished", "cannot be read: no closing quotation"),
     ],
