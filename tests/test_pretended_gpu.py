@@ -65,8 +65,6 @@ def test_ranks_that_exchange_in_kernels(
     """The exchanges are in the graphs, and a token waits for the GPU once."""
     folder = checkpoints(name)
     reference = looked_at(folder)
-    tuned = lens.train_tuned_lens(models.TEXT.splitlines(), steps=2, tokens_per_step=64)  # autograd asks for true devices
-    others, numbers = everything_else(tuned)
     group = with_gpus(count)
     assert_alike(looked_at(folder, count), reference)
     assert_replayed(group)
@@ -74,6 +72,18 @@ def test_ranks_that_exchange_in_kernels(
         few, many = (waits(group, tokens, **options) for tokens in (TOKENS, TOKENS + 10))
         assert [more - less for less, more in zip(few, many, strict=True)] == [10] * count, options
     assert_one_wait_a_block(group)
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "qwen3-odd"), (2, "llama-1kv")])
+def test_whatever_else_moves_tensors(
+    count: int, name: str, checkpoints: Callable[[str], Path], with_gpus: Callable[..., Any]
+) -> None:
+    folder = str(checkpoints(name))
+    lens.load(folder)
+    tuned = lens.train_tuned_lens(models.TEXT.splitlines(), steps=2, tokens_per_step=64)  # autograd asks for true devices
+    others, numbers = everything_else(tuned)
+    with_gpus(count)
+    lens.load(folder, ranks=count)
     ours, found = everything_else(tuned)
     assert_alike(ours, others)
     np.testing.assert_allclose(found, numbers, rtol=2e-3, atol=2e-3)
@@ -100,7 +110,7 @@ def waits(group: Any, tokens: int, **options: Any) -> list[int]:
 
 
 def everything_else(tuned: lens.TunedLens) -> tuple[list[lens.LensRun], list[float]]:
-    """Whatever else moves tensors: options of a run, other lenses, directions and what they are measured by."""
+    """Options of a run, other lenses, directions and what they are measured by."""
     columns = torch.eye(current().require_model().width)[:, :7]  # a basis is often a transposed view
     basis = lens.Basis(columns.numpy().T, [f"way {row}" for row in range(7)], name="ways")
     vector = lens.train_vector(steering_items.pairs(), layers=[0, 1], position="mean")
