@@ -127,6 +127,16 @@ def test_statistics_recomputed_otherwise() -> None:
     assert (summary["p_value"] >= summary["p_uncorrected"]).all()
 
 
+def test_lines_are_fitted_to_alphas_that_do_not_lie_about_zero() -> None:
+    whole = planted(slopes_around(0.2, prompts=25, spread=0.4), noise=0.3)
+    some = [0, 3, 4, 6]
+    report = replace(whole, alphas=tuple(np.array(ALPHAS)[some].tolist()), propensities=whole.propensities[..., some])
+    assert sum(report.alphas) != 0
+    lines = [stats.linregress(report.alphas, row) for row in report.propensities[0, 0].mean(1)]
+    np.testing.assert_allclose(report.slopes, [line.slope for line in lines], rtol=1e-10)
+    assert report.summary().loc[2, "r2"] == pytest.approx(np.mean([line.rvalue**2 for line in lines]))
+
+
 @pytest.mark.parametrize("drawn", [1, 2, 3, 10])
 def test_a_random_direction_is_no_more_than_a_random_one(drawn: int) -> None:
     """But as often as p says, though all prompts agree, and however many they are."""
@@ -181,6 +191,7 @@ def test_what_cannot_be_said_is_not_said() -> None:
     assert np.isnan(alone["slope_std"])
     for prompts in (1, 2, 4, 5):
         few = planted(slopes_around(0.5, prompts=prompts, layers=2))
+        assert few.summary()["p_uncorrected"].isna().to_numpy().all() == (prompts < 2)
         assert few.summary()[["slope_low", "slope_high"]].isna().to_numpy().all() == (prompts < 5)
         assert ("– … –" in repr(few)) == (prompts < 5)
         propensity, by_layer, _ = few.plot().axes
