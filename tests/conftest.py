@@ -23,8 +23,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 RANK_COUNTS = (1, 2, 3, 4)
 
 
-def pytest_collection_finish() -> None:
-    """What was imported by now stays: the collector need not look through it again and again."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported by now stays: the collector need not look through it again and again.
+
+    Raises:
+        pytest.UsageError: this pytest and this pytest-xdist do not group tests together.
+    """
+    grouped = getattr(session.config.option, "loadgroup", False)  # in a process that shares the tests
+    if grouped and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist cannot group the tests of this pytest; the versions of constraints.txt would do")
     gc.collect()
     gc.freeze()
 
