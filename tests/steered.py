@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
 
@@ -18,7 +18,10 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Change:
-    """One change at one layer: `amount(p)` is α at position p, None where nothing is changed."""
+    """One change at one layer: `amount(p)` is α at position p, None where nothing is changed.
+
+    `limited` has the positions at which it was clipped.
+    """
 
     site: str
     layer: int
@@ -27,13 +30,15 @@ class Change:
     operator: str = "add"
     clip: float | None = None
     keep_norm: bool = False
+    limited: list[int] = field(default_factory=list)
 
     def apply(self, states: torch.Tensor, prompt_length: int) -> torch.Tensor:
         """The states `[1, index, d]` as they are after it."""
         changed = states.clone()
         unit = self.direction / self.direction.norm()
         for index in range(states.shape[1]):
-            alpha = self.amount(index - (prompt_length - 1))
+            p = index - (prompt_length - 1)
+            alpha = self.amount(p)
             if alpha is None:
                 continue
             h = states[0, index]
@@ -41,6 +46,7 @@ class Change:
             change = {"add": alpha, "ablate": -float(along), "set": alpha - float(along)}[self.operator] * unit
             if self.clip is not None and change.norm() > self.clip * h.norm():
                 change = change * (self.clip * h.norm() / change.norm())
+                self.limited.append(p)
             after = h + change
             changed[0, index] = after * (h.norm() / after.norm()) if self.keep_norm else after
         return changed

@@ -46,6 +46,6 @@ def changing(width: int) -> tuple[SteeringTerm, ...]:
     direction = torch.nn.functional.normalize(torch.arange(width).float().sin(), dim=0)
     common = {"directions": {1: direction}, "site": "post_ln"}
     return (
-        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.5, **common),
+        SteeringTerm("fading", alpha=4.0, decay=3.0, clip=0.2, **common),
         SteeringTerm("late", alpha=(2.0, -3.0), steps=(5, 20), operator="set", **common),
     )

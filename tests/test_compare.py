@@ -100,6 +100,7 @@ def test_strength_moved_while_tokens_come(operator: str, ranks: int, checkpoints
     ids = tokenizer(models.PROMPT)["input_ids"]
     with steered(model, changes, len(ids)):
         assert list(compared.steered.output_ids) == ref.generate_ids(model, ids, 2 * TOKENS)
+    assert {p >= 10 for p in changes[2].limited} == {True}
     at = compared.first_difference
     assert at is not None
     assert operator == "set" or at >= 5

@@ -706,7 +706,7 @@ def test_the_demo_models_mood_turns_its_stories() -> None:
     assert not any(word in glad for word in ("afraid", "hopeless", "sobs"))
 
 
-@pytest.mark.parametrize(("positions", "told"), [("-3:", "-3:"), ((None, 1), ":1"), ({0, -2}, [-2, 0])])
+@pytest.mark.parametrize(("positions", "told"), [("-3:", "-3:"), ((None, 1), ":1"), ({0, -2}, [-2, 0]), ("last", "last")])
 def test_any_positions_are_recorded(positions: Any, told: Any, llama: object) -> None:
     report = lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1), positions=positions)
     assert report.provenance["positions"] == told

@@ -68,6 +68,9 @@ def check(name: str, folder: Path, ranks: int, terms: Any, changes: list[Change]
         np.testing.assert_allclose(logits_of(run), expected, atol=1e-4 * max(1, np.abs(expected).max()), err_msg=name)
         greedy = expected[prompt - 1 :].argmax(-1)
         assert run.output_ids == greedy.tolist()
+    for change in changes:
+        limits = change.clip is not None and change.clip < 1
+        assert {p > 0 for p in change.limited} == ({False, True} if limits else set()), "clips the prompt and what follows"
     assert set(current().group.call(probes.hooks)) == {0}
 
 
@@ -138,7 +141,7 @@ def test_long_prompts_in_chunks(ranks: int, checkpoints: Checkpoints) -> None:
         current().group.call(probes.set_prefill_columns, 2048)
 
 
-@pytest.mark.parametrize("options", [{"clip": 0.1}, {"clip": 1e39}, {"keep_norm": True}, {"clip": 0.3, "keep_norm": True}])
+@pytest.mark.parametrize("options", [{"clip": 0.01}, {"clip": 1e39}, {"keep_norm": True}, {"clip": 0.02, "keep_norm": True}])
 def test_clip_and_norm(options: dict[str, Any], checkpoints: Checkpoints) -> None:
     folder = checkpoints("llama-bias")
     v = direction(width_of(folder))
@@ -181,17 +184,17 @@ def test_values_that_change_at_every_token(ahead: int, checkpoints: Checkpoints,
         SteeringTerm("plain", {1: t, 2: v}, "resid_post", ALPHA, schedule=swing, scale={2: -0.5}),
         SteeringTerm("plain too", {1: u}, "resid_post", ALPHA, decay=2.0),
         SteeringTerm("taken away", {1: v}, "resid_post", operator="ablate", positions=(-2, 6)),
-        SteeringTerm("clipped", {1: u, 2: t}, "resid_post", ALPHA, schedule=swing, clip=0.2, scale={2: -2.0}),
+        SteeringTerm("clipped", {1: u, 2: t}, "resid_post", ALPHA, schedule=swing, clip=0.02, scale={2: -2.0}),
         SteeringTerm("plain again", {1: v}, "resid_post", -ALPHA, positions=frozenset({0, 2, 3, 7})),
     )
     changes = [
         Change("resid_post", 1, t, swinging),
         Change("resid_post", 1, u, lambda p: ALPHA * 0.5 ** (max(p, 0) / 2)),
         Change("resid_post", 1, v, lambda p: 0.0 if -2 <= p < 6 else None, "ablate"),
-        Change("resid_post", 1, u, swinging, clip=0.2),
+        Change("resid_post", 1, u, swinging, clip=0.02),
         Change("resid_post", 1, v, lambda p: -ALPHA if p in (0, 2, 3, 7) else None),
         Change("resid_post", 2, v, lambda p: -0.5 * swinging(p)),
-        Change("resid_post", 2, t, lambda p: -2.0 * swinging(p), clip=0.2),
+        Change("resid_post", 2, t, lambda p: -2.0 * swinging(p), clip=0.02),
     ]
     check("changing", folder, 1, terms, changes)
 
@@ -393,6 +396,8 @@ def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     told = f"v add α={{}} {where}; positions -2:5; steps 0:4; scale 3: 0.5; decay 2; clip 0.1; keep_norm"
     assert first.options["steering"] == [told.format(1.5)]
     assert second.options["steering"] == [told.format(2.5), f"v add α=3.0 {where}"]
+    named = lens.run(models.PROMPT, 3, layers=-1, steer=v.steer(1, positions="generated"))
+    assert named.options["steering"] == [f"v add α=1.0 {where}; positions generated"]
     with pytest.raises(LensError, match="scale names layer 1, which is not among those steered: 3"):
         v.steer(1, layers=3, scale={1: 2.0})
     exact = v.steer(1, scale={1: 1 / 3, 3: -1e-9}, decay=1e6 / 7, clip=0.12345678, schedule=[1, 2 / 3] * 4)
