@@ -157,12 +157,15 @@ def test_many_directions_share_forwards_by_twos(checkpoints: Checkpoints, monkey
     assert len(made) == 1
 
 
-FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "phi3", "gpt2", "mixtral", "qwen3-moe")
+FAMILIES = ("opt", "neox-parallel", "neox-sequential", "gemma3-text", "olmo2", "phi", "phi3", "gpt2", "mixtral", "qwen3-moe")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_propensities_of_other_families(checkpoints: Checkpoints, name: str) -> None:
-    """What is skipped hangs on how a family's blocks call their parts: tuples, tokens in one row, parallel residuals."""
+    """What is skipped hangs on how a family's blocks call their parts: tuples, tokens in one row, parallel residuals.
+
+    Phi's head has a bias.
+    """
     folder = checkpoints(name)
     model, tokenizer = once.plain(folder)
     once.load(folder)
@@ -455,6 +458,9 @@ def test_a_site_without_a_direction_does_not_cost_the_others(llama: object) -> N
     assert list(ablation.reports) == [("resid_post", "last")]
     assert ablation.without == {("resid_pre", "last"): (0,)}
     assert "no direction: resid_pre at last of layer 0" in ablation.title
+    both = lens.ablate_sites(items(STEMS[:2]), items(), sites=("resid_pre",), **{**asked, "layers": [0, 1]})
+    assert both.reports["resid_pre", "last"].layers == (1,)
+    assert both.without == {("resid_pre", "last"): (0,)}
     with pytest.raises(LensError, match="resid_pre at last: the direction at resid_pre of layer 0 has length 0"):
         lens.ablate_sites(items(STEMS[:2]), items(), sites=("resid_pre",), **asked)
 

@@ -109,14 +109,19 @@ def test_statistics_recomputed_otherwise() -> None:
     summary = report.summary()
     assert list(summary.index) == [2, 3, 4]
     assert report.slopes.shape == (3, 25)
+    wilcoxon: list[float] = []
     for place, layer in enumerate(report.layers):
         propensity = report.propensities[0, place].mean(1)
         lines = [stats.linregress(ALPHAS, row) for row in propensity]
         slopes = np.array([line.slope for line in lines])
         np.testing.assert_allclose(report.slopes[place], slopes, rtol=1e-10)
         row = summary.loc[layer]
+        assert row["slope_std"] == pytest.approx(np.std(slopes, ddof=1))
         assert row["r2"] == pytest.approx(np.mean([line.rvalue**2 for line in lines]))
-        assert row["p_uncorrected"] == pytest.approx(stats.ttest_1samp(propensity[:, -1] - propensity[:, 0], 0).pvalue)
+        change = propensity[:, -1] - propensity[:, 0]
+        assert row["mean_change"] == pytest.approx(change.mean())
+        assert row["p_uncorrected"] == pytest.approx(stats.ttest_1samp(change, 0).pvalue)
+        wilcoxon.append(stats.wilcoxon(change).pvalue)
         interval = stats.bootstrap((slopes,), np.mean, method="percentile", n_resamples=10_000, rng=3).confidence_interval
         assert row["slope_low"] == pytest.approx(interval.low, abs=0.02)
         assert row["slope_high"] == pytest.approx(interval.high, abs=0.02)
@@ -125,6 +130,7 @@ def test_statistics_recomputed_otherwise() -> None:
         assert row["random_slope"] == pytest.approx(random.mean())
         assert abs(row["random_steepest"]) == pytest.approx(np.abs(random.mean(1)).max())
     assert (summary["p_value"] >= summary["p_uncorrected"]).all()
+    np.testing.assert_allclose(summary["p_wilcoxon"], statistics.holm(np.array(wilcoxon)))
 
 
 def test_lines_are_fitted_to_alphas_that_do_not_lie_about_zero() -> None:
