@@ -140,9 +140,11 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture(scope="session", autouse=True)
 def ranks_end_with_the_tests() -> Iterator[None]:
     yield
+    from lens_magic.ranks.environment import remove_for_good
     from lens_magic.session import current
 
     current().close()
+    remove_for_good()  # a process that shares the tests may be ended before its exit functions
 
 
 @pytest.fixture(scope="session", params=RANK_COUNTS, ids=lambda count: f"{count}-ranks")
