@@ -183,6 +183,21 @@ def test_what_the_tokenizer_adds_is_no_part_of_the_answer(checkpoints: Checkpoin
     require_close(last, 1, torch.stack(at_end).mean(0))
 
 
+def test_special_tokens_in_a_text_are_text(checkpoints: Checkpoints) -> None:
+    folder = checkpoints("llama-gqa")
+    model, tokenizer = models.load_plain(folder)
+    once.load(folder)
+    given = [{side: f"{text} {models.END} again" for side, text in each.items()} for each in pairs()]
+    differences = []
+    for each in given:
+        ids = [tokenizer(each[side], split_special_tokens=True)["input_ids"] for side in ("positive", "negative")]
+        assert tokenizer.eos_token_id not in ids[0] + ids[1]
+        sides = [ref.states(model, one, 1, ["resid_post"], [1], [*range(len(one))])["resid_post"][0] for one in ids]
+        differences.append(sides[0].double().mean(0) - sides[1].double().mean(0))
+    vector = lens.train_vector(given, layers=[1], site="resid_post", position="mean")
+    require_close(vector, 1, torch.stack(differences).mean(0))
+
+
 def test_sides_that_are_tokenised_alike_are_left_out(checkpoints: Checkpoints) -> None:
     model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
     tokenizer._tokenizer.normalizer = normalizers.Lowercase()
