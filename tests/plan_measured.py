@@ -26,6 +26,9 @@ from lens_magic.model import footprint
 from lens_magic.rooms import Room
 from lens_magic.session import current
 
+CPU = Room("cpu", 1 << 40, 1 << 40)
+"""A rank with room for everything."""
+
 
 def measured_models(ranks: str, small: str, large: str, runs: str) -> dict[str, Any]:
     """What stays once LARGE is loaded, and by how much each rank grows in each run."""
@@ -69,8 +72,7 @@ def measured_attention(tokenizer: str, cases: str) -> list[dict[str, Any]]:
         lens.generate(text, 2, ignore_eos=True)
         measured = peaks.peak() - before
         tokens = len(current().require_model().tokenizer(text)["input_ids"])
-        room = Room("cpu", 1 << 40, 1 << 40)
-        (need,) = needs.run_needs(footprint.Facts.of(model.config, dtype), needs.Ask(2, tokens), [room], [0])
+        (need,) = needs.run_needs(footprint.Facts.of(model.config, dtype), needs.Ask(2, tokens), [CPU], [0])
         found.append({"tokens": tokens, "planned": need.total, "measured": measured})
     return found
 

@@ -38,7 +38,7 @@ from lens_magic.steer.vector import SteeringVector
 from lens_magic.words import size
 
 Checkpoints = Callable[[str], Path]
-CPU = Room("cpu", 1 << 40, 1 << 40)
+CPU = plan_measured.CPU
 # One of every family, and shapes that do not divide by the ranks.
 ODD = ("llama-1kv", "llama-bias", "llama-width72", "llama-6heads", "llama-odd-vocab", "qwen3-odd", "gemma2", "llama-bf16")
 ODD += ("llama-3.1", "mistral-window", "qwen2-bias", "gemma", "gemma3-text", "gemma3-sees", "neox-parallel", "neox-sequential")
@@ -64,7 +64,7 @@ def test_parameters_cache_and_captures_are_what_the_ranks_hold(name: str, ranks:
     assert kept == run.memory["captures_by_rank"]
 
 
-LONG = {"signs": 220, "layers": "6-"}
+LONG = {"signs": 220}
 MANY_CANDIDATES = {"signs": 120, "top_k": 2000, "layers": "0-3"}
 ATTENTION = [("Llama", "float32"), ("Gemma2", "float32"), ("Llama", "bfloat16")]
 
@@ -108,7 +108,7 @@ def test_the_memory_of_a_model_is_as_planned(count: int, large: Path, measured_o
 
     run = found["runs"][0]
     assert run["prompt"] > 1.9 * LONG["signs"]
-    made = plan.make(str(large), count, 4, run["prompt"], LONG["layers"], whole_prompt=True, rooms=[CPU] * count)
+    made = plan.make(str(large), count, 4, run["prompt"], whole_prompt=True, rooms=[CPU] * count)
     for rank, (need, most) in enumerate(zip(made.needs, run["grown"], strict=True)):
         print(f"  rank {rank}: {(need.total - need.weights) / 1e6:.1f} MB planned beside weights, {most / 1e6:.1f} MB measured")
     planned, peak = sum(need.total for need in made.needs), loaded + sum(run["grown"])
