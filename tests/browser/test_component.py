@@ -249,8 +249,8 @@ def test_as_a_widget_the_selection_goes_both_ways(visit: Visit, tmp_path: Path) 
     page = as_widget(visit, tmp_path / "empty.html", run)
     check(page, run, "resid_post")
     assert page.evaluate("() => getComputedStyle(document.querySelector('.lens-fallback')).display") == "none"
-    page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='3']").click()
-    assert page.evaluate("() => saved") == {"site": "resid_post", "layer": 1, "position": 2}
+    page.locator("[role=row][aria-rowindex='4'] [role=gridcell][aria-colindex='40']").click()
+    assert page.evaluate("() => saved") == {"site": "resid_post", "layer": 38, "position": 2}
     page.evaluate(
         """() => {
           saved = null;

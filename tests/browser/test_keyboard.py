@@ -41,6 +41,8 @@ def test_going_to_a_layer_keeps_the_focus(page: Page) -> None:
 def test_a_table_reached_by_key_shows_where_one_is(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(60, 40)), tmp_path / "wide.html")
     grid = page.get_by_role("grid")
+    grid.evaluate("(el) => el.scrollTo(0, 0)")
+    settle(page)
     assert grid.get_attribute("aria-activedescendant") is None, "the last layer is out of view"
 
     def seen() -> bool:

@@ -171,7 +171,7 @@ def test_more_width_does_not_take_the_numbers_from_cells(visit: Visit, tmp_path:
     assert page.locator(".lens-details").bounding_box()["width"] == 272
 
 
-def test_a_page_of_a_long_prompt_opens_at_its_answer(visit: Visit, tmp_path: Path) -> None:
+def test_a_page_opens_at_the_answer_of_a_long_prompt_and_at_the_last_of_many_layers(visit: Visit, tmp_path: Path) -> None:
     page = visit.open(page_html(fake_run(30, 40, prompt_positions=900, vocabulary=500)), tmp_path / "run.html")
     settle(page)
     above, below = page.evaluate(
@@ -184,12 +184,15 @@ def test_a_page_of_a_long_prompt_opens_at_its_answer(visit: Visit, tmp_path: Pat
     assert above > 20  # a line of the prompt
     assert below > 20
     grid = page.get_by_role("grid")
-    assert grid.evaluate("(el) => el.scrollLeft") == 0
     row = grid.locator(".lens-rowhead.lens-first").bounding_box()
     box = grid.bounding_box()
     assert row
     assert box
     assert box["y"] + 100 < row["y"] < box["y"] + box["height"] - 100
+    assert grid.evaluate("(el) => el.scrollLeft + el.clientWidth - el.scrollWidth") == pytest.approx(0, abs=1)
+    cell = grid.locator(f"#{grid.get_attribute('aria-activedescendant')}").bounding_box()  # whose details are shown
+    assert cell
+    assert box["x"] < cell["x"] < cell["x"] + cell["width"] <= box["x"] + box["width"]
 
 
 def test_a_page_of_a_short_prompt_or_of_a_prompt_alone_opens_at_its_beginning(visit: Visit, tmp_path: Path) -> None:

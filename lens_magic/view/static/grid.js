@@ -110,7 +110,7 @@ export class VirtualGrid {
     const [rows, cols, changed] = this.measure();
     if (changed || this.owed) this.build(rows, cols);
     this.owed = false;
-    if (!this.begun) this.centre((this.active[0] + 0.5) / this.model.rows, 0); // of a long prompt, the answer is in view first
+    if (!this.begun) this.centre((this.active[0] + 0.5) / this.model.rows, 1); // of a long prompt the answer, of many layers the last
     this.begun = true;
     this.render();
   }
