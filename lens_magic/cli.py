@@ -23,6 +23,7 @@ from .arguments import (
     run_options,
 )
 from .errors import LensError, even_if_stopped
+from .generating import nothing_said
 from .options import DEFAULT_RANKS, check_ranks, default_ranks
 from .outputs import ENDINGS, check_output
 from .paths import path_of
@@ -183,6 +184,8 @@ def _run(parsed: argparse.Namespace) -> int:
             )
         try:
             print(table_text(run))  # before the files: a full disk must not hide the run
+            if words := nothing_said(session.require_model(), run.output_ids, parsed.chat):
+                print(words)
         finally:  # write them even if stdout was closed early (`| head`)
             write_all(run, outputs)
     finally:

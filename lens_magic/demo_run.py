@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from .errors import LensError, reason_of
 from .paths import path_of
+from .words import counted
 
 TUTORIAL = "01-logit-lens.ipynb"
 _RUN = "run"  # the variable that holds the tutorial's first run
@@ -109,11 +110,12 @@ def _report(saved: Path, seconds: float, out: Path) -> None:
 
     run = open_run(saved)
     saved.unlink()
-    rate = run.timings["tokens_per_s"]
+    tokens = len(run.output_ids)
+    rate = f" at {run.timings['tokens_per_s']:.0f} tokens/s" if tokens > 1 else ""
     print(f"{running(run.prompt + run.text)}\n")
     print(table_text(run))
     print(
-        f"\n{len(run.output_ids)} tokens on {run.provenance['ranks']} ranks at {rate:.0f} tokens/s; "
+        f"\n{counted(tokens, 'token')} on {counted(run.provenance['ranks'], 'rank')}{rate}; "
         f"{len(run.sites)} sites × {len(run.layers)} layers projected in {run.timings['project_s']:.2f} s; "
         f"the notebook took {seconds:.0f} s"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,3 +48,17 @@ class Generating:
         """Return the options by name, as results keep them."""
         named = {"max_new_tokens": self.max_new_tokens, **asdict(self.sampling)}
         return {**named, "ignore_eos": self.ignore_eos, "chat": self.chat}
+
+
+def nothing_said(model: Model, output_ids: Sequence[int], chat: bool) -> str:
+    """Return a line on an answer that is an end token alone, and on what may bring a text; empty for any other answer.
+
+    Args:
+        chat: whether the prompt was put into the model's chat template.
+    """
+    if len(output_ids) != 1 or output_ids[0] not in model.stop_ids:
+        return ""
+    token = model.tokenizer.convert_ids_to_tokens(output_ids[0])
+    without = not chat and getattr(model.tokenizer, "chat_template", None)
+    hint = "it has a chat template, into which --chat puts the prompt" if without else "--ignore-eos goes on"
+    return f"the model ended its answer at once, with {token!r}; {hint}"

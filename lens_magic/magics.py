@@ -22,6 +22,7 @@ from .arguments import (
     run_options,
 )
 from .errors import LensError, even_if_stopped
+from .generating import nothing_said
 from .lens import kept
 from .outputs import ENDINGS, check_output, write
 from .paths import path_of
@@ -59,6 +60,8 @@ class LensMagics(Magics):
                 run, stopped = even_if_stopped(lambda: runs.run(session, prompt, **given, on_event=answer))
                 held.take(run, f"stopped after {counted(len(run.output_ids), 'token')}", stopped)
                 kept.keep(run)
+            if words := nothing_said(model, run.output_ids, parsed.chat):
+                print(words)  # noqa: T201 - where the answer would be
             if not (stopped or live or parsed.static or parsed.out is not None or parsed.save is not None):
                 return run
             held.store()

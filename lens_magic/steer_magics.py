@@ -18,6 +18,7 @@ from . import session as sessions
 from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed, no_command
 from .demo import data_sets
 from .errors import LensError, even_if_stopped
+from .generating import nothing_said
 from .magics import Held, check_variable, one_line_interrupt
 from .options import ABLATED_SITES, ALPHAS
 from .paths import path_of
@@ -97,6 +98,9 @@ class SteerMagics(Magics):
                     lambda: comparing.compare(session, prompt, terms, **options, on_event=streaming)
                 )
                 held.take(compared, f"stopped after {counted(len(compared.steered.output_ids), 'token')}", stopped)
+            for output in dict.fromkeys((compared.unsteered.output_ids, compared.steered.output_ids)):
+                if words := nothing_said(model, output, parsed.chat):
+                    print(words)  # noqa: T201 - where the text would be
             if not stopped and parsed.out is None:
                 return compared
             display(compared)

@@ -17,6 +17,7 @@ from types import ModuleType
 from unittest.mock import Mock
 
 import models
+import once
 import pytest
 import torch
 
@@ -203,6 +204,17 @@ def test_the_tutorials_model_may_be_a_folder_from_here(monkeypatch: pytest.Monke
     with ThreadPoolExecutor(1) as pool, pytest.raises(LensError, match="that will do"):
         pool.submit(demo_run.execute, tmp_path / "out").result()
     assert any(f"%lens load '{tmp_path}/models/mine'" in source for source in seen)
+
+
+@pytest.mark.ranks(1)
+def test_the_tutorials_answer_may_be_one_token(
+    checkpoints: Checkpoints, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a chat model's that ends it at once: of one token there is no rate."""
+    once.load(checkpoints("llama-gqa"), 1)
+    for tokens, words in ((1, "\n1 token on 1 rank; 3 sites × 4 layers projected in "), (2, "\n2 tokens on 1 rank at ")):
+        demo_run._report(lens.run("To be", tokens, ignore_eos=True).save(tmp_path / "run.nc"), 3.0, tmp_path)
+        assert words in capsys.readouterr().out
 
 
 def test_the_doctor_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import sys
@@ -87,6 +88,27 @@ def test_the_run_is_the_cells_value(loaded: Notebook) -> None:
     assert isinstance(run, lens.LensRun)
     assert len(run.output_ids) == 4
     assert run.text.strip() in loaded.output.stdout
+
+
+def test_an_answer_that_ends_at_once_says_so(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a chat model's does to a question that is not in its template: an empty text would look like a failure."""
+    model = current().require_model()
+    (first,) = lens.run("To be", 1).output_ids
+    monkeypatch.setattr(current(), "model", dataclasses.replace(model, stop_ids=(first,)))
+    said = f"the model ended its answer at once, with {model.tokenizer.convert_ids_to_tokens(first)!r}; "
+    assert loaded.run("%%lens -n 4\nTo be").output_ids == [first]
+    assert loaded.output.stdout.startswith(f"{said}--ignore-eos goes on\n")
+
+    monkeypatch.setattr(model.tokenizer, "chat_template", "{{ messages[0].content }}")
+    loaded.shell.user_ns["nowhere"] = SteeringVector({1: torch.eye(128)[0]}, {1: 1.0}, "resid_post")
+    for magic in ("%%lens -n 4 --static -o mine", "%%lens -n 4 --stream-lens", "%%steer nowhere:0 -n 4"):
+        loaded.run(f"{magic}\nTo be")
+        assert f"{said}it has a chat template, into which --chat puts the prompt\n" in loaded.output.stdout
+    loaded.run("%%lens -n 4 --chat\nTo be")
+    assert f"{said}--ignore-eos goes on\n" in loaded.output.stdout
+    for answered in ("%%lens -n 2 --ignore-eos\nTo be", "%%lens -n 0 --prompt-tokens\nTo be"):
+        loaded.run(answered)
+        assert "at once" not in loaded.output.stdout
 
 
 @pytest.mark.parametrize("stopped", [False, True])
