@@ -1,7 +1,7 @@
 # Thin: each target is a command that can be typed. `make demo` and `make test` are the two to know.
 BIN := .venv/bin
 
-.PHONY: setup demo test lint lab bench tutorials pictures clean chromium node triton
+.PHONY: setup demo test lint lab bench tutorials pictures clean chromium node triton published
 
 setup:
 	@tools/setup.sh
@@ -10,11 +10,14 @@ demo: setup
 	$(BIN)/lens-magic demo --out out
 
 test: setup
-	@$(MAKE) --no-print-directory --jobs=4 lint chromium node triton
+	@$(MAKE) --no-print-directory --jobs=4 lint chromium node triton published
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 chromium node triton: setup
 	@tools/$@.sh
+
+published: setup
+	@$(BIN)/python tools/published.py
 
 lint: setup
 	$(BIN)/ruff check .
