@@ -98,3 +98,24 @@ def test_a_fact_comes_up_in_the_last_layers(name: str) -> None:
     ranks = run.to_xarray().target_rank.squeeze().values
     assert ranks[-1] == 0
     assert ranks[: len(ranks) // 2].min() > 100
+
+
+@pytest.mark.ranks(1)
+def test_a_mean_over_texts_does_not_tell_of_their_length(name: str) -> None:
+    """From some layer on the first token's state is a hundred times as long as the others, and the same in every text."""
+    once.load(FOLDER / name, 1)
+    moods = [
+        ("What a lovely day, the birds are singing!", "What a nasty day, it is raining again and everything is wet."),
+        ("The party was a joy and everyone danced.", "The funeral was grim and nobody spoke."),
+        ("She smiled and gave him a warm hug.", "He sobbed."),
+        ("Our team won!", "Our team lost the match, the cup and the fans."),
+        ("Good news: the cure works wonderfully.", "Bad news: it failed."),
+        ("They laughed together under the stars all night.", "They wept alone in the cold."),
+    ]
+    pairs = [{"positive": glad, "negative": sad} for glad, sad in moods]
+    middle = some_layers(name)[2]
+
+    vector = lens.train_vector(pairs, layers=[middle], site="resid_post", position="mean")
+
+    assert vector.quality[middle].pairs > 0.8  # of pairs that were held out
+    assert vector.quality[middle].halves > 0.2

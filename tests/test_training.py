@@ -47,7 +47,7 @@ def reference_sides(model: Any, tokenizer: Any, kind: str, site: str, layer: int
 
     def of_text(text: str) -> torch.Tensor:
         ids = encode(text)
-        return state(ids, [len(ids) - 1] if position == "last" else [*range(len(ids))])
+        return state(ids, [len(ids) - 1] if position == "last" else [*range(1, len(ids))])  # the first may be a sink
 
     if kind == "texts":
         return [(of_text(positive), of_text(negative)) for positive, negative in TEXTS]
@@ -192,10 +192,22 @@ def test_special_tokens_in_a_text_are_text(checkpoints: Checkpoints) -> None:
     for each in given:
         ids = [tokenizer(each[side], split_special_tokens=True)["input_ids"] for side in ("positive", "negative")]
         assert tokenizer.eos_token_id not in ids[0] + ids[1]
-        sides = [ref.states(model, one, 1, ["resid_post"], [1], [*range(len(one))])["resid_post"][0] for one in ids]
+        sides = [ref.states(model, one, 1, ["resid_post"], [1], [*range(1, len(one))])["resid_post"][0] for one in ids]
         differences.append(sides[0].double().mean(0) - sides[1].double().mean(0))
     vector = lens.train_vector(given, layers=[1], site="resid_post", position="mean")
     require_close(vector, 1, torch.stack(differences).mean(0))
+
+
+def test_a_text_of_one_token_has_that_alone(checkpoints: Checkpoints) -> None:
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    once.load(checkpoints("llama-gqa"))
+    (one,), longer = tokenizer("A")["input_ids"], tokenizer("A lamp")["input_ids"]
+    vector = lens.train_vector([{"positive": "A", "negative": "A lamp"}], layers=[1], site="resid_post", position="mean")
+    sides = [
+        ref.states(model, ids, 1, ["resid_post"], [1], [*at])["resid_post"][0].double().mean(0)
+        for ids, at in (([one], range(1)), (longer, range(1, len(longer))))
+    ]
+    require_close(vector, 1, sides[0] - sides[1])
 
 
 def test_sides_that_are_tokenised_alike_are_left_out(checkpoints: Checkpoints) -> None:
