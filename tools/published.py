@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / ".published"
-# transformers reads GGUF files with these; not in .venv, as nothing else needs them.
-READERS = ("gguf==0.19.0", "accelerate==1.15.0")
+# transformers reads GGUF files with this. Not in .venv: nothing else needs it, and transformers imports it where it is.
+READER = "accelerate==1.15.0"
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def fetch(published: Published, path: Path) -> None:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file's model and tokenizer as transformers' own files, in float32."""
-    readers = FOLDER / "readers"
-    if not all((readers / f"{name.replace('==', '-')}.dist-info").is_dir() for name in READERS):
-        pip("install", "--no-deps", "--upgrade", "--target", str(readers), *READERS)
-    sys.path.insert(0, str(readers))
+    reader = FOLDER / "reader"
+    if not (reader / f"{READER.replace('==', '-')}.dist-info").is_dir():
+        pip("install", "--no-deps", "--upgrade", "--target", str(reader), READER)
+    sys.path.insert(0, str(reader))
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", DS_ACCELERATOR="cpu")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
