@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import re
 import warnings
 import xml.etree.ElementTree as ET
@@ -142,6 +143,17 @@ def test_tokens_can_be_read_on_every_shade(run: Any, dark: bool) -> None:
         assert (max(ink, behind) + 0.05) / (min(ink, behind) + 0.05) >= 4.5
 
 
+@pytest.mark.parametrize(("layers", "every"), [(9, 1), (30, 2), (80, 2)])
+def test_layers_are_named_as_far_as_there_is_room(layers: int, every: int) -> None:
+    """Without tokens in its cells a heatmap's columns are narrower than a number of two digits."""
+    figure = plot(fake_run(40, layers), "heatmap", annotate=False)
+    figure.canvas.draw()
+    names = [text for text in figure.axes[0].get_xticklabels() if text.get_text()]
+    assert [text.get_text() for text in names] == [str(layer) for layer in range(0, layers, every)]
+    boxes = [text.get_window_extent() for text in names]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+
+
 def test_trajectories_follow_what_the_run_followed(run: Any) -> None:
     left, right = run.plot("trajectories", position=4, site="mlp_out").axes
     for place, (prob, rank) in enumerate(zip(left.lines, right.lines, strict=True)):
@@ -162,15 +174,22 @@ def test_every_token_that_is_named_has_a_line_of_its_own(run: Any) -> None:
         run.plot("trajectories", position=4, tokens=[*named, one_more])
 
 
+def test_the_legend_covers_no_line(run: Any) -> None:
+    figure = run.plot("trajectories", position=4)
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert all(axes.get_window_extent().x1 <= legend.x0 for axes in figure.axes)
+
+
 def test_tokens_left_out_of_the_default_are_counted(run: Any) -> None:
     one = fake_run(3, 24, vocabulary=300)
     leaders = len(set(one.variables["token_id"][2, :, 2, 0].tolist()))
     assert leaders > 6  # or none is left out
     left, _ = plot(one, "trajectories").axes
     assert len(left.lines) == 6
-    assert left.get_legend().get_title().get_text() == f"6 of {leaders}"
+    assert left.figure.legends[0].get_title().get_text() == f"6 of {leaders}"
     tracked, _ = run.plot("trajectories", position=4).axes
-    assert not tracked.get_legend().get_title().get_text()
+    assert not tracked.figure.legends[0].get_title().get_text()
 
 
 def test_tokens_that_begin_with_an_underscore_are_in_the_legend(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +198,7 @@ def test_tokens_that_begin_with_an_underscore_are_in_the_legend(run: Any, monkey
     monkeypatch.setitem(mpl.rcParams, "text.usetex", True)  # a user's setting; a token is no LaTeX
     texts = dataclasses.replace(run, token_texts=dict.fromkeys(run.token_texts, "_name\\input{x}"))
     left, _ = texts.plot("trajectories", position=4, site="mlp_out").axes
-    shown = [text.get_text() for text in left.get_legend().get_texts()]
+    shown = [text.get_text() for text in left.figure.legends[0].get_texts()]
     assert len(shown) == len(left.lines)
     assert all(text.startswith(" _name") for text in shown)
     assert "\\input{x}" in " ".join(words(svg_of(left.figure)))

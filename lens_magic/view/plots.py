@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +108,15 @@ def heatmap(
     if not rows or cells > _MOST_CELLS:
         raise LensError(f"{cells} cells are not what a figure can show; name fewer positions=…: 1 to {_MOST_CELLS} cells")
     written = cells <= 600 if annotate is None else flag("annotate", annotate)
-    figure, (axes,) = panels([1.6 + len(run.layers) * (0.72 if written else 0.16)], 1.3 + len(rows) * 0.2)
+    across = 0.72 if written else 0.16  # inches
+    figure, (axes,) = panels([1.6 + len(run.layers) * across], 1.3 + len(rows) * 0.2)
     shading = SHADES[shade]
     values = _cells(run, shading)[s][:, rows].T  # [position, layer]
     colours = palette.unsure_map if shading.unsure else f"{palette.sure}_r" if shading.ranks else palette.sure
     image = axes.imshow(values, aspect="auto", cmap=colours, interpolation="nearest", **_limits(shade, values))
     if written:
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
-    _layers_across(axes, run)
+    _layers_across(axes, run, across)
     axes.set_yticks(range(len(rows)), [label(_target(run, row)) for row in rows])
     axes.set(ylabel="next token", title=_title(figure, run, _TITLES.get(run.sites[s], run.sites[s])))
     scale = figure.colorbar(image, ax=axes, label=shading.title, shrink=0.8)
@@ -179,14 +181,18 @@ def trajectories(
     for axes in (left, right):
         axes.set_xlabel("layer")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    drawn: dict[str, Any] = {"handles": left.lines, "frameon": False, "fontsize": 8}
-    if len(chosen) > len(palette.lines):  # too many to be written over the lines
-        columns = -(-len(chosen) // _LEGEND_ROWS)
-        figure.set_figwidth(figure.get_figwidth() + 1.4 * columns)
-        figure.legend(loc="outside right center", ncols=columns, handlelength=3, **drawn)
-    else:
-        cut = tokens is None and len(found) > len(chosen)
-        left.legend(title=f"{len(chosen)} of {len(found)}" if cut else None, title_fontsize=8, **drawn)
+    columns = -(-len(chosen) // _LEGEND_ROWS)
+    figure.set_figwidth(figure.get_figwidth() + 1.4 * columns)
+    figure.legend(
+        handles=left.lines,
+        loc="outside right center",  # beside the lines, which are anywhere
+        ncols=columns,
+        handlelength=3,
+        frameon=False,
+        fontsize=8,
+        title=f"{len(chosen)} of {len(found)}" if tokens is None and len(found) > len(chosen) else None,
+        title_fontsize=8,
+    )
     title = _TITLES.get(run.sites[s], run.sites[s])
     what = f"before {label(_target(run, row), 30)}, position {run.positions[row]}, {title}"
     figure.suptitle(f"{what}{_made(figure, run)}")
@@ -273,8 +279,9 @@ def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, n
     return prob, rank
 
 
-def _layers_across(axes: Any, run: LensRun) -> None:
-    step = -(-len(run.layers) // 40)
+def _layers_across(axes: Any, run: LensRun, column: float) -> None:
+    """Name the layers, as many as columns of this width in inches have room for."""
+    step = math.ceil((0.05 + 0.07 * len(str(run.layers[-1]))) / column)
     axes.set_xticks(range(0, len(run.layers), step), [str(layer) for layer in run.layers[::step]])
     axes.set_xlabel("layer")
 
