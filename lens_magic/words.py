@@ -39,7 +39,8 @@ def finite_again(dtype: str, steered: bool) -> str:
         dtype: the model's.
         steered: whether something is added to its states.
     """
-    ways = ["a smaller α"] * steered + ["another dtype (--dtype float32)"] * (dtype != "float32")
+    wider = {"float16": "bfloat16 or float32", "bfloat16": "float32"}.get(dtype)  # bfloat16 has float32's range
+    ways = ["a smaller α"] * steered + [f"another dtype (--dtype {wider})"] * (wider is not None)
     return f"{' or '.join(ways)} may help" if ways else "its weights may be damaged"
 
 

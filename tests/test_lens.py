@@ -146,6 +146,18 @@ def test_float16_on_several_ranks(checkpoints: Checkpoints) -> None:
     assert (run.variables["target_rank"][-1, -1] == 0).all()
 
 
+def test_states_beyond_float16_are_told_with_what_holds_them(tmp_path: Path) -> None:
+    """As Gemma's are: bfloat16 takes as little memory, and has float32's range."""
+    model, tokenizer = models.load_plain(models.build("llama-gqa", tmp_path))
+    with torch.no_grad():
+        model.lm_head.weight *= 1e6
+    model.half().save_pretrained(tmp_path / "half")
+    tokenizer.save_pretrained(tmp_path / "half")
+    lens.load(str(tmp_path / "half"), ranks=1)
+    with pytest.raises(lens.LensError, match=r"not finite; another dtype \(--dtype bfloat16 or float32\) may help$"):
+        lens.generate(models.PROMPT, 2)
+
+
 def test_a_head_of_its_own_is_used_whatever_the_configuration_says(ranks: int, tmp_path: Path) -> None:
     """transformers does not tie weights that a checkpoint has, and has different."""
     folder = models.build("llama-odd-vocab", tmp_path)
