@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from .steer.term import SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
 from .words import counted, quoted, size
+
+_WEAK = 0.1  # of a raw difference: what moves hardly any answer
 
 
 def evaluate(
@@ -71,6 +73,9 @@ def evaluate(
     # Answers are measured where the label would come: at p = 0, and nothing is generated.
     whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions)
     whole.check_effect(range(1 - longest, 1), vectors.strongest(model))
+    norms = {layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions}
+    if site == vector.site:  # whose states the norms are differences of
+        _warn_if_weak(norms, steps, site)
     group = session.group
     numbers_a_direction = len(directions) * (model.width + 2 * len(prompts) * len(steps))  # in float32; results in float64
     _require_memory(group.call(room_of_rank), random_directions, 4 * numbers_a_direction)
@@ -97,7 +102,7 @@ def evaluate(
             labels=_label_texts(prompts),
             vector=vector.name,
             site=site,
-            norms={layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions},
+            norms=norms,
             counts={
                 "test": int(complete.sum()),
                 "unmeasured": int((~complete).sum()),
@@ -236,6 +241,23 @@ def _directions(
         if layer not in vector.directions:
             raise LensError(f"{vector.name} has no direction of layer {layer}; it has {has}; reuse_layer applies one anywhere")
     return {layer: vector.directions[layer] for layer in chosen}
+
+
+def _warn_if_weak(norms: Mapping[int, float], alphas: Sequence[float], site: str) -> None:
+    """Tell of layers at which every α is a small part of the difference that the direction was learnt from.
+
+    α is absolute: states that are a hundred times as long as the demo model's need a hundred times its α.
+    """
+    largest = max(map(abs, alphas))
+    weak = {layer: largest / norm for layer, norm in sorted(norms.items()) if largest < _WEAK * norm}
+    if weak:
+        where = ", ".join(f"layer {layer} ({share:.1%})" for layer, share in weak.items())
+        enough = float(f"{max(norms[layer] for layer in weak):.1g}")
+        warnings.warn(
+            f"α up to {largest:g} is a small part of the learnt difference at {site} of {where}: nothing may move; "
+            f"--alphas {-enough:g}:{enough:g}:{enough / 4:g}, say, would reach it",
+            stacklevel=3,
+        )
 
 
 def _require_memory(rooms: Sequence[Room], count: int, bytes_each: int) -> None:

@@ -219,6 +219,21 @@ def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, ra
     assert report.provenance["ranks"] == ranks
 
 
+def test_alphas_that_are_small_beside_the_difference_are_told(llama: object, recwarn: pytest.WarningsRecorder) -> None:
+    """α is absolute, and a real model's states are hundreds of times as long as the demo model's."""
+    directions = {layer: drawn[0] for layer, drawn in unit_directions(128, [1, 2, 3]).items()}
+    vector = SteeringVector(directions, {1: 3.0, 2: 37.5, 3: 300.0}, "resid_post")
+    said = (
+        r"^α up to 1\.5 is a small part of the learnt difference at resid_post of layer 2 \(4\.0%\), layer 3 \(0\.5%\): "
+        r"nothing may move; --alphas -300:300:75, say, would reach it$"
+    )
+    with pytest.warns(UserWarning, match=said):
+        lens.evaluate(vector, items(), alphas=(-1, 1.5))
+    for enough in ({"alphas": (-40, 40)}, {"layers": [1]}, {"reuse_layer": 1, "layers": [3]}, {"site": "post_ln"}):
+        lens.evaluate(vector, items(), **{"layers": [2], "alphas": (-1.5, 1.5), **enough})
+    assert not recwarn.list
+
+
 def test_random_directions_are_as_long_seeded_and_each_layers_own(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Sweep] = []
     make = steerability.Sweep

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -323,6 +324,17 @@ def test_tables_and_texts() -> None:
     assert "<b>" not in html
     assert "5 test questions, A and B in both orders; 80 training items; 3 in both and left out; 1 rejected" in html
     assert "' B'" in repr(report)
+
+
+def test_small_slopes_are_shown_with_two_digits() -> None:
+    """With α of a hundred, as states of a real model need, slopes are of thousandths."""
+    shown = repr(planted(slopes_around(2.75e-4, spread=1e-5, layers=2), noise=1e-7))
+    assert re.search(r"\+0\.0002[67] ± 0\.00001 \+0\.0002\d … \+0\.0002\d [+-]0\.00000 ", re.sub(" +", " ", shown))
+    assert re.search(r" \+0\.0008[0-9] ", shown)  # the mean change, over an α of 3
+    assert " +0.5" in repr(planted(slopes_around(0.5)))
+    assert re.search(r"[+-]0\.\d{3} ± 0\.\d{3} ", repr(planted(slopes_around(0.5, layers=2))))
+    nothing = planted(np.zeros((1, 4)), noise=0)
+    assert "+0.000 ± 0.000" in repr(nothing)
 
 
 def test_one_question_is_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -251,14 +252,17 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
     def pairs(one: str, form: str, between: str, other: str, other_form: str) -> list[str]:
         return [f"{a}{between}{b}" for a, b in zip(shown(one, form), shown(other, other_form), strict=True)]
 
+    slope, change = (
+        f".{_decimals(summary[name].to_numpy(), least)}f" for name, least in (("mean_slope", 3), ("mean_change", 2))
+    )
     return pd.DataFrame(
         {
-            "slope ± std": pairs("mean_slope", "+.3f", " ± ", "slope_std", ".3f"),
-            "95 %": pairs("slope_low", "+.3f", " … ", "slope_high", "+.3f"),
-            "random": shown("random_slope", "+.3f"),
+            "slope ± std": pairs("mean_slope", f"+{slope}", " ± ", "slope_std", slope),
+            "95 %": pairs("slope_low", f"+{slope}", " … ", "slope_high", f"+{slope}"),
+            "random": shown("random_slope", f"+{slope}"),
             "R²": shown("r2", ".2f"),
             "p": shown("p_value", ".2g"),
-            "Δ": shown("mean_change", "+.2f"),
+            "Δ": shown("mean_change", f"+{change}"),
             "α for +0.3": shown("alpha_for_0.3", "+.2f"),
             "in norms": shown("multiplier_for_0.3", "+.2f"),
             "monotone": shown("monotone", ".0%"),
@@ -266,6 +270,12 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
         },
         index=summary.index,
     )
+
+
+def _decimals(values: np.ndarray, least: int) -> int:
+    """Return how many decimals show two digits of the largest of these: α of a hundred go with slopes of a thousandth."""
+    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0))
+    return min(max(least, 1 - math.floor(math.log10(largest))), 9) if largest > 0 else least
 
 
 def open_report(path: str | Path) -> SteerabilityReport:
