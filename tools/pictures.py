@@ -19,11 +19,15 @@ from chromium import launch  # noqa: E402
 
 AMERICA = "Where is the oldest technical university located in America?"
 SWEDEN = "Where is the oldest university located in Sweden?"
+ROME = "The Eiffel Tower is in the city of Paris, and the Colosseum is in the city of"
+PUBLISHED = ROOT / ".published" / "smollm2-135m"
 POSITION = 10  # what is before " Troy"
 
 
 def pinned(page: Page) -> None:
     """Choose the first cell that has " Troy" first, and pin three of its candidates."""
+    page.get_by_role("grid").first.evaluate("(el) => el.scrollTo(0, el.scrollTop)")  # it opens at the last layer
+    page.wait_for_timeout(200)
     page.get_by_role("gridcell").filter(has_text="Troy").first.click()
     for token in ("·Troy", "·her", "·Cambridge"):
         page.locator(".lens-candidate", has_text=token).first.click()
@@ -53,8 +57,16 @@ def taken(browser: Browser, page_file: Path, size: tuple[int, int], scheme: Any,
     return picture
 
 
+def as_it_opens(page: Page) -> None:
+    """Leave the page as it is."""
+
+
 def main() -> None:
-    """Take all of them."""
+    """Take all of them, that of a published model if it is there (`make published`)."""
+    published = None
+    if PUBLISHED.is_dir():
+        lens.load(str(PUBLISHED))
+        published = lens.run(ROME, 12, prompt_tokens=True)
     lens.load("demo")
     run, other = lens.run(AMERICA, 64), lens.run(SWEDEN, 64)
     run.plot("heatmap").savefig(IMAGES / "figure-heatmap.png", dpi=90)
@@ -63,14 +75,18 @@ def main() -> None:
         one, two = Path(folder, "one.html"), Path(folder, "two.html")
         run.to_html(one)
         two.write_text(page_html(run, compare=other, names=("America", "Sweden")), encoding="utf-8")
-        browser = launch(playwright)
-        for name, page_file, size, scheme, act in [
+        pictures: list[tuple[str, Path, tuple[int, int], str, Callable[[Page], None]]] = [
             ("light", one, (1200, 890), "light", pinned),
             ("dark", one, (1200, 890), "dark", pinned),
             ("narrow", one, (400, 1300), "dark", pinned),
             ("token", one, (1200, 890), "light", of_one_token),
             ("difference", two, (1200, 1170), "dark", difference),
-        ]:
+        ]
+        if published is not None:
+            published.to_html(three := Path(folder, "three.html"))
+            pictures.append(("published", three, (1200, 890), "light", as_it_opens))
+        browser = launch(playwright)
+        for name, page_file, size, scheme, act in pictures:
             (IMAGES / f"explorer-{name}.png").write_bytes(taken(browser, page_file, size, scheme, act))
         browser.close()
 
