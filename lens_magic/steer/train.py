@@ -118,8 +118,8 @@ def _reading(tokenizer: Any, text: str, position: str, prompt: str = "") -> Read
         return Reading(ids, max(first, len(ids) - 1))  # of no tokens there is no last
     # A token that holds the end of the prompt and the start of the answer is the answer's: it differs from the prompt's.
     begin = max(first, common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
-    # Of a sequence's first token trained models make an attention sink, a hundred times as long as other states in some and
-    # the same in all texts: in the means it would leave a difference that tells of the texts' lengths alone.
+    # Of a sequence's first token trained models make an attention sink, a hundred times as long as other states in some and of
+    # the same direction in all texts: in the means it would leave a difference that tells of the texts' lengths alone.
     return Reading(ids, max(begin, min(1, len(ids) - 1)))
 
 
