@@ -37,4 +37,4 @@ pictures: chromium
 	$(BIN)/python tools/pictures.py
 
 clean:
-	rm -rf out .pytest_cache .mypy_cache .ruff_cache .triton
+	rm -rf out .pytest_cache .mypy_cache .ruff_cache .triton .published

