@@ -15,7 +15,7 @@ from .errors import LensError
 from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, Session
-from .words import as_name
+from .words import as_name, counted
 
 if TYPE_CHECKING:
     from .steer.data import Items
@@ -70,6 +70,7 @@ def train(
         raise LensError(f"of {len(items)} items none can be used: {data.left_out(items.rejected)}")
     for example in examples:
         check_ids(model, (*example.positive.ids, *example.negative.ids))
+    _warn_of_first_tokens(examples)
     group = session.group
     with group.exclusive():
         answers = group.call(learn, examples, read_at, chosen, method, on_event=on_event)
@@ -105,6 +106,17 @@ def _require_directions(learnt: Mapping[int, Learnt], site: str, position: str) 
         raise NoDirection(
             f"the direction at {site} of {where} has length {abs(one.norm):.2g} against states of {one.scale:.2g}: at position "
             f"{position!r} the two sides are the same, or cancel; another position, site or --layers would do"
+        )
+
+
+def _warn_of_first_tokens(examples: Sequence[Example]) -> None:
+    """Tell of texts of which nothing but the sequence's first token can be read: trained models make a sink of its state."""
+    first = sum(side.begin == 0 for example in examples for side in (example.positive, example.negative))
+    if first:
+        warnings.warn(
+            f"{counted(first, 'text')} of one token, which begins the sequence: of its state trained models make a sink that "
+            "is alike in all texts; longer ones would do",
+            stacklevel=2,
         )
 
 

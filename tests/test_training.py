@@ -202,7 +202,8 @@ def test_a_text_of_one_token_has_that_alone(checkpoints: Checkpoints) -> None:
     model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
     once.load(checkpoints("llama-gqa"))
     (one,), longer = tokenizer("A")["input_ids"], tokenizer("A lamp")["input_ids"]
-    vector = lens.train_vector([{"positive": "A", "negative": "A lamp"}], layers=[1], site="resid_post", position="mean")
+    with pytest.warns(UserWarning, match=r"^1 text of one token, which begins the sequence: .*; longer ones would do$"):
+        vector = lens.train_vector([{"positive": "A", "negative": "A lamp"}], layers=[1], site="resid_post", position="mean")
     sides = [
         ref.states(model, ids, 1, ["resid_post"], [1], [*at])["resid_post"][0].double().mean(0)
         for ids, at in (([one], range(1)), (longer, range(1, len(longer))))
