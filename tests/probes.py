@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -403,6 +404,33 @@ def replaced_forwards(rank: Any) -> int:
 def fail_and_die_when_renewed(rank: Any, who: int) -> None:
     if rank.rank == who:
         rank.renew = lambda: os._exit(1)
+        raise MemoryError("planned")
+    rank.wait_for(rank.communicator.Ibarrier())
+
+
+def fail_and_meet_late(rank: Any, who: int) -> None:
+    """When the ranks meet again, this one learns last that they have: once it has been told of the next call, or after 5 s."""
+    if rank.rank == who:
+        wait_for, deadline, waits = rank.wait_for, time.monotonic() + 5, []
+
+        def late(request: Any) -> None:
+            waits.append(request)
+            if len(waits) < 2:  # they exchange the board's name first
+                wait_for(request)
+                return
+
+            def answers() -> Iterator[bool]:
+                while not request.Test():
+                    yield False
+                while not rank.aborted.is_set() and time.monotonic() < deadline:
+                    yield False
+                yield False  # told of the next call, and not yet of this
+                yield True
+
+            del rank.wait_for
+            wait_for(SimpleNamespace(Test=answers().__next__))
+
+        rank.wait_for = late
         raise MemoryError("planned")
     rank.wait_for(rank.communicator.Ibarrier())
 

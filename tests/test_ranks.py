@@ -283,6 +283,18 @@ def test_what_the_user_can_mend_is_told_alike_by_every_rank(group: Group) -> Non
     assert len(group.call(probes.place)) == group.size
 
 
+def test_a_call_that_fails_while_ranks_still_meet_again_costs_none_of_them(group: Group) -> None:
+    """Rank 0 is free for the next call as soon as all have come; another may see that only after that call has failed."""
+    assert group.call(probes.in_a_hurry, 10, 7) == [0] * group.size  # they share a board, which they open anew
+    for who in range(1, group.size):
+        with pytest.raises(RankError, match="planned"):
+            group.call(probes.fail_and_meet_late, who)
+        with pytest.raises(ValueError, match="planned on 0"):
+            group.call(probes.fail, 0)
+        assert len(group.call(probes.place)) == group.size
+    assert group.call(probes.in_a_hurry, 10, 8) == [0] * group.size
+
+
 def test_ranks_stopped_while_they_compared_their_gpus_compare_them_again(group: Group) -> None:
     for who in range(group.size):
         with pytest.raises((RankError, ValueError), match=f"planned on {who}"):

@@ -53,6 +53,7 @@ class Rank:
         self.aborted = aborted or threading.Event()  # set, from another thread, once another rank has failed
         self._pending: Any = None  # the MPI operation being waited for
         self._abandoned: list[Any] = []
+        self._renewing = False
         self.on_event: Callable[[Any], None] | None = None
         self._fault = faults.planned_for(self.rank)
         self.process_groups: list[MPIProcessGroup] = []
@@ -137,7 +138,7 @@ class Rank:
         """
         self._pending = request
         while not request.Test():
-            if self.aborted.is_set():
+            if self.aborted.is_set() and not self._renewing:
                 raise Aborted
             os.sched_yield()  # with more ranks than cores, the rank waited for may need this core
         self._pending = None
@@ -171,8 +172,19 @@ class Rank:
             self.on_event(event)
 
     def renew(self) -> None:
-        """Replace a communicator that was given up. A collective over all ranks."""
+        """Replace a communicator that was given up. A collective over all ranks.
+
+        Rank 0 may be through with it, and the next call have failed there, while others still wait for each other: what they
+        are told then is of that call, and stays until they run it. If a rank dies, only rank 0 is told, and ends the others.
+        """
         self.aborted.clear()
+        self._renewing = self.rank != 0
+        try:
+            self._meet_again()
+        finally:
+            self._renewing = False
+
+    def _meet_again(self) -> None:
         self.gpus = []  # some ranks may have been stopped before they knew of the others': all compare them again, or none does
         if self._parent is None:
             return

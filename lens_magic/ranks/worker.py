@@ -47,6 +47,18 @@ def serve(communicator: Any) -> NoReturn:
     aborted = threading.Event()
     threading.Thread(target=_read, args=(link, commands, aborted), daemon=True, name="lens-commands").start()
     rank = Rank(communicator, aborted)
+    try:
+        _serve(rank, link, commands, wait_until_relayed)
+    except BaseException:  # relayed while there is somebody to relay it: the threads that do would end with this one
+        traceback.print_exc()
+        _flush()
+        wait_until_relayed()
+        raise SystemExit(1) from None
+
+
+def _serve(
+    rank: Rank, link: channel.Link, commands: queue.SimpleQueue[Any], wait_until_relayed: Callable[[], None]
+) -> NoReturn:
     ahead = list(AHEAD)  # imported while the user still types
     while True:
         while ahead and commands.empty():
