@@ -12,6 +12,17 @@ from driver import PROMPT, Kernel
 pytestmark = [pytest.mark.kernel, pytest.mark.ranks("own"), pytest.mark.timeout(200)]
 
 
+# Of a model as small as this one all tokens are there before a message arrives.
+SLOWLY = """
+import time
+from lens_magic.lens.stream import Stream
+def slowly(self, *given, step=Stream.after_step):
+    time.sleep(0.01)
+    return step(self, *given)
+Stream.after_step, as_it_was = slowly, Stream.after_step
+"""
+
+
 def press_stop(kernel: Kernel, comm: str, shell: str) -> None:
     message = kernel.client.session.msg(
         "comm_msg", {"comm_id": comm, "data": {"method": "custom", "content": {"type": "stop"}}}
@@ -22,6 +33,7 @@ def press_stop(kernel: Kernel, comm: str, shell: str) -> None:
 
 def test_rows_come_while_the_cell_runs_and_stop_is_heard(kernel: Kernel) -> None:
     shell = kernel.subshell()
+    kernel.ok(SLOWLY)
     cell = f"%%lens -n 400 --ignore-eos --stream-lens -o streamed\n{PROMPT}"
     request = kernel.client.execute(cell, allow_stdin=False, stop_on_error=False)
     comm, rows, error, pressed = "", 0, "", False
@@ -45,6 +57,7 @@ def test_rows_come_while_the_cell_runs_and_stop_is_heard(kernel: Kernel) -> None
         if rows >= 3 and not pressed:
             press_stop(kernel, comm, shell)
             pressed = True
+    kernel.ok("Stream.after_step = as_it_was")
     assert error.startswith("stopped after")
     assert "`streamed`" in error
     made, seen = kernel.value("(len(streamed.output_ids), streamed.timings['streamed'])")
