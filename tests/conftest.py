@@ -140,11 +140,12 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 @pytest.fixture(scope="session", autouse=True)
 def ranks_end_with_the_tests() -> Iterator[None]:
     yield
-    from lens_magic.ranks.environment import remove_for_good
+    from lens_magic.ranks.environment import remove_for_good, remove_stale
     from lens_magic.session import current
 
     current().close()
     remove_for_good()  # a process that shares the tests may be ended before its exit functions
+    remove_stale(Path("/dev/shm"))  # of processes that tests have killed, as the next start would
 
 
 @pytest.fixture(scope="session", params=RANK_COUNTS, ids=lambda count: f"{count}-ranks")
