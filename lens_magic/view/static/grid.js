@@ -110,7 +110,8 @@ export class VirtualGrid {
     const [rows, cols, changed] = this.measure();
     if (changed || this.owed) this.build(rows, cols);
     this.owed = false;
-    if (!this.begun) this.centre((this.active[0] + 0.5) / this.model.rows, 1); // of a long prompt the answer, of many layers the last
+    const { rows: down, cols: across } = this.model;
+    if (!this.begun) this.centre((this.active[0] + 0.5) / down, (this.active[1] + 0.5) / across); // the cell whose details are shown
     this.begun = true;
     this.render();
   }
