@@ -227,7 +227,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _add_length_option(parser)
     add_capture_options(parser)
-    add("--steer", metavar="NAME[:ALPHA]", action="append", default=[], help="a vector or vector file, times α (1); repeatable")
+    add(
+        "--steer",
+        metavar="NAME[:ALPHA]",
+        action="append",
+        default=[],
+        help="a vector or vector file, times α (1); in a notebook also a variable with terms; repeatable",
+    )
     _add_sampling_options(parser)
     add("--prompt-tokens", action="store_true", help="show the prompt's positions too")
     add(

@@ -89,7 +89,7 @@ class SteerMagics(Magics):
         session = sessions.current()
         model = session.require_model()
         names = ("layers", "site", "positions", "steps", "decay", "schedule", "clip", "operator")
-        choices = {name: getattr(parsed, name) for name in names}
+        choices = {name: given for name in names if (given := getattr(parsed, name)) is not None}
         terms = vectors.terms_of(session, parsed.vectors, self.shell.user_ns, **choices)
         options = {name: getattr(parsed, name) for name in GENERATION_OPTIONS}
         with Held(self.shell, parsed.out) as held:
@@ -128,22 +128,23 @@ def _names_a_vector(word: str, variables: dict[str, Any]) -> bool:
 
 
 def _known_vectors(variables: dict[str, Any]) -> set[str]:
-    return {*sessions.current().vectors, *vectors.variables_with_vectors(variables)}
+    held = vectors.variables_with_vectors(variables), vectors.variables_with_terms(variables)
+    return {*sessions.current().vectors}.union(*held)
 
 
 def _compare_parser(prompt: bool) -> Parser:
     """Return the parser of ``%%steer``, or of ``%steer`` with the prompt on the line."""
     parser = Parser(prog="%%steer", description="The same prompt, unsteered and steered, side by side.", prompt=prompt)
     add = parser.add_argument
-    add("vectors", nargs="+", metavar="NAME[:ALPHA]", help="vectors or vector files, times α (1)")
+    add("vectors", nargs="+", metavar="NAME[:ALPHA]", help="vectors, vector files or variables with terms, times α (1)")
     add("-l", "--layers", metavar="SPEC", help="layers of the vector to use (all)")
     add("--site", help="site to steer, if not the one the vector was read at")
-    add("--positions", default="all", metavar="P", help="all, prompt, generated, last, or A:B (all)")
+    add("--positions", metavar="P", help="all, prompt, generated, last, or A:B (all)")
     add("--steps", metavar="A:B", help="generated tokens to steer, half-open (all)")
     add("--decay", type=float, metavar="H", help="halve α every H tokens")
     add("--schedule", metavar="S", help="schedule of α: constant, linear (to 0 at the run's end) or on/off (constant)")
     add("--clip", type=float, metavar="C", help="change a state by at most C times its length")
-    add("--operator", default="add", help="add, ablate or set (add)")
+    add("--operator", help="add, ablate or set (add)")
     add_generation_options(parser)
     add("-o", "--out", metavar="NAME", help="put the result into this variable too")
     return parser

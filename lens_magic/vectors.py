@@ -19,7 +19,7 @@ from .words import as_name, counted
 
 if TYPE_CHECKING:
     from .steer.data import Items
-    from .steer.term import SteeringTerm
+    from .steer.term import SteeringTerm, Terms
     from .steer.train import Example, Learnt
     from .steer.vector import SteeringVector
 
@@ -184,14 +184,20 @@ def find(session: Session, name: str, variables: Mapping[str, Any] | None = None
     name, held = as_name(name), variables_with_vectors(variables or {})
     kept, own = session.vectors.get(name), held.get(name)
     if kept is not None and own is not None and not own.steers_as(kept):
-        raise LensError(
-            f"%steer keeps another vector {name!r} than the variable holds; `%steer drop {name}` leaves the variable's"
-        )
+        raise _kept_another(name, "vector")
     if found := kept or own:
         return found
     known = ", ".join(dict.fromkeys((*session.vectors, *held)))
     hint = f"those there are: {known}" if known else "%steer train NAME --pairs … makes one"
+    if name in variables_with_terms(variables or {}):
+        raise LensError(f"{name!r} is a steering term, made of vectors, and none itself; {hint}")
     raise LensError(f"there is no vector {name!r}; {hint}")
+
+
+def _kept_another(name: str, held: str) -> LensError:
+    return LensError(
+        f"%steer keeps another vector {name!r} than the {held} in the variable; `%steer drop {name}` leaves the variable's"
+    )
 
 
 def parse_term(word: str) -> tuple[str, float]:
@@ -212,25 +218,33 @@ def parse_term(word: str) -> tuple[str, float]:
 def terms_of(
     session: Session, words: Sequence[str], variables: Mapping[str, Any] | None = None, **choices: Any
 ) -> list[SteeringTerm]:
-    """Return the terms for several ``NAME[:ALPHA]``, where NAME may also be a vector's file.
+    """Return the terms for several ``NAME[:ALPHA]``, where NAME may also be a vector's file, or a variable with terms.
 
     Args:
         choices: arguments of :meth:`SteeringVector.steer`, the same for all of them.
 
     Raises:
-        LensError: there is no such vector, or a choice is not understood.
+        LensError: there is no such vector, a choice is not understood, or there are choices for what is a term already.
     """
     if session.model is not None and choices.get("layers") is not None:  # a vector may not know what the last layer is
         choices["layers"] = options.parse_layers(choices["layers"], session.model.layers)
-    terms = []
+    sums = variables_with_terms(variables or {})
+    terms: list[SteeringTerm] = []
     for name, alpha in [parse_term(word) for word in words]:
-        if name.endswith(VECTOR_FILES) and name not in session.vectors:
+        if (made := sums.get(as_name(name))) is not None:
+            if name in session.vectors:
+                raise _kept_another(name, "term")
+            if choices:
+                raise LensError(
+                    f"{name!r} is a steering term, with its own {' and '.join(choices)}; only of a vector they are chosen"
+                )
+            terms.extend(made if alpha == 1 else made * alpha)  # an ablation has no strength to multiply
+        elif name.endswith(VECTOR_FILES) and name not in session.vectors:
             from .steer.files import load
 
-            vector = load(name)
+            terms.append(load(name).steer(alpha, **choices))
         else:
-            vector = find(session, name, variables)
-        terms.append(vector.steer(alpha, **choices))
+            terms.append(find(session, name, variables).steer(alpha, **choices))
     return terms
 
 
@@ -285,4 +299,17 @@ def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVe
         name: value.named(name)
         for name, value in variables.items()
         if isinstance(value, SteeringVector) and not name.startswith("_")
+    }
+
+
+def variables_with_terms(variables: Mapping[str, Any]) -> dict[str, Terms]:
+    """Return the user's variables that hold a steering term or a sum of them, likewise."""
+    if f"{__package__}.steer.term" not in sys.modules:
+        return {}
+    from .steer.term import SteeringTerm, Terms
+
+    return {
+        name: Terms.of(value)
+        for name, value in variables.items()
+        if isinstance(value, SteeringTerm | Terms) and not name.startswith("_")
     }

@@ -84,7 +84,7 @@ def test_vectors_by_name(notebook: Notebook, tmp_path: Path) -> None:
 
 def test_a_name_with_two_vectors_is_refused(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which one was meant nobody can tell; that both are the same is no matter."""
-    words = "%steer keeps another vector 'mine' than the variable holds; `%steer drop mine` leaves the variable's"
+    words = "%steer keeps another vector 'mine' than the vector in the variable; `%steer drop mine` leaves the variable's"
     notebook.run("%steer train mine --pairs items -l 1 -o mine")
     assert notebook.run("%steer mine:2 -n 2 'A lens'").steering
     notebook.shell.user_ns["mine"] = lens.train_vector(questions(), layers=[1], site="resid_post")
@@ -228,6 +228,29 @@ def test_the_lens_under_steering(notebook: Notebook, tmp_path: Path) -> None:
         run = notebook.run(f"%%lens {steer} -n 4 --ignore-eos -o seen\nA lens") or notebook.shell.user_ns["seen"]
         assert run.output_ids == expected.output_ids
         assert run.options["steering"]
+
+
+def test_a_term_in_a_variable_steers_with_its_own_choices(notebook: Notebook) -> None:
+    notebook.run("%steer train warm --pairs items -l 0-1")
+    warm = current().vectors["warm"]
+    half = warm.steer(20, layers=1, site="resid_post", positions="generated", decay=2)
+    gone = warm.steer(layers=1, operator="ablate")
+    notebook.shell.user_ns.update(half=half, gone=gone, both=half + gone)
+    expected = lens.run("A lens", 4, ignore_eos=True, steer=half + gone)
+    run = notebook.run("%%lens --steer both -n 4 --ignore-eos\nA lens")
+    assert run.output_ids == expected.output_ids
+    assert run.options["steering"] == expected.options["steering"] == [str(half), str(gone)]
+    assert notebook.run("%%steer half:2 warm:3 -n 4 --ignore-eos\nA lens").steering == (str(half * 2), str(warm * 3))
+    assert notebook.run('%steer gone -n 2 "A lens"').steering == (str(gone),)
+    assert "no strength that 2.0 would change" in notebook.refuses("%%steer gone:2\nA lens")
+    words = "'half' is a steering term, with its own layers and clip; only of a vector they are chosen"
+    assert words in notebook.refuses("%%steer half:2 -l 1 --clip 2\nA lens")
+    words = "'half' is a steering term, made of vectors, and none itself; those there are: warm"
+    assert words in notebook.refuses("%steer eval half --data items")
+    notebook.shell.user_ns["warm"] = warm * 2
+    words = "%steer keeps another vector 'warm' than the term in the variable; `%steer drop warm` leaves the variable's"
+    assert words in notebook.refuses("%%steer warm\nA lens")
+    notebook.run("del warm, half, gone, both")
 
 
 def test_what_is_shown_is_escaped(notebook: Notebook) -> None:
