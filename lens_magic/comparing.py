@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .lens.difference import LensDiff
     from .lens.run import LensRun
     from .steer.compare import SteeredText
-    from .steer.term import Strength
+    from .steer.term import SteeringTerm, Strength
 
 
 def compare(
@@ -63,7 +64,23 @@ def compare(
         finally:
             group.rank.store.drop(LIVE)
         result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked.recorded())
+        if result.first_difference is None and live is None:
+            _warn_if_weak(terms)
         return outcome.keep(result, result.interrupted)
+
+
+def _warn_if_weak(terms: Sequence[SteeringTerm]) -> None:
+    """Tell why steering may have changed no token: some models' states are hundreds of times as long as others'."""
+    from .steer.term import WEAK
+
+    shares = [term.share for term in terms]
+    if any(share is None or share >= WEAK for share in shares):
+        return
+    told = ", ".join(
+        f"α of {term.name!r} is {share:.1%} of the length of what it was learnt from ({max(term.norms.values()):.2g})"
+        for term, share in zip(terms, shares, strict=True)
+    )
+    warnings.warn(f"both texts are the same: {told}; α nearer to that length would do", stacklevel=3)
 
 
 def _steered_text(

@@ -24,12 +24,10 @@ from .steer.layer_types import check_layer_type
 from .steer.measure import Propensities, Sweep, measure
 from .steer.report import SteerabilityReport
 from .steer.spans import check_positions, describe_positions, parse_positions
-from .steer.term import SteeringTerm
+from .steer.term import WEAK, SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
 from .words import counted, quoted, size
-
-_WEAK = 0.1  # of a raw difference: what moves hardly any answer
 
 
 def evaluate(
@@ -249,7 +247,7 @@ def _warn_if_weak(norms: Mapping[int, float], alphas: Sequence[float], site: str
     α is absolute: states that are a hundred times as long as the demo model's need a hundred times its α.
     """
     largest = max(map(abs, alphas))
-    weak = {layer: largest / norm for layer, norm in sorted(norms.items()) if largest < _WEAK * norm}
+    weak = {layer: largest / norm for layer, norm in sorted(norms.items()) if largest < WEAK * norm}
     if weak:
         where = ", ".join(f"layer {layer} ({share:.1%})" for layer, share in weak.items())
         enough = float(f"{max(norms[layer] for layer in weak):.1g}")

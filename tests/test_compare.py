@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -27,6 +28,7 @@ from lens_magic.model.tokens import first_difference
 from lens_magic.session import current
 from lens_magic.steer.compare import Side, SteeredText
 from lens_magic.steer.term import SteeringTerm, Strength
+from lens_magic.steer.vector import SteeringVector
 
 Checkpoints = Callable[[str], Path]
 TOKENS = 9
@@ -147,6 +149,27 @@ def test_an_interrupt_while_texts_are_read_again_costs_neither(
     assert (part.unsteered.output_ids, part.steered.output_ids) == (whole.unsteered.output_ids, whole.steered.output_ids)
     assert part.interrupted
     assert "steered" in part._repr_html_()
+
+
+def test_an_alpha_too_small_to_change_a_token_is_told(checkpoints: Checkpoints) -> None:
+    """α is absolute, and of what was learnt only the vector knows the length."""
+    once.load(checkpoints("llama-gqa"), 1)
+    raw = direction(width_of(checkpoints("llama-gqa")))
+    vector = SteeringVector.of({1: 20 * raw, 2: 4 * raw}, "resid_post", name="warm")
+
+    def compare(*steer: Any) -> SteeredText:
+        return lens.compare(models.PROMPT, steer, max_new_tokens=4, ignore_eos=True)
+
+    words = "both texts are the same: α of 'warm' is 0.3% of the length of what it was learnt from (20); α nearer"
+    with pytest.warns(UserWarning, match=re.escape(words)):
+        assert compare(vector.steer(0.06, layers=1)).first_difference is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert compare(vector * 20).first_difference is not None
+        compare(vector * 0.5)  # at one layer more than a tenth
+        compare(vector * 1e-3, SteeringTerm("bare", {1: raw}, "resid_post", 1e-3))  # of this no length is known
+        compare(vector.steer(1e-3, site="mlp_out"))  # whose states the length is not of
+        compare(vector.steer(layers=1, positions="last", operator="ablate"))
 
 
 def test_one_prompt_takes_one_alpha(checkpoints: Checkpoints) -> None:

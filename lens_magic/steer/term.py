@@ -36,6 +36,8 @@ class MadeFor(NamedTuple):
 Operator = Literal["add", "ablate", "set"]
 OPERATORS: tuple[str, ...] = get_args(Operator)
 
+WEAK = 0.1  # of the difference a direction was learnt from: an α that hardly moves anything
+
 if TYPE_CHECKING:
     from .vector import SteeringVector
 
@@ -74,6 +76,7 @@ class SteeringTerm:
         sequences: which sequences of a batch it applies to; None for all.
         made_for: any other kind of model is refused; if None, one of another width or with too few layers.
         layer_type: what another program read the direction at; families where ``site`` is another place are refused.
+        norms: ``{layer: length of what its direction was learnt from}``, as far as that is known at this site.
     """
 
     name: str
@@ -91,6 +94,7 @@ class SteeringTerm:
     sequences: tuple[int, ...] | None = None
     made_for: MadeFor | None = None
     layer_type: str | None = None
+    norms: Mapping[int, float] = field(default_factory=dict, compare=False)
 
     __array_ufunc__ = None  # so that a NumPy number on the left defers to __rmul__
 
@@ -198,6 +202,14 @@ class SteeringTerm:
             raise LensError(
                 f"α of {self.name!r} ({largest:g} with scale and schedule) is more than the model can compute with ({most:.3g})"
             )
+
+    @property
+    def share(self) -> float | None:
+        """The largest |α| in units of what the directions were learnt from; None for an ablation, and if that is unknown."""
+        if self.operator == "ablate" or not self.norms:
+            return None
+        strongest = max(map(abs, self.alpha if isinstance(self.alpha, tuple) else (self.alpha,)))
+        return max(strongest * abs(self.scale.get(layer, 1.0)) / norm for layer, norm in self.norms.items())
 
     def covers(self, position: int) -> bool:
         """Whether it acts at position p."""

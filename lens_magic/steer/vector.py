@@ -233,6 +233,7 @@ class SteeringVector:
             operator=operator,
             made_for=self.made_for,
             layer_type=self.origin.layer_type if at == self.site else None,
+            norms={layer: norm for layer in chosen if (norm := self.norms.get(layer))} if at == self.site else {},
         )
 
     def __mul__(self, alpha: float | Sequence[float]) -> SteeringTerm:
