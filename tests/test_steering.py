@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import models
 import numpy as np
@@ -20,6 +20,7 @@ from steering_items import questions
 
 import lens_magic as lens
 from lens_magic.errors import LensError
+from lens_magic.model.sites import Window
 from lens_magic.session import current
 from lens_magic.steer import intervene
 from lens_magic.steer.spans import parse_positions, parse_span, tabulate
@@ -197,6 +198,25 @@ def test_values_that_change_at_every_token(ahead: int, checkpoints: Checkpoints,
         Change("resid_post", 2, t, lambda p: -2.0 * swinging(p), clip=0.02),
     ]
     check("changing", folder, 1, terms, changes)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_states_of_16_bits_are_changed_in_float32_and_rounded_once(length: int, dtype: torch.dtype) -> None:
+    """Of forty changes each is less than half a digit of the states; their lengths limit another."""
+    v, h = direction(16), torch.full((1, length, 16), 3.0).to(dtype)
+    small = 0.4 * float(torch.finfo(dtype).eps) / float(v.abs().max())
+    terms = [SteeringTerm("small", {0: v}, "resid_post", small)] * 40 + [
+        SteeringTerm("limited", {0: v}, "resid_post", 50, clip=0.3)
+    ]
+    loaded = cast(Any, SimpleNamespace(device=torch.device("cpu")))
+    steering, window = intervene.Steering(loaded, terms), Window(start=4, length=length)
+    steering.prepare(window)
+    changed = steering.visits()["resid_post", 0](h, window)
+    summed = h.double() + 40 * small * v
+    expected = summed + 0.3 * summed.norm(dim=-1, keepdim=True) * v
+    assert changed.dtype == dtype
+    torch.testing.assert_close(changed.double(), expected, rtol=float(torch.finfo(dtype).eps) / 2 * 1.001, atol=1e-6)
 
 
 def test_another_alpha_for_each_sequence_of_a_batch(ranks: int, checkpoints: Checkpoints) -> None:
