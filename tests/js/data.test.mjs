@@ -363,13 +363,16 @@ test("of a model's folder the last part is its name, unless two would be the sam
   assert.deepEqual(format.modelNames(["/a/final", "/a/final"]), ["final", "final"]);
 });
 
-test("cells fill the view, at their preferred size unless nearly all would fit or too many would", () => {
+test("cells fill the view, none cut off at either end, unless too many would", () => {
   const table = { rows: 500, cols: 80, rowHeight: 26, colWidth: 92, leastWidth: 58, maxColWidth: 168, headWidth: 140, headHeight: 27, nodesPerCell: 2 };
   const some = fitted(table, 800, 400);
-  assert.deepEqual([some.rowH, some.colW], [26, 92]);
-  assert.ok(some.rows * 26 > 400 - 27 && some.cols * 92 > 800 - 140);
-  assert.deepEqual(fitted({ ...table, cols: 10 }, 800, 400), { rows: some.rows, cols: 10, rowH: 26, colW: 66 });
-  assert.equal(fitted({ ...table, cols: 2 }, 800, 400).colW, 168);
+  assert.deepEqual([some.rowH, some.colW, some.headW], [26, 94, 142]); // seven in the 660 pixels beside the head, and 2 more
+  assert.ok(some.rows * 26 > 400 - 27 && some.cols * 94 > 800 - 140);
+  assert.equal(fitted(table, 140 + 183, 400).colW, 168); // one, and no wider than that
+  assert.equal(fitted(table, 140 + 50, 400).colW, 92);
+  assert.deepEqual(fitted({ ...table, cols: 10 }, 800, 400), { rows: some.rows, cols: 10, rowH: 26, colW: 66, headW: 140 });
+  const two = fitted({ ...table, cols: 2 }, 800, 400);
+  assert.deepEqual([two.colW, two.headW], [168, 140]);
   const many = fitted(table, 3000, 2000);
   assert.ok(many.rows * many.cols * 2 <= 900 && many.rowH * many.rows > 2000 - 27 && many.colW * many.cols > 3000 - 140);
 });

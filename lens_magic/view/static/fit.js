@@ -8,13 +8,15 @@ export const NUMBER_WIDTH = 84; // a column this wide fits five characters of a 
  * @param {Pick<import("./grid.js").GridModel, "rows" | "cols" | "rowHeight" | "colWidth" | "leastWidth" | "maxColWidth" |
  *   "headWidth" | "headHeight" | "nodesPerCell">} table
  * @param {number} width of the view @param {number} height the maximum
- * @returns {{rows: number, cols: number, rowH: number, colW: number}} numbers to draw, and sizes in pixels
+ * @returns {{rows: number, cols: number, rowH: number, colW: number, headW: number}} numbers to draw, and sizes in pixels
  */
 export function fitted(table, width, height) {
   const room = width - table.headWidth;
   const fitting = Math.floor(room / table.cols);
-  // Columns that nearly fit are narrowed so that none is cut off; below `leastWidth` they have their preferred width.
-  let colW = fitting >= table.leastWidth ? Math.min(fitting, table.maxColWidth) : table.colWidth;
+  // Columns that nearly fit are narrowed so that none is cut off; below `leastWidth` as many are in view as have room for
+  // their preferred width, and share what is left of it: at neither end of the table one is cut off.
+  const inView = fitting >= table.leastWidth ? table.cols : Math.floor(room / table.colWidth);
+  let colW = inView ? Math.min(Math.floor(room / inView), table.maxColWidth) : table.colWidth;
   let rowH = table.rowHeight;
   const fit = () => /** @type {[number, number]} */ ([
     Math.min(table.rows, Math.ceil((height - table.headHeight) / rowH) + 1 + OVERSCAN),
@@ -26,5 +28,6 @@ export function fitted(table, width, height) {
     colW = Math.ceil(colW * 1.08);
     [rows, cols] = fit();
   }
-  return { rows, cols, rowH, colW };
+  const left = room - inView * colW; // fewer pixels than columns: for the row heads, or at the other end a bit of a column shows
+  return { rows, cols, rowH, colW, headW: table.headWidth + (left > 0 && left < inView ? left : 0) };
 }

@@ -38,6 +38,7 @@ export class VirtualGrid {
     this.scroll = [0, 0];
     this.rowH = 0;
     this.colW = 0;
+    this.headW = 0;
     this.frame = 0;
     this.stale = false;
     this.owed = false; // whether to rebuild for a model that was set while this was hidden
@@ -120,14 +121,16 @@ export class VirtualGrid {
   measure(again = true) {
     const m = /** @type {GridModel} */ (this.model);
     const width = this.el.clientWidth;
-    const { rows, cols, rowH, colW } = fitted(m, width, this.maxHeight());
-    const changed = colW !== this.colW || rowH !== this.rowH || rows !== this.pool.length || cols !== this.heads.length;
-    Object.assign(this, { rowH, colW });
+    const { rows, cols, ...sizes } = fitted(m, width, this.maxHeight());
+    const { rowH, colW, headW } = sizes;
+    const resized = colW !== this.colW || rowH !== this.rowH || headW !== this.headW;
+    const changed = resized || rows !== this.pool.length || cols !== this.heads.length;
+    Object.assign(this, sizes);
     this.el.classList.toggle("lens-numbers", colW >= NUMBER_WIDTH);
-    this.canvas.style.width = `${m.headWidth + m.cols * colW}px`;
+    this.canvas.style.width = `${headW + m.cols * colW}px`;
     this.canvas.style.height = `${m.headHeight + m.rows * rowH}px`;
-    const sizes = { "head-w": m.headWidth, "head-h": m.headHeight, "col-w": colW, "row-h": rowH };
-    for (const [name, px] of Object.entries(sizes)) this.el.style.setProperty(`--lens-${name}`, `${px}px`);
+    const styles = { "head-w": headW, "head-h": m.headHeight, "col-w": colW, "row-h": rowH };
+    for (const [name, px] of Object.entries(styles)) this.el.style.setProperty(`--lens-${name}`, `${px}px`);
     this.size = [this.el.clientWidth, this.el.clientHeight];
     // A scroll bar that has just appeared or disappeared changes the width left for columns.
     if (again && this.size[0] !== width) {
@@ -210,7 +213,7 @@ export class VirtualGrid {
   placeHead(m, head, c) {
     if (head.index === c) return;
     head.index = c;
-    head.el.style.left = `${m.headWidth + c * this.colW}px`;
+    head.el.style.left = `${this.headW + c * this.colW}px`;
     head.el.setAttribute("aria-colindex", String(c + 2));
     m.paintColHead(head.el, c);
     head.el.classList.toggle("lens-lit", c === this.lit()[1]);
@@ -236,7 +239,7 @@ export class VirtualGrid {
   paint(m, cell, r, c) {
     if (cell.col !== c) {
       cell.col = c;
-      cell.el.style.left = `${m.headWidth + c * this.colW}px`;
+      cell.el.style.left = `${this.headW + c * this.colW}px`;
       cell.el.setAttribute("aria-colindex", String(c + 2));
     }
     cell.row = r;
@@ -278,7 +281,7 @@ export class VirtualGrid {
   /** First row and column in view, and how many are, in cells and fractions of cells: `[row, col, rows, cols]`. */
   window() {
     const m = /** @type {GridModel} */ (this.model);
-    const [width, height] = [this.size[0] - m.headWidth, this.size[1] - m.headHeight];
+    const [width, height] = [this.size[0] - this.headW, this.size[1] - m.headHeight];
     return [this.scroll[0] / this.rowH, this.scroll[1] / this.colW, height / this.rowH, width / this.colW];
   }
 
@@ -309,9 +312,9 @@ export class VirtualGrid {
     const m = this.model;
     if (!m) return null;
     const box = this.el.getBoundingClientRect();
-    const x = clientX - box.left - this.el.clientLeft - m.headWidth;
+    const x = clientX - box.left - this.el.clientLeft - this.headW;
     const y = clientY - box.top - this.el.clientTop - m.headHeight;
-    if (x < 0 || y < 0 || x > this.size[0] - m.headWidth || y > this.size[1] - m.headHeight) return null;
+    if (x < 0 || y < 0 || x > this.size[0] - this.headW || y > this.size[1] - m.headHeight) return null;
     const cell = [Math.floor((y + this.el.scrollTop) / this.rowH), Math.floor((x + this.el.scrollLeft) / this.colW)];
     return cell[0] < m.rows && cell[1] < m.cols ? cell : null;
   }
@@ -369,7 +372,7 @@ export class VirtualGrid {
     if (this.el.clientWidth !== this.size[0]) this.layout(); // the overview may just have appeared beside it
     const [top, left] = [r * this.rowH, c * this.colW];
     this.el.scrollTop = clamp(this.el.scrollTop, top + this.rowH - this.size[1] + m.headHeight, top);
-    this.el.scrollLeft = clamp(this.el.scrollLeft, left + this.colW - this.size[0] + m.headWidth, left);
+    this.el.scrollLeft = clamp(this.el.scrollLeft, left + this.colW - this.size[0] + this.headW, left);
   }
 
   /** Centres the view on a place of the table, given as fractions of it. @param {number} down @param {number} across */
@@ -377,7 +380,7 @@ export class VirtualGrid {
     const m = this.model;
     if (!m) return;
     this.el.scrollTop = down * m.rows * this.rowH - (this.size[1] - m.headHeight) / 2;
-    this.el.scrollLeft = across * m.cols * this.colW - (this.size[0] - m.headWidth) / 2;
+    this.el.scrollLeft = across * m.cols * this.colW - (this.size[0] - this.headW) / 2;
   }
 
   destroy() {
