@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .lens.chosen import Track
     from .lens.run import LensRun
     from .lens.translators import TunedLens
+    from .prompts import Prompt
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -94,12 +95,14 @@ def status() -> Status:
 # A str is a Sequence[str] too, hence the overlapping overloads; here it is one prompt.
 @overload
 def run(  # type: ignore[overload-overlap]
-    prompt: str, max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]
+    prompt: Prompt, max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]
 ) -> LensRun: ...
 @overload
-def run(prompt: Sequence[str], max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]) -> list[LensRun]: ...
 def run(
-    prompt: str | Sequence[str],
+    prompt: Sequence[Prompt], max_new_tokens: int = ..., top_k: int = ..., **options: Unpack[RunOptions]
+) -> list[LensRun]: ...
+def run(
+    prompt: Prompt | Sequence[Prompt],
     max_new_tokens: int = 32,
     top_k: int = 5,
     layers: str | int | Iterable[int] | None = None,
@@ -122,8 +125,10 @@ def run(
     """Generate from a prompt in one cached pass and look at every layer's hidden states through a lens.
 
     Args:
-        prompt: used verbatim; text that looks like a special token stays text. Several prompts run as one batch, each with
-            the result it would have alone, and give a list of runs.
+        prompt: a text, used verbatim: what looks like a special token stays text. Or token ids, read as they are. Or a chat's
+            messages (``{"role": "system", "content": …}``), which are put into the model's chat template; if the last is the
+            assistant's, the model goes on with it. Several prompts run as one batch, each with the result it would have
+            alone, and give a list of runs.
         max_new_tokens: upper limit; 0 with ``prompt_tokens`` gives the lens of the prompt alone.
         top_k: candidates kept per cell (site, layer, position).
         layers: numbers, or text such as "0-4", "5-", "-1", "0,8,-1", "::4"; all by default.
@@ -134,7 +139,7 @@ def run(
         prompt_tokens: capture the prompt's positions too, as p < 0.
         steer: any number of steering terms (``vector * 1.5``), applied in order; states are captured after steering.
         force: read this text, or these token ids, instead of generating (teacher forcing); for several prompts, one for each.
-        chat: put the prompt into the model's chat template.
+        chat: put a text into the model's chat template, as the user's message.
         capture_dtype: keep the states as "float32", "bfloat16" or "float16" instead of the model's own type.
         offload: keep a GPU's captured states in the host's memory; ranks do not wait for the copies.
         stream_lens: project rows while generating, in at most a sixteenth of the time; the remaining rows follow afterwards.
@@ -181,12 +186,14 @@ def run(
 
 @overload
 def generate(  # type: ignore[overload-overlap]
-    prompt: str, max_new_tokens: int = ..., **options: Unpack[GenerationOptions]
+    prompt: Prompt, max_new_tokens: int = ..., **options: Unpack[GenerationOptions]
 ) -> GeneratedText: ...
 @overload
-def generate(prompt: Sequence[str], max_new_tokens: int = ..., **options: Unpack[GenerationOptions]) -> list[GeneratedText]: ...
 def generate(
-    prompt: str | Sequence[str],
+    prompt: Sequence[Prompt], max_new_tokens: int = ..., **options: Unpack[GenerationOptions]
+) -> list[GeneratedText]: ...
+def generate(
+    prompt: Prompt | Sequence[Prompt],
     max_new_tokens: int = 32,
     ignore_eos: bool = False,
     steer: Any = (),
@@ -198,14 +205,14 @@ def generate(
     """Generate without capturing anything.
 
     Args:
-        prompt: used verbatim, or several, as for :func:`run`.
+        prompt: one or several, as for :func:`run`.
         max_new_tokens: upper limit, 1 or more.
         ignore_eos: continue past end tokens.
         steer: any number of steering terms (``vector * 1.5``), applied in order.
         temperature: 0 is greedy.
         top_p: above 0, at most 1: sample from the most probable tokens that make up this probability.
         seed: of the sampling, an integer of 64 bits; it gives the same tokens on any number of ranks (float32).
-        chat: put the prompt into the model's chat template.
+        chat: as for :func:`run`.
 
     Returns:
         A :class:`GeneratedText`: ``text``, ``output_ids``, ``timings`` (seconds, tokens per second), ``interrupted``; a list

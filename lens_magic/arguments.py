@@ -8,12 +8,15 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import LensError
 from .model.anatomy import DEFAULT_SITES, SITES
 from .options import choice
 from .words import quoted
+
+if TYPE_CHECKING:
+    from .prompts import Prompt
 
 _NEGATIVE = re.compile(r"-[\d.]")
 _KINDS: dict[Any, str] = {int: "an integer", float: "a number"}
@@ -200,6 +203,14 @@ def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the sampling (0)")
     add("--ignore-eos", action="store_true", help="continue past end tokens")
     add("--chat", action="store_true", help="put the prompt into the model's chat template")
+    add("--system", metavar="TEXT", help="the same, after this system message")
+
+
+def prompt_of(parsed: argparse.Namespace, text: str) -> Prompt:
+    """Return the prompt that a command's options make of a text: with ``--system`` a chat."""
+    if parsed.system is None or not text:
+        return text
+    return [{"role": "system", "content": parsed.system}, {"role": "user", "content": text}]
 
 
 def add_generation_options(parser: argparse.ArgumentParser) -> None:
@@ -258,17 +269,20 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _names(add: Callable[[argparse.ArgumentParser], None]) -> tuple[str, ...]:
-    """Return the names of the options that ``add`` adds, as arguments of the functions that they are given to."""
+    """Return the names of the options that ``add`` adds, as arguments of the functions that they are given to.
+
+    Vectors have to be found first, and a system message is part of the prompt (:func:`prompt_of`).
+    """
     parser = argparse.ArgumentParser(add_help=False)
     add(parser)
-    return tuple(action.dest for action in parser._actions)
+    return tuple(action.dest for action in parser._actions if action.dest not in ("steer", "system"))
 
 
 GENERATION_OPTIONS = _names(add_generation_options)
 """Names of the options of every command that generates."""
 
-RUN_OPTIONS = tuple(name for name in _names(add_run_options) if name != "steer")
-"""Names of the options of ``%%lens`` as arguments of :func:`lens_magic.runs.run`, without ``steer``."""
+RUN_OPTIONS = _names(add_run_options)
+"""Names of the options of ``%%lens`` as arguments of :func:`lens_magic.runs.run`."""
 
 
 def run_options(parsed: argparse.Namespace) -> dict[str, Any]:

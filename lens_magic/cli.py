@@ -20,6 +20,7 @@ from .arguments import (
     add_load_options,
     add_run_options,
     load_options,
+    prompt_of,
     run_options,
 )
 from .errors import LensError, even_if_stopped
@@ -180,11 +181,11 @@ def _run(parsed: argparse.Namespace) -> int:
             session.load(parsed.model, **load_options(parsed), on_event=told)
             steer = vectors.terms_of(session, parsed.steer)
             run, stopped = even_if_stopped(
-                lambda: runs.run(session, parsed.prompt, steer=steer, **run_options(parsed), on_event=told)
+                lambda: runs.run(session, prompt_of(parsed, parsed.prompt), steer=steer, **run_options(parsed), on_event=told)
             )
         try:
             print(table_text(run))  # before the files: a full disk must not hide the run
-            if words := nothing_said(session.require_model(), run.output_ids, parsed.chat):
+            if words := nothing_said(session.require_model(), run.output_ids, run.options["chat"]):
                 print(words)
         finally:  # write them even if stdout was closed early (`| head`)
             write_all(run, outputs)

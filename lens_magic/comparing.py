@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def compare(
     session: Session,
-    prompt: str,
+    prompt: prompts.Prompt,
     steer: Any,
     max_new_tokens: int = 32,
     temperature: float = 0.0,
@@ -46,7 +46,8 @@ def compare(
 
     model = session.require_model()
     asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
-    ids, most = tuple(prompts.prompt_ids(model, prompt, asked.chat)), asked.max_new_tokens
+    text, ids, in_chat = prompts.read(model, prompt, asked.chat)
+    asked, most = replace(asked, chat=in_chat), asked.max_new_tokens
     prompts.check_length(len(ids), most, model.context)
     terms = vectors.steering_terms(model, steer, [len(ids)], [most])
     if not terms:
@@ -63,7 +64,7 @@ def compare(
             answer = group.call(run_compared, *told, on_event=on_event)[0]
         finally:
             group.rank.store.drop(LIVE)
-        result = _steered_text(session, model, prompt, answer, tuple(str(term) for term in terms), asked.recorded())
+        result = _steered_text(session, model, text, answer, tuple(str(term) for term in terms), asked.recorded())
         if result.first_difference is None and live is None:
             _warn_if_weak(terms)
         return outcome.keep(result, result.interrupted)

@@ -19,6 +19,7 @@ from .arguments import (
     add_run_options,
     help_printed,
     load_options,
+    prompt_of,
     run_options,
 )
 from .errors import LensError, even_if_stopped
@@ -52,7 +53,7 @@ class LensMagics(Magics):
         model = session.require_model()
         if parsed.lens is not None and parsed.lens.isidentifier():  # a variable takes precedence over a file of that name
             parsed.lens = self.shell.user_ns.get(as_name(parsed.lens), parsed.lens)
-        prompt, given = cell.removesuffix("\n"), run_options(parsed)
+        prompt, given = prompt_of(parsed, cell.removesuffix("\n")), run_options(parsed)
         given["steer"] = vectors.terms_of(session, parsed.steer, self.shell.user_ns)
         live = parsed.stream_lens and not parsed.static
         with Held(self.shell, parsed.out) as held:
@@ -60,7 +61,7 @@ class LensMagics(Magics):
                 run, stopped = even_if_stopped(lambda: runs.run(session, prompt, **given, on_event=answer))
                 held.take(run, f"stopped after {counted(len(run.output_ids), 'token')}", stopped)
                 kept.keep(run)
-            if words := nothing_said(model, run.output_ids, parsed.chat):
+            if words := nothing_said(model, run.output_ids, run.options["chat"]):
                 print(words)  # noqa: T201 - where the answer would be
             if not (stopped or live or parsed.static or parsed.out is not None or parsed.save is not None):
                 return run

@@ -2,44 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from . import options
 from .errors import LensError
-from .words import counted
+from .words import counted, quoted
 
 if TYPE_CHECKING:
+    from .model.chat import Message
     from .session import Model
 
 
-def several(prompt: Any) -> list[str]:
-    """Return one text, or several, as a list.
+Prompt: TypeAlias = "str | Sequence[int] | Sequence[Message]"
+"""One prompt: a text, token ids, or the messages of a chat."""
+
+_KINDS = "a text, token ids or messages ({'role': 'user', 'content': …}), or a list of several"
+
+
+class Read(NamedTuple):
+    """A prompt as the model reads it.
+
+    Attributes:
+        text: as it was given, or what its tokens say.
+        ids: its tokens.
+        chat: whether it is in the model's chat template.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    chat: bool
+
+
+def read_all(model: Model, prompt: Any, chat: bool) -> tuple[list[Read], bool]:
+    """Read one prompt or several.
+
+    Args:
+        chat: put a text into the model's chat template, as the user's message.
+
+    Returns:
+        The prompts, and whether it was one by itself.
 
     Raises:
-        LensError: it is neither.
+        LensError: it is none, or one of them is empty, or has tokens that the model does not.
     """
     given = [prompt] if isinstance(prompt, str) else options.listed(prompt, ordered=False)
     if given is None:
-        raise LensError(f"the prompt should be a text, or a list of several, not {type(prompt).__name__}")
-    return given
+        raise LensError(f"the prompt should be {_KINDS}, not {type(prompt).__name__}")
+    if not given:
+        raise LensError("there is no prompt; give one text or several")
+    if not isinstance(prompt, str | Set) and (_are_messages(given) or _are_ids(given)):
+        return [read(model, given, chat)], True
+    return [read(model, one, chat) for one in given], isinstance(prompt, str)
 
 
-def prompt_ids(model: Model, prompt: str, chat: bool = False) -> list[int]:
-    """Return the prompt's token ids.
+def _are_messages(items: Sequence[Any]) -> bool:
+    return all(isinstance(item, Mapping) for item in items)
+
+
+def _are_ids(items: Sequence[Any]) -> bool:
+    """Whether all are integers; a row of a tensor has ``__index__`` too."""
+    return all(hasattr(item, "__index__") and not isinstance(item, bool) and getattr(item, "ndim", 0) == 0 for item in items)
+
+
+def read(model: Model, prompt: Any, chat: bool = False) -> Read:
+    """Read one prompt.
 
     Raises:
-        LensError: the prompt is empty, or not text.
+        LensError: as for :func:`read_all`.
     """
-    from .model.tokens import encode
+    from .model.chat import encode_chat
+    from .model.tokens import decode, encode
 
-    if not isinstance(prompt, str):
-        raise LensError(f"the prompt should be text, not {type(prompt).__name__}")
-    ids = encode(model.tokenizer, prompt, chat) if prompt else []
-    if not ids:
-        raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
-    check_ids(model, ids)
-    return ids
+    if isinstance(prompt, str):
+        message = {"role": "user", "content": prompt}
+        ids = []
+        if prompt:
+            ids = encode_chat(model.tokenizer, [message], "leave --chat out") if chat else encode(model.tokenizer, prompt)
+        if not ids:
+            raise LensError("the prompt is empty; the text to continue would do (in a cell, below the line)")
+        check_ids(model, ids)
+        return Read(prompt, tuple(ids), chat)
+    items = options.listed(prompt) or []
+    if not items or not (_are_messages(items) or _are_ids(items)):
+        raise LensError(f"the prompt should be {_KINDS}, not {quoted(prompt)}")
+    if _are_messages(items):
+        ids = encode_chat(model.tokenizer, [_checked(message) for message in items])
+        check_ids(model, ids)
+        return Read(decode(model.tokenizer, ids), tuple(ids), True)
+    if chat:
+        raise LensError("token ids are read as they are, in no chat template; leave --chat out, or give text or messages")
+    ids = options.integers("the prompt's token ids", items)
+    if not all(0 <= index < model.vocabulary for index in ids):
+        raise LensError(f"the prompt's token ids should be from 0 to {model.vocabulary - 1}")
+    return Read(decode(model.tokenizer, ids), tuple(ids), False)
+
+
+def _checked(message: Mapping[str, Any]) -> Mapping[str, str]:
+    if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+        raise LensError(f"a message is {{'role': 'user', 'content': 'a text'}}, not {quoted(dict(message))}")
+    return message
 
 
 def check_ids(model: Model, ids: Iterable[int]) -> None:
@@ -55,17 +117,6 @@ def check_ids(model: Model, ids: Iterable[int]) -> None:
             f"the tokenizer has a token {token!r} with id {largest}, beyond the model's vocabulary of {model.vocabulary}: "
             "they do not belong together; a text without it would do"
         )
-
-
-def all_prompt_ids(model: Model, prompts: Sequence[str], chat: bool) -> tuple[tuple[int, ...], ...]:
-    """Return each prompt's token ids.
-
-    Raises:
-        LensError: there is no prompt, or one is empty or not text.
-    """
-    if not prompts:
-        raise LensError("there is no prompt; give one text or several")
-    return tuple(tuple(prompt_ids(model, prompt, chat)) for prompt in prompts)
 
 
 def all_forced_ids(model: Model, force: Any, prompts: int) -> tuple[tuple[int, ...], ...]:

@@ -10,7 +10,7 @@ from . import options, vectors
 from .errors import LensError
 from .generating import Generating
 from .needs import SMALLER, Ask, facts_of, refuse_run
-from .prompts import all_forced_ids, all_prompt_ids, check_length, several
+from .prompts import all_forced_ids, check_length, read_all
 from .results import GeneratedText, make_run, timings_of
 from .rooms import room_of_rank
 from .session import Model, OnEvent, Session
@@ -18,11 +18,12 @@ from .session import Model, OnEvent, Session
 if TYPE_CHECKING:
     from .lens.pipeline import Request
     from .lens.projector import Look
+    from .prompts import Prompt
 
 
 def run(
     session: Session,
-    prompt: str | Sequence[str],
+    prompt: Prompt | Sequence[Prompt],
     max_new_tokens: int = 32,
     top_k: int = 5,
     layers: str | int | Iterable[int] | None = None,
@@ -58,11 +59,11 @@ def run(
     given = lenses.as_lens(lens)
     look = lenses.look(given, norm, track, model, sites)
     options.check_top_k(top_k, model.vocabulary, look.directions)
-    prompts = several(prompt)
+    prompts, alone = read_all(model, prompt, asked.chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
         raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
-    ids = all_prompt_ids(model, prompts, asked.chat)
-    forced = None if force is None else all_forced_ids(model, [force] if isinstance(prompt, str) else force, len(prompts))
+    ids = tuple(one.ids for one in prompts)
+    forced = None if force is None else all_forced_ids(model, [force] if alone else force, len(prompts))
     new = [most] * len(ids) if forced is None else [*map(len, forced)]
     _check_lengths(model, ids, new, prompt_tokens)
     request = Request(
@@ -82,15 +83,18 @@ def run(
         look=look,
         stream=stream_lens,
     )
-    more = {"chat": asked.chat, "ignore_eos": asked.ignore_eos, **_looked(look)}
+    more = {"ignore_eos": asked.ignore_eos, **_looked(look)}
     labels = getattr(given, "labels", ())
     group = session.group
     with group.exclusive() as outcome:  # an interrupt before the first or after the last token counts too
         refuse_what_cannot_fit(session, ask_of(request), drops=True)
         group.rank.store[GIVEN] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
-        made = [make_run(session, text, request, answers, number, more, labels) for number, text in enumerate(prompts)]
-        return outcome.keep(made[0] if isinstance(prompt, str) else made, made[0].interrupted)
+        made = [
+            make_run(session, one.text, request, answers, number, {"chat": one.chat, **more}, labels)
+            for number, one in enumerate(prompts)
+        ]
+        return outcome.keep(made[0] if alone else made, made[0].interrupted)
 
 
 def _check_lengths(model: Model, ids: Sequence[Sequence[int]], new: Sequence[int], prompt_tokens: bool) -> None:
@@ -160,7 +164,7 @@ def refuse_what_cannot_fit(session: Session, ask: Ask, smaller: Set[str] = SMALL
 
 def generate(
     session: Session,
-    prompt: str | Sequence[str],
+    prompt: Prompt | Sequence[Prompt],
     max_new_tokens: int = 32,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -176,7 +180,8 @@ def generate(
 
     model = session.require_model()
     asked = Generating.checked(max_new_tokens, temperature, top_p, seed, ignore_eos, chat)
-    ids, most = all_prompt_ids(model, several(prompt), asked.chat), asked.max_new_tokens
+    prompts, alone = read_all(model, prompt, asked.chat)
+    ids, most = tuple(one.ids for one in prompts), asked.max_new_tokens
     for one in ids:
         check_length(len(one), most, model.context)
     lengths = [*map(len, ids)]
@@ -191,4 +196,4 @@ def generate(
             GeneratedText(decode(model.tokenizer, output, model.stop_ids), output, timings, made.interrupted)
             for output in made.outputs
         ]
-        return outcome.keep(results[0] if isinstance(prompt, str) else results, made.interrupted)
+        return outcome.keep(results[0] if alone else results, made.interrupted)

@@ -57,13 +57,13 @@ class LiveAnswer(Answer):
         given: the options of the run.
     """
 
-    def __init__(self, session: Session, prompt: str, given: dict[str, Any]) -> None:
+    def __init__(self, session: Session, prompt: prompts.Prompt, given: dict[str, Any]) -> None:
         from .view import LiveView
 
         model = session.require_model()
         super().__init__(model)
         self._model = model
-        self._prompt = prompts.prompt_ids(model, prompt, given["chat"])
+        self._prompt = prompts.read(model, prompt, given["chat"]).ids
         self._ids = list(self._prompt)
         self._before = len(self._prompt) - 1 if given["prompt_tokens"] else 0
         sites, layers = options.parse_sites(given["capture"]), options.parse_layers(given["layers"], model.layers)

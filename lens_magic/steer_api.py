@@ -12,6 +12,7 @@ from .view.progress import watched
 if TYPE_CHECKING:
     from .lens.difference import LensDiff
     from .lens.run import LensRun
+    from .prompts import Prompt
     from .steer.ablation import SiteAblation
     from .steer.compare import SteeredText
     from .steer.report import SteerabilityReport
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def compare(
-    prompt: str,
+    prompt: Prompt,
     steer: Any,
     max_new_tokens: int = 32,
     temperature: float = 0.0,
@@ -31,7 +32,7 @@ def compare(
     """Continue a prompt unsteered and steered, as one batch of two. ``%%steer`` does the same.
 
     Args:
-        prompt: one text, used verbatim.
+        prompt: one, as for :func:`run`.
         steer: any number of steering terms (``vector * 1.5``), applied in order.
         max_new_tokens: upper limit for each of the two texts, 1 or more.
         temperature, top_p, seed, ignore_eos, chat: as for :func:`generate`; both texts are sampled with the same seed.

@@ -15,7 +15,7 @@ from IPython.display import display
 
 from . import comparing, vectors
 from . import session as sessions
-from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed, no_command
+from .arguments import GENERATION_OPTIONS, Help, Parser, add_generation_options, help_printed, no_command, prompt_of
 from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .generating import nothing_said
@@ -95,11 +95,11 @@ class SteerMagics(Magics):
         with Held(self.shell, parsed.out) as held:
             with Streaming(model) as streaming:
                 compared, stopped = even_if_stopped(
-                    lambda: comparing.compare(session, prompt, terms, **options, on_event=streaming)
+                    lambda: comparing.compare(session, prompt_of(parsed, prompt), terms, **options, on_event=streaming)
                 )
                 held.take(compared, f"stopped after {counted(len(compared.steered.output_ids), 'token')}", stopped)
             for output in dict.fromkeys((compared.unsteered.output_ids, compared.steered.output_ids)):
-                if words := nothing_said(model, output, parsed.chat):
+                if words := nothing_said(model, output, compared.options["chat"]):
                     print(words)  # noqa: T201 - where the text would be
             if not stopped and parsed.out is None:
                 return compared

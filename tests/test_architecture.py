@@ -132,13 +132,13 @@ def test_no_module_hides_a_public_name() -> None:
 
 
 @pytest.mark.parametrize(("name", "options"), [("run", api.RunOptions), ("generate", api.GenerationOptions)])
-def test_one_text_gives_one_result_and_several_a_list(name: str, options: type) -> None:
+def test_one_prompt_gives_one_result_and_several_a_list(name: str, options: type) -> None:
     """The overloads that a type checker reads take what the function takes, each option of the same type."""
     function = getattr(api, name)
     taken = {option.name: option.annotation for option in inspect.signature(function).parameters.values()}
     by_name = {of: str(told.__forward_arg__) for of, told in options.__annotations__.items()}
     one, several = (inspect.signature(overload) for overload in get_overloads(function))
-    for overload, prompt in ((one, "str"), (several, "Sequence[str]")):
+    for overload, prompt in ((one, "Prompt"), (several, "Sequence[Prompt]")):
         told = {option.name: option.annotation for option in overload.parameters.values()}
         assert told.pop("options") == f"Unpack[{options.__name__}]"
         assert {**told, **by_name} == {**taken, "prompt": prompt}

@@ -33,7 +33,7 @@ def session(ranks: int, checkpoints: Checkpoints) -> Session:
 
 
 def test_one_prefill_then_one_step_a_token(session: object) -> None:
-    ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
+    ids = prompts.read(current().require_model(), models.PROMPT).ids
     for lengths in current().group.call(probes.forward_shapes, ids, 9):
         assert lengths == [len(ids)] + [1] * 8
 
@@ -157,7 +157,7 @@ def test_sampled_tokens_follow_the_reference_distribution(checkpoints: Checkpoin
     folder = checkpoints("llama-gqa")
     model, _ = once.plain(folder)
     once.load(folder)
-    ids = prompts.prompt_ids(current().require_model(), models.PROMPT)
+    ids = prompts.read(current().require_model(), models.PROMPT).ids
     expected = torch.tensor(ref.Sampling(temperature=2.0, top_p=0.8).distribution(ref.output_logits(model, ids)[-1]))
     draws = 400
     counts = torch.zeros(len(expected), dtype=torch.float64)

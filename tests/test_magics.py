@@ -111,6 +111,17 @@ def test_an_answer_that_ends_at_once_says_so(loaded: Notebook, monkeypatch: pyte
         assert "at once" not in loaded.output.stdout
 
 
+def test_a_system_message_comes_before_the_prompt(loaded: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    monkeypatch.setattr(current().require_model().tokenizer, "chat_template", template)
+    loaded.shell.user_ns["nowhere"] = SteeringVector({1: torch.eye(128)[0]}, {1: 1.0}, "resid_post")
+    for magic in ("%%lens -n 2", "%%lens -n 2 --chat --stream-lens -o mine", "%%steer nowhere:0 -n 2"):
+        made = loaded.run(f"{magic} --system 'Be brief.'\nTo be") or loaded.shell.user_ns["mine"]
+        assert made.prompt == "[system] Be brief.\n[user] To be\n"
+        assert made.options["chat"] is True
+    assert "the prompt is empty" in loaded.refuses("%%steer nowhere:0 --system Be\n\n")
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_streamed_answer_stays_above_the_view(loaded: Notebook, stopped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it grows the view shows it, which is not saved with the notebook and goes with the Stop button."""
@@ -369,7 +380,8 @@ def test_another_interrupt_does_not_cost_the_run(
         ("%%lens -o _\nx", "'_' is IPython's own; another name would do"),
         ("%%lens --save x.pickle\nx", "should end in one of .json, .html, .nc, .netcdf, .h5, .zarr"),
         ("%%lens --save nowhere/x.nc\nx", "no folder nowhere"),
-        ("%%lens --chat\nx", "no chat template"),
+        ("%%lens --chat\nx", "no chat template; leave --chat out"),
+        ("%%lens --system be\nx", "no chat template; a plain text would do"),
         ("%%lens --steer v:1\nx", "there is no vector 'v'"),
         ("%%lens --steer v:x\nx", "'x' is no number"),
         ("%lens", "arguments are required"),

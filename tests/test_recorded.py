@@ -163,7 +163,7 @@ def test_attention_of_somebody_elses_is_never_replayed(checkpoints: Callable[[st
     stepping(True)
     assert lens.generate(models.PROMPT, TOKENS, ignore_eos=True).output_ids == expected
     assert replays() == 0
-    assert shown[-1] == len(prompts.prompt_ids(current().require_model(), models.PROMPT)) + TOKENS - 1, "and no column more"
+    assert shown[-1] == len(prompts.read(current().require_model(), models.PROMPT).ids) + TOKENS - 1, "and no column more"
 
 
 def test_few_steps_are_not_worth_a_recording(checkpoints: Callable[[str], Path], stepping: Stepping) -> None:

@@ -29,6 +29,7 @@ from lens_magic.lens.files import RUN_ENDINGS, packed
 from lens_magic.lens.tracking import NOBODY
 from lens_magic.lens.variables import VARIABLES
 from lens_magic.outputs import check_output
+from lens_magic.session import current
 from lens_magic.view.terminal import table_text
 
 Checkpoints = Callable[[str], Path]
@@ -346,8 +347,58 @@ def test_what_is_no_number_is_refused(run: lens.LensRun, wrong: dict[str, Any], 
 def test_what_holds_no_prompts_is_refused(run: lens.LensRun, prompt: Any) -> None:
     """And its keys or columns are not taken for them."""
     for ask in (lens.run, lens.generate):
-        with pytest.raises(lens.LensError, match=rf"should be a text, or a list of several, not {type(prompt).__name__}$"):
+        with pytest.raises(lens.LensError, match=rf"should be a text, .* or a list of several, not {type(prompt).__name__}$"):
             ask(prompt, 2)
+
+
+def test_token_ids_and_messages_are_prompts_too(run: lens.LensRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind that holds integers; several are a batch; special tokens among ids are special."""
+    tokenizer = current().require_model().tokenizer
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}")
+    ids = run.prompt_ids
+    for given in (ids, tuple(ids), np.array(ids), torch.tensor(ids), iter(ids)):
+        one = lens.run(given, 4, ignore_eos=True)
+        assert (one.prompt, one.prompt_ids, one.options["chat"]) == (models.PROMPT, ids, False)
+        assert one.output_ids == run.output_ids[:4]
+        assert lens.generate(list(ids), 4, ignore_eos=True).output_ids == run.output_ids[:4]
+    chat = [{"role": "system", "content": "A lens"}, {"role": "user", "content": "gathers"}]
+    whole = tokenizer("A lens<|end|>gathers<|end|>", add_special_tokens=False)["input_ids"]
+    assert whole.count(tokenizer.eos_token_id) == 2
+    talk = lens.run(chat, 4, ignore_eos=True)
+    assert (talk.prompt, talk.prompt_ids, talk.options["chat"]) == ("A lens<|end|>gathers<|end|>", whole, True)
+    again = lens.run(whole, 4, ignore_eos=True, force=[5, 6])
+    assert (again.prompt, again.prompt_ids, again.output_ids) == (talk.prompt, whole, [5, 6])
+    batch = lens.run([chat, ids, models.PROMPT], 4, ignore_eos=True)
+    assert [one.prompt_ids for one in batch] == [whole, ids, ids]
+    assert [one.output_ids for one in batch] == [talk.output_ids, run.output_ids[:4], run.output_ids[:4]]
+    assert [one.options["chat"] for one in batch] == [True, False, False]
+    assert [one.prompt_ids for one in lens.run(torch.tensor([ids, ids]), 1)] == [ids, ids]
+    assert [text.output_ids for text in lens.generate([chat], 4, ignore_eos=True)] == [talk.output_ids]
+    vector = lens.SteeringVector.of({1: [1.0] * current().require_model().width}, "resid_post")
+    both = lens.compare(chat, vector * 9, 4, ignore_eos=True)
+    assert (both.prompt, both.options["chat"]) == (talk.prompt, True)
+    assert list(both.unsteered.output_ids) == talk.output_ids
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "words"),
+    [
+        ([3, 320], {}, "the prompt's token ids should be from 0 to 319$"),
+        ([3, -1], {}, "the prompt's token ids should be from 0 to 319$"),
+        ([3, 4], {"chat": True}, "token ids are read as they are, in no chat template; leave --chat out, or give text or mess"),
+        ([True, False], {}, "the prompt should be a text, token ids or messages .*, not True$"),
+        ([[3, 4], []], {}, r"the prompt should be a text, .*, not \[\]$"),
+        ([[3, 4.5]], {}, r"the prompt should be a text, .*, not \[3, 4\.5\]$"),
+        ([{"role": "user"}], {}, r"a message is {'role': 'user', 'content': 'a text'}, not {'role': 'user'}$"),
+        ([{"role": "user", "content": ["a"]}], {}, r"a message is .*, not {'role': 'user', 'content': \['a'\]}$"),
+        ([{"role": "user", "content": "hi"}], {}, "this model has no chat template; a plain text would do$"),
+        ([], {}, "there is no prompt; give one text or several$"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(run: lens.LensRun, prompt: Any, options: dict[str, Any], words: str) -> None:
+    for ask in (lens.run, lens.generate):
+        with pytest.raises(lens.LensError, match=words):
+            ask(prompt, 2, **options)
 
 
 @pytest.mark.parametrize("ask", [lens.generate, lambda prompt, new: lens.compare(prompt, (), new)])

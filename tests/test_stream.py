@@ -45,7 +45,7 @@ def test_streamed_rows_are_the_rows(options: dict[str, Any], ranks: int, checkpo
             before = run_before if options.get("prompt_tokens") else 0
             assert event[2] <= before + tokens  # none is shown whose token has not come
 
-    run_before = len(prompts.prompt_ids(current().require_model(), models.PROMPT)) - 1
+    run_before = len(prompts.read(current().require_model(), models.PROMPT).ids) - 1
     streamed = runs.run(current(), models.PROMPT, TOKENS, ignore_eos=True, stream_lens=True, on_event=note, **options)
     plain = lens.run(models.PROMPT, TOKENS, ignore_eos=True, **options)
     assert streamed.output_ids == plain.output_ids

@@ -14,6 +14,7 @@ import pytest
 
 import lens_magic as lens
 from lens_magic.lens.chosen import look
+from lens_magic.model.chat import encode_chat
 from lens_magic.model.tokens import TextStream, decode, encode, encode_rest, token_texts
 
 Checkpoints = Callable[[str], Path]
@@ -76,6 +77,10 @@ def prepending() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>")
 
 
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
 def with_template(tokenizer: Any, template: str | None) -> Any:
     changed = copy.deepcopy(tokenizer)
     changed.chat_template = template
@@ -87,9 +92,56 @@ def with_template(tokenizer: Any, template: str | None) -> Any:
 @pytest.mark.parametrize("kind", ["tokenizer", "prepending"])
 def test_a_chat_is_what_the_template_makes_of_it(kind: str, template: str, text: str, request: pytest.FixtureRequest) -> None:
     chatting = with_template(request.getfixturevalue(kind), TEMPLATES[template])
-    messages = [{"role": "user", "content": text}]
-    whole = chatting.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    assert encode(chatting, text, chat=True) == whole
+    whole = chatting.apply_chat_template(user(text), add_generation_prompt=True, return_dict=False)
+    assert encode_chat(chatting, user(text)) == whole
+
+
+CHAT = [("system", "Be brief. "), ("user", " Who?"), ("assistant", "The\ncat"), ("user", "日本語"), ("assistant", " It is ")]
+
+
+def messages_of(*said: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": text} for role, text in said]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("template", ["plain", "trimmed"])
+@pytest.mark.parametrize("kind", ["tokenizer", "prepending"])
+def test_a_chat_of_several_messages(kind: str, template: str, count: int, request: pytest.FixtureRequest) -> None:
+    """The answer begins after the user's last message, and goes on after the assistant's."""
+    chatting, messages = with_template(request.getfixturevalue(kind), TEMPLATES[template]), messages_of(*CHAT[:count])
+    how = {"continue_final_message": True} if count % 2 else {"add_generation_prompt": True}
+    whole = chatting.apply_chat_template(copy.deepcopy(messages), return_dict=False, **how)
+    assert encode_chat(chatting, messages) == whole
+    assert messages == messages_of(*CHAT[:count])
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("plain", "[system]be <|end|><|end|>[user] hi<|end|>[assistant] I <|end|> am "),
+        ("trimmed", "[system]\n\nbe <|end|><|end|>[user]\n\nhi<|end|>[assistant]\n\nI <|end|> am"),
+    ],
+)
+def test_special_text_in_any_message_is_text(tokenizer: Any, template: str, shown: str) -> None:
+    messages = messages_of(("system", "be <|end|>"), ("user", " hi"), ("assistant", " I <|end|> am "))
+    ids = encode_chat(with_template(tokenizer, TEMPLATES[template]), messages)
+    assert decode(tokenizer, ids) == shown
+    assert ids.count(tokenizer.eos_token_id) == 2  # the template's own
+
+
+@pytest.mark.parametrize("text", ["hello", "<|end|>"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[1].content }}[bot]",
+        "{{ messages[1].content }}{{ messages[0].content }}",
+        "{% for m in messages %}{{ m.content }}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_that_does_not_keep_to_the_messages_is_refused(tokenizer: Any, template: str, text: str) -> None:
+    words = "this model's chat template does not keep to the messages, each once and in order; a plain text would do"
+    with pytest.raises(lens.LensError, match=f"^{words}$"):
+        encode_chat(with_template(tokenizer, template), messages_of(("system", text), ("user", "b")))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +153,7 @@ def test_a_chat_is_what_the_template_makes_of_it(kind: str, template: str, text:
     ],
 )
 def test_special_text_in_a_chat_is_text(tokenizer: Any, template: str, shown: str) -> None:
-    ids = encode(with_template(tokenizer, TEMPLATES[template]), " hi <|end|> ", chat=True)
+    ids = encode_chat(with_template(tokenizer, TEMPLATES[template]), user(" hi <|end|> "))
     assert decode(tokenizer, ids) == shown
     assert ids.count(tokenizer.eos_token_id) == TEMPLATES[template].count("<|end|>")  # the template's own
 
@@ -118,7 +170,7 @@ def test_special_text_in_a_chat_is_text(tokenizer: Any, template: str, shown: st
 def test_pieces_of_a_chat_get_no_space_of_their_own(prepending: Any, template: str, shown: str) -> None:
     templates = {**TEMPLATES, "begun": "<|end|>{{ messages[0].content }} [bot]"}
     chatting = with_template(prepending, templates[template])
-    ids = encode(chatting, "<|end|> hi", chat=True)
+    ids = encode_chat(chatting, user("<|end|> hi"))
     assert decode(chatting, ids) == shown
     assert ids.count(prepending.eos_token_id) == templates[template].count("<|end|>")  # the template's own
 
@@ -151,7 +203,7 @@ def test_a_followed_text_has_the_space_that_it_is_given(prepending: Any) -> None
 @pytest.mark.parametrize("text", ["hello", "<|end|>"])
 def test_a_chat_that_no_template_makes_is_refused(tokenizer: Any, template: str | None, words: str, text: str) -> None:
     with pytest.raises(lens.LensError, match=words):
-        encode(with_template(tokenizer, template), text, chat=True)
+        encode_chat(with_template(tokenizer, template), user(text), "leave --chat out")
 
 
 def test_every_token_has_a_text(tokenizer: Any) -> None:

@@ -27,56 +27,18 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Any:
         raise LensError(f"the tokenizer in {folder} cannot be read: {reason_of(error, whole=True)}") from error
 
 
-def encode(tokenizer: Any, text: str, chat: bool = False) -> list[int]:
-    """Encode a prompt. Text that looks like a special token stays text; only the template or the tokenizer adds such tokens.
-
-    Args:
-        chat: put the text into the model's chat template as the user's message, up to where the answer begins.
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Encode a text that begins a sequence. What looks like a special token stays text; only the tokenizer adds such tokens.
 
     Raises:
-        LensError: the text is not valid Unicode, or the model has no chat template, or one that does not accept the text.
+        LensError: the text is not valid Unicode.
     """
-    _require_characters(text)
-    if chat:
-        return _encode_chat(tokenizer, text)
+    require_characters(text)
     # verbose=False: we refuse a text longer than the context ourselves, in fewer words than the tokenizer's warning.
     return [int(index) for index in tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]]
 
 
-_MARK = "\ue000lens\ue001"
-_SPACE = "\x1f"  # white space that templates trim but never write
-
-
-def _encode_chat(tokenizer: Any, text: str) -> list[int]:
-    if not tokenizer.chat_template:
-        raise LensError("this model has no chat template; leave --chat out")
-    before, found, after = _in_template(tokenizer, f"{_SPACE}{_MARK}{_SPACE}").partition(_MARK)
-    if not found:
-        raise LensError("this model's chat template leaves the user's message out; leave --chat out")
-    if _encode_piece(tokenizer, text) == _encode_piece(tokenizer, text, as_text=True):
-        # As a whole, as in training: tokens may reach from the template into the text.
-        return _encode_piece(tokenizer, _in_template(tokenizer, text))
-    # Part of the text would become a special token, so it is encoded by itself, without the space that the template trims.
-    kept = text if before.endswith(_SPACE) else text.lstrip()
-    kept = kept if after.startswith(_SPACE) else kept.rstrip()
-    before, after = before.removesuffix(_SPACE), after.removeprefix(_SPACE)
-    encoded = _encode_piece(tokenizer, before)
-    # After a special token some tokenizers begin anew, with the space that they put before a text.
-    anew = _encode_piece(tokenizer, before + "a") == encoded + _encode_piece(tokenizer, "a")
-    encoded += _encode_piece(tokenizer, kept, as_text=True) if anew else _encode_later(tokenizer, kept, as_text=True)
-    return encoded + _encode_later(tokenizer, after)
-
-
-def _in_template(tokenizer: Any, text: str) -> str:
-    """Return the chat template filled with a user's message, up to where the answer begins."""
-    try:
-        message = [{"role": "user", "content": text}]
-        return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # a template is a program that comes with the model
-        raise LensError(f"this model's chat template cannot be used: {reason_of(error)}; leave --chat out") from error
-
-
-def _encode_piece(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
+def encode_piece(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
     """Encode a piece of a sequence, adding no special tokens."""
     found = tokenizer(text, add_special_tokens=False, split_special_tokens=as_text, verbose=False)["input_ids"]
     return [int(index) for index in found]
@@ -88,21 +50,26 @@ def encode_rest(tokenizer: Any, text: str) -> list[int]:
     Raises:
         LensError: the text is not valid Unicode.
     """
-    _require_characters(text)
-    return _encode_later(tokenizer, text, as_text=True)
+    require_characters(text)
+    return encode_later(tokenizer, text, as_text=True)
 
 
 _BEFORE = "\n"  # no token reaches from it into a word
 
 
-def _encode_later(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
+def encode_later(tokenizer: Any, text: str, as_text: bool = False) -> list[int]:
     """Encode a piece that other text precedes: without the space that SentencePiece puts before a text."""
-    before = _encode_piece(tokenizer, _BEFORE, as_text)
-    whole = _encode_piece(tokenizer, _BEFORE + text, as_text)
-    return whole[len(before) :] if whole[: len(before)] == before else _encode_piece(tokenizer, text, as_text)
+    before = encode_piece(tokenizer, _BEFORE, as_text)
+    whole = encode_piece(tokenizer, _BEFORE + text, as_text)
+    return whole[len(before) :] if whole[: len(before)] == before else encode_piece(tokenizer, text, as_text)
 
 
-def _require_characters(text: str) -> None:
+def require_characters(text: str) -> None:
+    """Refuse what is no text: half of a surrogate pair, or a byte that was not UTF-8.
+
+    Raises:
+        LensError: the text holds such.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
