@@ -92,6 +92,7 @@ def train_vector(
     site: str = "post_ln",
     position: str = "label",
     method: str = "mean_diff",
+    chat: bool = False,
 ) -> SteeringVector:
     """Learn a direction per layer that separates the positive from the negative side of pairs, in one pass over the pairs.
 
@@ -105,6 +106,7 @@ def train_vector(
             answer; "mean", the mean over the answer's tokens (of a plain text, over all tokens).
         method: "mean_diff", the mean of the differences; "pca", the first principal component of the items' without centring;
             "logistic", the weights of scikit-learn's logistic regression.
+        chat: put questions and texts into the model's chat template, as the user's message, and answers as the assistant's.
 
     Raises:
         LensError: no model is loaded, an argument is invalid, no pair can be used, a label is more than one token, or the
@@ -112,7 +114,7 @@ def train_vector(
         KeyboardInterrupt: stopped by the user; nothing was kept.
     """
     with watched() as told:
-        return vectors.train(current(), pairs, layers, site, position, method, on_event=told)
+        return vectors.train(current(), pairs, layers, site, position, method, on_event=told, chat=chat)
 
 
 def load_vector(path: Any) -> SteeringVector:
@@ -138,6 +140,7 @@ def evaluate(
     positions: Any = "all",
     random_directions: int = 1,
     seed: int = 0,
+    chat: bool | None = None,
 ) -> SteerabilityReport:
     """Measure how far a direction moves the answers to two-way questions: propensity against α, one layer at a time.
 
@@ -154,6 +157,7 @@ def evaluate(
         positions: as in :meth:`SteeringVector.steer`.
         random_directions, seed: number of random directions, and the seed they are drawn with. With more of them, less steep
             a slope is told from theirs (``p_against_random``).
+        chat: ask the questions in the model's chat template; by default as the vector was learnt.
 
     Raises:
         LensError: no model is loaded, the vector does not fit it, an argument is invalid, or no question is left.
@@ -163,7 +167,9 @@ def evaluate(
     from .steerability import evaluate
 
     with watched() as told:
-        return evaluate(current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed, told)
+        return evaluate(
+            current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed, told, chat
+        )
 
 
 def ablate_sites(
@@ -175,11 +181,12 @@ def ablate_sites(
     method: str = "mean_diff",
     alphas: str | Sequence[float] = options.ALPHAS,
     seed: int = 0,
+    chat: bool = False,
 ) -> SiteAblation:
     """Learn and evaluate a direction at several sites and reading positions, to find where steering works best.
 
     Args:
-        pairs, layers, method: as for :func:`train_vector`. data, alphas, seed: as for :func:`evaluate`.
+        pairs, layers, method, chat: as for :func:`train_vector`. data, alphas, seed: as for :func:`evaluate`.
         sites: where the direction is read and added.
         positions: where states are read, as ``position`` of :func:`train_vector`.
 
@@ -190,4 +197,4 @@ def ablate_sites(
     from .steerability import ablate_sites
 
     with watched() as told:
-        return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed, told)
+        return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed, told, chat)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _PROMPT = "\0prompt"  # stands for the prompt where variables are expanded, and where the line is read
 _SOURCES = "a variable, a JSON Lines file, or a set: the demo's (demo/mood-pairs, …) or one of Perez et al."
+_CHAT = "put questions and texts into the model's chat template"
 _ALPHAS = f"{ALPHAS[0]:g}:{ALPHAS[-1]:g}:{ALPHAS[1] - ALPHAS[0]:g}"
 
 
@@ -178,6 +179,7 @@ def _train(words: list[str], shell: Any) -> SteeringVector:
     parser.add_argument("--site", default="post_ln", help="resid_pre, attn_out, post_ln, mlp_out or resid_post (post_ln)")
     parser.add_argument("--position", default="label", help="label, last or mean: which tokens are read (label)")
     parser.add_argument("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")
+    parser.add_argument("--chat", action="store_true", help=_CHAT)
     _add_out(parser)
     parsed = parser.read(words)
     name, out = vectors.check_name(parsed.name), check_variable(parsed.out)
@@ -193,6 +195,7 @@ def _train(words: list[str], shell: Any) -> SteeringVector:
                 method=parsed.method,
                 name=name,
                 on_event=bars,
+                chat=parsed.chat,
             )
         except KeyboardInterrupt:
             raise one_line_interrupt(f"stopped training {name}; nothing was kept") from None
@@ -294,6 +297,7 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
     add("--positions", default="all", metavar="P", help="positions to steer: all, prompt, last, or A:B (all)")
     add("--reuse-layer", type=int, metavar="LAYER", help="apply this layer's direction at each of --layers")
     add("--random", type=int, default=1, metavar="N", help="number of random directions to compare with (1)")
+    add("--chat", action="store_true", default=None, help=f"{_CHAT} (as the vector was learnt)")
     parsed = parser.read(words)
     vector = vectors.find(sessions.current(), parsed.name, shell.user_ns)
 
@@ -311,6 +315,7 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
             positions=parsed.positions,
             random_directions=parsed.random,
             on_event=bars,
+            chat=parsed.chat,
         )
 
     report: SteerabilityReport = _measured(
@@ -326,6 +331,7 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
     add("--sites", default=",".join(ABLATED_SITES), help=f"the paper's ({','.join(ABLATED_SITES)})")
     add("--read", default="label,last", metavar="POSITIONS", help="positions to learn at, of label, last and mean (label,last)")
     add("--method", default="mean_diff", help="mean_diff, pca or logistic (mean_diff)")
+    add("--chat", action="store_true", help=_CHAT)
     parsed = parser.read(words)
 
     def ask(bars: Bars) -> SiteAblation:
@@ -341,6 +347,7 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
             method=parsed.method,
             alphas=steerability.parse_alphas(parsed.alphas),
             on_event=bars,
+            chat=parsed.chat,
         )
 
     sites: SiteAblation = _measured(

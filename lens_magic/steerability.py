@@ -42,6 +42,7 @@ def evaluate(
     random_directions: int = 1,
     seed: int = 0,
     on_event: OnEvent | None = None,
+    chat: bool | None = None,
 ) -> SteerabilityReport:
     """See :func:`lens_magic.evaluate`."""
     model = session.require_model()
@@ -59,6 +60,7 @@ def evaluate(
         (reuse_layer,) = options.parse_layers(
             options.integer("reuse_layer", reuse_layer), model.layers
         )  # -1 is the last, as everywhere
+    chat = vector.training.chat if chat is None else options.flag("chat", chat)
     directions = _directions(model, vector, layers, reuse_layer)
     given = items_of.read(data, "questions")
     held_out = given.without(vector.training.digests)
@@ -66,7 +68,7 @@ def evaluate(
         raise LensError(
             f"all {len(given)} questions are among those the vector was trained on; questions it has not seen would do"
         )
-    prompts = _prompts(model, held_out.questions)
+    prompts = _prompts(model, held_out.questions, chat)
     longest = max(len(prompt.prefix_ids) for prompt in prompts)
     # Answers are measured where the label would come: at p = 0, and nothing is generated.
     whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions)
@@ -108,7 +110,7 @@ def evaluate(
                 "excluded": len(given) - len(held_out),
                 "rejected": sum(given.rejected.values()),
             },
-            provenance=_provenance(session, vector, reuse_layer, positions, seed, measured),
+            provenance={"chat": chat, **_provenance(session, vector, reuse_layer, positions, seed, measured)},
         )
         return outcome.keep(report, not complete.all())
 
@@ -124,6 +126,7 @@ def ablate_sites(
     alphas: str | Sequence[float] = ALPHAS,
     seed: int = 0,
     on_event: OnEvent | None = None,
+    chat: bool = False,
 ) -> SiteAblation:
     """See :func:`lens_magic.ablate_sites`."""
     model = session.require_model()
@@ -144,7 +147,7 @@ def ablate_sites(
         relay = _relay(on_event, number, len(choices))
         name = f"{site} at {position}"
         try:
-            vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True)
+            vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True, chat=chat)
             reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
         except KeyboardInterrupt as stopped:
             whole = getattr(stopped, "result", None)
@@ -279,12 +282,12 @@ def _beside_random(own: torch.Tensor, layer: int, count: int, seed: int) -> torc
     return torch.cat([own.float()[None], random])
 
 
-def _prompts(model: Model, questions: Sequence[items_of.Question]) -> list[labels.LabelPrompt]:
+def _prompts(model: Model, questions: Sequence[items_of.Question], chat: bool) -> list[labels.LabelPrompt]:
     """Return for each question the prompt whose matching answer is A, then the one where it is B."""
     prompts = []
     for question in questions:
         for order in sorted(question.orders, key=lambda order: order.matching.strip(" ().\n")):
-            prompt = labels.resolve(model.tokenizer, order.text, order.matching, order.other)
+            prompt = labels.resolve(model.tokenizer, order.text, order.matching, order.other, chat)
             if len(prompt.prefix_ids) > model.context:
                 raise LensError(
                     f"a question has {len(prompt.prefix_ids)} tokens, more than the model's context of {model.context}"

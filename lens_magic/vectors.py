@@ -48,6 +48,7 @@ def train(
     name: str = "vector",
     on_event: OnEvent | None = None,
     some_layers: bool = False,
+    chat: bool = False,
 ) -> SteeringVector:
     """See :func:`lens_magic.train_vector`.
 
@@ -61,10 +62,11 @@ def train(
     chosen = options.parse_layers(layers, model.layers)
     (read_at,) = options.parse_sites([site])
     check_choices(position, method)
+    chat = options.flag("chat", chat)
     items = data.read(pairs)
     if position == "label" and items.texts:
         raise LensError(f"{len(items.texts)} of the pairs are texts, which have no label; position last or mean would do")
-    examples, unread, shown = examples_of(model.tokenizer, items, position, model.context)
+    examples, unread, shown = examples_of(model.tokenizer, items, position, model.context, chat)
     items = replace(items, rejected={**items.rejected, **unread})
     if not examples:
         raise LensError(f"of {len(items)} items none can be used: {data.left_out(items.rejected)}")
@@ -79,7 +81,7 @@ def train(
         learnt = {layer: one for layer, one in learnt.items() if not one.nothing}
     _require_directions(learnt, read_at, position)
     _warn_if_halves_disagree(learnt, read_at)
-    return _made(model, items, examples, learnt, shown, site=read_at, position=position, method=method, name=name)
+    return _made(model, items, examples, learnt, shown, chat, site=read_at, position=position, method=method, name=name)
 
 
 def check_choices(position: str, method: str) -> None:
@@ -133,7 +135,13 @@ def _warn_if_halves_disagree(learnt: Mapping[int, Learnt], site: str) -> None:
 
 
 def _made(
-    model: Model, items: Items, examples: list[Example], learnt: Mapping[int, Learnt], shown: list[str], **choices: Any
+    model: Model,
+    items: Items,
+    examples: list[Example],
+    learnt: Mapping[int, Learnt],
+    shown: list[str],
+    chat: bool,
+    **choices: Any,
 ) -> SteeringVector:
     from .steer.vector import Origin, SteeringVector, Training
 
@@ -151,6 +159,7 @@ def _made(
             digests=tuple(digest for number, digest in enumerate(items.digests) if number in used),
             rejected=items.rejected,
             labels=tuple(shown),
+            chat=chat,
         ),
         versions=versions("torch", "transformers", *(("scikit-learn",) if choices["method"] == "logistic" else ())),
         created=now(),

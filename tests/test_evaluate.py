@@ -26,7 +26,7 @@ from lens_magic.model.load import MODEL
 from lens_magic.session import Session, current
 from lens_magic.steer.intervene import Steering
 from lens_magic.steer.measure import Propensities, Sweep, measure
-from lens_magic.steer.vector import SteeringVector
+from lens_magic.steer.vector import SteeringVector, Training
 
 Checkpoints = Callable[[str], Path]
 ALPHAS = (-1.5, -0.5, 0.5, 1.5)
@@ -217,6 +217,30 @@ def test_a_report_holds_what_plain_transformers_say(checkpoints: Checkpoints, ra
     assert report.counts == {"test": 5, "unmeasured": 0, "train": 0, "excluded": 0, "rejected": 0}
     assert report.norms == pytest.approx({1: 3.0, 3: 5.0})
     assert report.provenance["ranks"] == ranks
+
+
+def test_questions_are_asked_in_the_chat_that_the_vector_was_learnt_in(
+    llama: tuple[PreTrainedModel, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = llama
+    template = "{% for m in messages %}<|user|>[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}"
+    monkeypatch.setattr(current().require_model().tokenizer, "chat_template", template)
+    vector = vector_of(unit_directions(128, [1]), training=Training(chat=True))
+    plain, chat = (lens.evaluate(vector, items(), alphas=(-1, 1), chat=chat) for chat in (False, None))
+    assert (plain.provenance["chat"], chat.provenance["chat"]) == (False, True)
+    label_a, label_b = (tokenizer(f" ({letter}")["input_ids"][-1] for letter in "AB")
+    for matching, labels in enumerate([(label_a, label_b), (label_b, label_a)]):
+        asks = [asked(stem, *((yes, no), (no, yes))[matching]) for stem, yes, no in STEMS]
+        texts = [f"<|user|>[user] {text}<|end|><|user|>[assistant]  (" for text in asks]
+        for report, written in ((chat, texts), (plain, [f"{text} (" for text in asks])):
+            prompts = [tokenizer(text)["input_ids"] for text in written]
+            directions = {1: vector.directions[1][None]}
+            unsteered, steered = expected(model, prompts, [labels] * 5, "post_ln", directions, (-1.0, 1.0))
+            np.testing.assert_allclose(report.unsteered[:, matching], unsteered, atol=CLOSE)
+            np.testing.assert_allclose(report.propensities[0, 0, :, matching], steered[0, 0], atol=CLOSE)
+    assert np.abs(plain.unsteered - chat.unsteered).max() > 0.05
+    again = lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1), chat=True)
+    np.testing.assert_array_equal(again.propensities, chat.propensities)
 
 
 def test_alphas_that_are_small_beside_the_difference_are_told(llama: object, recwarn: pytest.WarningsRecorder) -> None:

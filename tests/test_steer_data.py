@@ -268,6 +268,36 @@ def test_the_label_is_found_whatever_merges(words: list[str], before: str, label
     assert (swapped.prefix_ids, swapped.label_id) == (prompt.prefix_ids, prompt.other_id)
 
 
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("words", "template", "before", "label"),
+    [
+        (["Ġ("], CHAT, ">| (", "A"),
+        (["Ġ(A", "Ġ(B"], CHAT, ">", " (A"),
+        (["(A", "(B"], CHAT.replace("m.content", "m.content | trim"), ">", "(A"),
+        ([">("], CHAT.replace("m.content", "m.content | trim"), ">(", "A"),
+    ],
+)
+def test_the_label_is_found_in_a_chat(words: list[str], template: str, before: str, label: str) -> None:
+    tokenizer = tokenizer_with(words)
+    tokenizer.chat_template = template
+    prompt = labels.resolve(tokenizer, "Which?", " (A)", " (B)", chat=True)
+    texts = [tokenizer.decode([index]) for index in prompt.prefix_ids]
+    assert "".join(texts).startswith("<user>Which?|<assistant>")
+    assert "|".join(texts).endswith(before)
+    assert (prompt.label, prompt.other) == (label, label.replace("A", "B"))
+
+
+def test_a_label_of_two_tokens_in_a_chat_is_refused() -> None:
+    halves = normalizers.Sequence([normalizers.Replace("A", "xa"), normalizers.Replace("B", "xb")])
+    tokenizer = tokenizer_with([], normalizer=halves)
+    tokenizer.chat_template = CHAT
+    with pytest.raises(lens.LensError, match="label is not one token of this tokenizer"):
+        labels.resolve(tokenizer, "Why?", " (A)", " (B)", chat=True)
+
+
 def test_a_space_apart_from_the_label_is_part_of_the_prompt() -> None:
     joined = labels.resolve(tokenizer_with(["ĠA", "ĠB"]), "Answer:", " A", " B")
     assert (joined.label, joined.other) == (" A", " B")

@@ -253,6 +253,19 @@ def test_a_term_in_a_variable_steers_with_its_own_choices(notebook: Notebook) ->
     notebook.run("del warm, half, gone, both")
 
 
+def test_a_chat_is_learnt_and_measured_in(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = "{% for m in messages %}<|user|>[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}"
+    monkeypatch.setattr(current().require_model().tokenizer, "chat_template", template)
+    made = notebook.run("%steer train talk --pairs items -l 1 --chat")
+    assert made == lens.train_vector(questions(), 1, chat=True).named("talk")
+    current().vectors["plain"] = notebook.run("%steer train plain --pairs texts -l 1 --position last")
+    for line, chat in (("eval plain", False), ("eval plain --chat", True)):
+        assert notebook.run(f"%steer {line} --data items --alphas -1,1").provenance["chat"] is chat
+    assert notebook.run("%steer sites --pairs texts --data items --sites post_ln --read last -l 1 --chat --alphas -1,1")
+    report = notebook.shell.user_ns["_"].reports["post_ln", "last"]
+    assert report.provenance["chat"] is True
+
+
 def test_what_is_shown_is_escaped(notebook: Notebook) -> None:
     vector = lens.train_vector(pairs(), layers=[2], position="last").named("<b>")
     assert "<b>" not in vector._repr_html_()

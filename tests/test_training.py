@@ -29,10 +29,20 @@ Checkpoints = Callable[[str], Path]
 Sides = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def reference_sides(model: Any, tokenizer: Any, kind: str, site: str, layer: int, position: str) -> Sides:
+CHAT = (
+    "{% for m in messages %}<|user|>[{{ m.role }}] {{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}[bot]{% endif %}"
+)
+
+
+def reference_sides(model: Any, tokenizer: Any, kind: str, site: str, layer: int, position: str, chat: bool = False) -> Sides:
     """(positive, negative) states of every question in both orders, or of every pair of texts."""
 
-    def encode(text: str) -> list[int]:
+    def encode(text: str, answer: str = "") -> list[int]:
+        if chat:  # as CHAT writes it
+            text = f"<|user|>[user] {text}<|end|>" + (f"<|user|>[assistant] {answer}" if answer else "[bot]")
+        else:
+            text += answer
         return list(tokenizer(text)["input_ids"])
 
     def state(ids: list[int], indices: list[int]) -> torch.Tensor:
@@ -40,14 +50,15 @@ def reference_sides(model: Any, tokenizer: Any, kind: str, site: str, layer: int
         return found[0].double().mean(0)
 
     def of_answer(text: str, answer: str, other: str) -> torch.Tensor:
-        ids, twin, prompt = encode(text + answer), encode(text + other), encode(text)
+        ids, twin, prompt = encode(text, answer), encode(text, other), encode(text)
         label = next(at for at in range(len(ids)) if ids[at] != twin[at])
         begins = next(at for at in range(len(ids)) if at == len(prompt) or ids[at] != prompt[at])
         return state(ids, {"label": [label], "last": [len(ids) - 1], "mean": [*range(begins, len(ids))]}[position])
 
     def of_text(text: str) -> torch.Tensor:
         ids = encode(text)
-        return state(ids, [len(ids) - 1] if position == "last" else [*range(1, len(ids))])  # the first may be a sink
+        first = len(tokenizer("<|user|>[user] ")["input_ids"]) if chat else 1  # the first token may be a sink
+        return state(ids, [len(ids) - 1] if position == "last" else [*range(first, len(ids))])
 
     if kind == "texts":
         return [(of_text(positive), of_text(negative)) for positive, negative in TEXTS]
@@ -142,6 +153,27 @@ def test_other_methods(method: str, position: str, checkpoints: Checkpoints) -> 
     assert float(np.abs(direction - expected).max()) < 1e-3
     assert float((differences @ direction).mean()) == pytest.approx(vector.norms[2], rel=1e-3)
     assert vector.norms[2] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "position"), [*(("questions", p) for p in train.POSITIONS), ("texts", "last"), ("texts", "mean")]
+)
+def test_in_a_chat_questions_are_the_users_and_answers_the_assistants(
+    kind: str, position: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = checkpoints("llama-gqa")
+    once.load(folder)
+    given = questions() if kind == "questions" else pairs()
+    with pytest.raises(lens.LensError, match=r"this model has no chat template; leave --chat out$"):
+        lens.train_vector(given, layers=[2], position=position, chat=True)
+    monkeypatch.setattr(current().require_model().tokenizer, "chat_template", CHAT)
+    vector = lens.train_vector(given, layers=[2], site="resid_post", position=position, chat=True)
+    sides = reference_sides(*once.plain(folder), kind, "resid_post", 2, position, chat=True)
+    require_close(vector, 2, mean_difference(sides))
+    assert "in the chat template" in vector.summary()
+    assert lens.load_vector(vector.save(tmp_path / "v.safetensors")).training == vector.training
+    assert vector.training.chat
+    assert not lens.train_vector(given, layers=[2], position=position).training.chat
 
 
 def test_both_orders_are_used(checkpoints: Checkpoints) -> None:

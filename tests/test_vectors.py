@@ -512,9 +512,9 @@ def test_what_a_file_says_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_files_without_a_layer_type_are_read(tmp_path: Path) -> None:
-    """As versions before it wrote them."""
-    path = rewritten(made().save(tmp_path / "v.safetensors"), lambda record: record["origin"].pop("layer_type"))
+@pytest.mark.parametrize(("where", "what"), [("origin", "layer_type"), ("training", "chat")])
+def test_files_without_what_was_added_later_are_read(where: str, what: str, tmp_path: Path) -> None:
+    path = rewritten(made().save(tmp_path / "v.safetensors"), lambda record: record[where].pop(what))
     assert lens.load_vector(path) == made()
 
 

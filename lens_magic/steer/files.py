@@ -131,6 +131,7 @@ def _restored(directions: Mapping[int, torch.Tensor], text: str) -> SteeringVect
                 digests=tuple(str(digest) for digest in told["digests"]),
                 rejected={_words(reason): int(count) for reason, count in told["rejected"].items()},
                 labels=tuple(_words(label) for label in told["labels"]),
+                chat=bool(told.get("chat", False)),  # which older files do not have
             ),
             quality={int(layer): _quality(told) for layer, told in record["quality"].items()},
             versions={_words(name): _words(version) for name, version in record["versions"].items()},

@@ -6,11 +6,13 @@ in the tokens themselves; counting characters, or tokens of the separate pieces,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LensError
-from ..model.tokens import common_prefix, encode, token_texts
+from ..model.tokens import common_prefix, token_texts
+from .asked import tokens
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,33 @@ class LabelPrompt:
     other: str
 
 
-def resolve(tokenizer: Any, question: str, answer: str, other: str) -> LabelPrompt:
+def resolve(tokenizer: Any, question: str, answer: str, other: str, chat: bool = False) -> LabelPrompt:
     """Find the label tokens of two answers that differ in one letter.
 
     Args:
         question: the prompt up to the answer.
         answer, other: such as ``" (A)"`` and ``" (B)"``.
+        chat: the question is a user's message, the answer begins the assistant's.
 
     Raises:
-        LensError: the answers are tokenised alike, or the label takes more than one token.
+        LensError: the answers are tokenised alike, the label takes more than one token, or there is no such chat.
     """
-    ours, theirs = encode(tokenizer, question + answer), encode(tokenizer, question + other)
+    ours, theirs = (tokens(tokenizer, question, each, chat)[0] for each in (answer, other))
     at = common_prefix(ours, theirs)
     texts = {answer.strip(): ours, other.strip(): theirs}
     if ours == theirs:
         raise LensError(f"this tokenizer does not tell the answers {answer!r} and {other!r} apart")
     if at == min(len(ours), len(theirs)) or ours[at + 1 :] != theirs[at + 1 :]:
         _refuse(tokenizer, {text: ids[at:] for text, ids in texts.items()})
+    names, letter = token_texts(tokenizer, (ours[at], theirs[at])), _letter(answer, other)
     for text, ids in ((answer, ours), (other, theirs)):
-        letter = len(question) + _letter(answer, other)
-        covering = _tokens_of_character(tokenizer, question + text, letter)
+        covering: list[int] | None
+        if chat:  # whose text is known by its tokens alone
+            covering = [at] if text[letter] in names[ids[at]] else [at - 1, at]
+        else:
+            covering = _tokens_of_character(tokenizer, question + text, len(question) + letter)
         if covering is not None and covering != [at]:
             _refuse(tokenizer, {text.strip(): [ids[index] for index in covering]})
-    names = token_texts(tokenizer, (ours[at], theirs[at]))
     return LabelPrompt(tuple(ours[:at]), ours[at], theirs[at], names[ours[at]], names[theirs[at]])
 
 
@@ -69,7 +75,7 @@ def _tokens_of_character(tokenizer: Any, text: str, place: int) -> list[int] | N
     return [index for index, (begin, end) in enumerate(offsets) if begin <= place < end]
 
 
-def _refuse(tokenizer: Any, pieces: dict[str, list[int]]) -> None:
+def _refuse(tokenizer: Any, pieces: Mapping[str, Sequence[int]]) -> None:
     shown = "; ".join(
         f"{text!r} → {'|'.join(repr(token_texts(tokenizer, [index])[index]) for index in ids)}" for text, ids in pieces.items()
     )

@@ -18,6 +18,7 @@ from ..model.sites import Visit, Visitor, Window
 from ..model.tokens import common_prefix
 from ..ranks.rank import Rank
 from . import labels
+from .asked import tokens
 from .data import Items, Question, TextPair
 from .vector import Quality
 
@@ -67,7 +68,9 @@ class Learnt:
 # -- what is read -------------------------------------------------------------------------------------------------------
 
 
-def examples_of(tokenizer: Any, items: Items, position: str, context: int) -> tuple[list[Example], dict[str, int], list[str]]:
+def examples_of(
+    tokenizer: Any, items: Items, position: str, context: int, chat: bool = False
+) -> tuple[list[Example], dict[str, int], list[str]]:
     """Tokenize every item, questions in both orders of their options.
 
     Args:
@@ -75,12 +78,13 @@ def examples_of(tokenizer: Any, items: Items, position: str, context: int) -> tu
             at the final token of prompt and answer; "mean": the mean over the answer's tokens (a plain text's, but for
             the sequence's first).
         context: longest sequence the model takes.
+        chat: questions and texts are a user's messages in the model's chat template, answers the assistant's.
 
     Returns:
         The examples; how many items were left out, by reason; the label tokens in readable form.
 
     Raises:
-        LensError: the label is not one token.
+        LensError: the label is not one token, or there is no such chat.
     """
     found: list[Example] = []
     rejected: Counter[str] = Counter()
@@ -88,17 +92,14 @@ def examples_of(tokenizer: Any, items: Items, position: str, context: int) -> tu
     every: list[Question | TextPair] = [*items.questions, *items.texts]
     for number, item in enumerate(every):
         if isinstance(item, TextPair):
-            sides = [(_reading(tokenizer, item.positive, position), _reading(tokenizer, item.negative, position))]
+            sides = [tuple(_reading(tokenizer, text, "", position, chat) for text in (item.positive, item.negative))]
         elif position == "label":
-            prompts = [labels.resolve(tokenizer, order.text, order.matching, order.other) for order in item.orders]
+            prompts = [labels.resolve(tokenizer, order.text, order.matching, order.other, chat) for order in item.orders]
             shown.update((repr(label), None) for prompt in prompts for label in sorted((prompt.label, prompt.other)))
             sides = [(_at_label(prompt, prompt.label_id), _at_label(prompt, prompt.other_id)) for prompt in prompts]
         else:
             sides = [
-                (
-                    _reading(tokenizer, order.text + order.matching, position, order.text),
-                    _reading(tokenizer, order.text + order.other, position, order.text),
-                )
+                tuple(_reading(tokenizer, order.text, answer, position, chat) for answer in (order.matching, order.other))
                 for order in item.orders
             ]
         if reason := _unusable(sides, context):
@@ -112,26 +113,19 @@ def _at_label(prompt: labels.LabelPrompt, label: int) -> Reading:
     return Reading((*prompt.prefix_ids, label), len(prompt.prefix_ids))
 
 
-def _reading(tokenizer: Any, text: str, position: str, prompt: str = "") -> Reading:
-    ids, first = _tokens(tokenizer, text)
+def _reading(tokenizer: Any, prompt: str, answer: str, position: str, chat: bool) -> Reading:
+    """Return what to read of a prompt and its answer, or of a plain text, which is a prompt without one."""
+    ids, first = tokens(tokenizer, prompt, answer, chat)
     if position == "last":
         return Reading(ids, max(first, len(ids) - 1))  # of no tokens there is no last
     # A token that holds the end of the prompt and the start of the answer is the answer's: it differs from the prompt's.
-    begin = max(first, common_prefix(ids, _tokens(tokenizer, prompt)[0])) if prompt else first
+    begin = max(first, common_prefix(ids, tokens(tokenizer, prompt, "", chat)[0])) if answer else first
     # Of a sequence's first token trained models make an attention sink, a hundred times as long as other states in some and of
     # the same direction in all texts: in the means it would leave a difference that tells of the texts' lengths alone.
     return Reading(ids, max(begin, min(1, len(ids) - 1)))
 
 
-def _tokens(tokenizer: Any, text: str) -> tuple[tuple[int, ...], int]:
-    """Return the text's tokens, with the special tokens before it but not those after it; and where the text begins."""
-    encoded = tokenizer(text, split_special_tokens=True, return_special_tokens_mask=True)
-    own = [place for place, special in enumerate(encoded["special_tokens_mask"]) if not special]
-    end = own[-1] + 1 if own else 0
-    return tuple(int(index) for index in encoded["input_ids"][:end]), own[0] if own else 0
-
-
-def _unusable(sides: Sequence[tuple[Reading, Reading]], context: int) -> str | None:
+def _unusable(sides: Sequence[Sequence[Reading]], context: int) -> str | None:
     for positive, negative in sides:
         if max(len(positive.ids), len(negative.ids)) > context:
             return f"longer than the model's context of {context}"

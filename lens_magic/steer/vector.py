@@ -54,6 +54,7 @@ class Training:
         digests: SHA-256 of every item.
         rejected: how many were left out, by reason.
         labels: the label tokens in readable form.
+        chat: whether questions and texts were a user's messages in the model's chat template, and answers the assistant's.
     """
 
     questions: int = 0
@@ -61,6 +62,7 @@ class Training:
     digests: tuple[str, ...] = ()
     rejected: Mapping[str, int] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -323,7 +325,8 @@ class SteeringVector:
         told = self.training
         used = [f"{counted(told.questions, 'question')} in both orders"] if told.questions else []
         used += [f"{counted(told.texts, 'pair')} of texts"] if told.texts else []
-        learnt = f", {self.method} at {self.position} of {' and '.join(used)}" if self.method else ""
+        chat = " in the chat template" if told.chat else ""
+        learnt = f", {self.method} at {self.position} of {' and '.join(used)}{chat}" if self.method else ""
         model = f", {self.origin.model or self.origin.family}" if self.origin.model or self.origin.family else ""
         labels = f"; labels {', '.join(told.labels)}" if told.labels else ""
         rejected = f"; left out {left_out(told.rejected)}" if told.rejected else ""
