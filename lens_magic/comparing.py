@@ -157,15 +157,22 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
 
 def _check_comparable(run: LensRun, model: Model) -> None:
     from .lens.run import LensRun
+    from .model.fingerprint import comparable
     from .steer.spans import in_short
 
     if not isinstance(run, LensRun):
         raise LensError(f"lens.diff takes one run of lens.run, not {type(run).__name__}; of several, each by itself")
     made_with = run.provenance.get("model_fingerprint")
-    if made_with != model.fingerprint or (not made_with and run.model != model.name):
+    if not comparable(made_with, model.fingerprint):
         raise LensError(
-            f"this run was made with {run.model} (fingerprint {str(made_with)[:12] or 'none'}), but {model.name} "
-            f"({model.fingerprint[:12] or 'none'}) is loaded; `%lens load {run.model}` loads the run's"
+            f"whether this run was made with the weights of {model.name} cannot be told: a model from files and one attached "
+            "from memory cannot be compared; a run made with the one that is there now would do"
+        )
+    if made_with != model.fingerprint:
+        made, there = (str(mark).rpartition(":")[2][:12] for mark in (made_with, model.fingerprint))
+        remedy = "a run made with these weights" if model.checkpoint is None else f"`%lens load {run.model}`, the run's,"
+        raise LensError(
+            f"this run was made with {run.model} (fingerprint {made}), but {model.name} ({there}) is loaded; {remedy} would do"
         )
     if not all(0 <= index < model.vocabulary for index in (*run.prompt_ids, *run.output_ids)):
         raise LensError(f"this run has tokens beyond the {model.vocabulary} of {model.name}'s vocabulary: its file is damaged")

@@ -35,7 +35,7 @@ class Model:
     vocabulary: int
     context: int
     dtype: str
-    fingerprint: str
+    fingerprint: str  # of its weights, which of a model attached from memory may change
     family: str  # its configuration's model_type
     checkpoint: Checkpoint | None = None  # None for a model attached from memory
     revision: str | None = None
@@ -311,7 +311,6 @@ class Session:
                 stop_ids=stop_ids,
                 context=context,
                 dtype=dtype,
-                fingerprint="",
                 family=family,
                 **facts,
             )
@@ -362,6 +361,10 @@ class Session:
             self._group.require_all()
         if self.model is None:
             raise LensError(self.nothing_loaded())
+        if self.model.checkpoint is None:
+            from .model.load import fingerprint_now
+
+            self.model = replace(self.model, fingerprint=fingerprint_now(self.group.rank))
         return self.model
 
     def nothing_loaded(self) -> str:

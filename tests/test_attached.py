@@ -16,6 +16,7 @@ import reference as ref
 import torch
 
 import lens_magic as lens
+from lens_magic.model.fingerprint import of_module
 from lens_magic.model.graph import runner_for
 from lens_magic.model.load import MODEL
 from lens_magic.session import current
@@ -93,3 +94,44 @@ def test_steps_are_recorded_after_hidden_states_were_asked_for(name: str, checkp
     model.config.output_hidden_states = False
     with backbone.register_forward_hook(lambda *given: None):
         assert not runner_for(rank, backbone, torch.zeros(1, dtype=torch.int64)).recorded
+
+
+def test_weights_that_changed_since_are_told_from_those_a_run_was_made_with(checkpoints: Checkpoints) -> None:
+    """An attached model may be trained, or another one attached under the same name."""
+    model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
+    lens.attach(model, tokenizer)
+    run = lens.run(models.PROMPT, 4, ignore_eos=True)
+    vector = lens.train_vector([{"positive": "A lens bends", "negative": "A lamp"}], 1, "resid_post", "last")
+    tuned = lens.train_tuned_lens([models.TEXT], steps=1, tokens_per_step=64)
+    assert vector.origin.fingerprint == tuned.fingerprint == run.provenance["model_fingerprint"]
+    change = lens.diff(run, steer=vector)
+    np.testing.assert_allclose(change.base.variables["logit"], run.variables["logit"], atol=1e-4)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(0.5)
+    refused = (
+        r"this run was made with .* \(fingerprint [0-9a-f]{12}\), but .* \([0-9a-f]{12}\) is loaded; a run made with these"
+    )
+    with pytest.raises(lens.LensError, match=refused):
+        lens.diff(run, steer=vector)
+    with pytest.raises(lens.LensError, match="trained on other weights"):
+        lens.run(models.PROMPT, 2, lens=tuned)
+    assert lens.run(models.PROMPT, 2).provenance["model_fingerprint"] != run.provenance["model_fingerprint"]
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)  # the same weights as before, which cannot be told
+    with pytest.raises(lens.LensError, match=r"whether this run was made with the weights of .* cannot be told"):
+        lens.diff(run, steer=vector)
+    assert lens.run(models.PROMPT, 2, lens=tuned).options["lens"]["kind"] == "tuned"
+
+
+@pytest.mark.parametrize("name", ["llama-bf16", "gpt2", "mixtral"])
+def test_a_fingerprint_is_of_every_parameter(name: str, checkpoints: Checkpoints) -> None:
+    model, _ = models.load_plain(checkpoints(name))
+    before = of_module(model)
+    assert of_module(model) == before
+    for parameter in model.parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter += 1  # as a step of training changes all of its numbers
+        assert of_module(model) != before
+        with torch.no_grad():
+            parameter.copy_(kept)
+    assert of_module(model) == before

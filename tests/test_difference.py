@@ -225,5 +225,7 @@ def test_what_cannot_be_compared_is_refused(checkpoints: Checkpoints) -> None:
     with pytest.raises(LensError, match="layer 99 is out of range"):
         lens.diff(replace(run, layers=[*run.layers[:-1], 99]), steer=term(folder))
     once.load(checkpoints("llama-6heads"))
-    with pytest.raises(LensError, match=r"this run was made with .*llama-odd-vocab .* is loaded; `%lens load"):
+    with pytest.raises(
+        LensError, match=r"this run was made with .*llama-odd-vocab .* is loaded; `%lens load .*`, the run's, would do$"
+    ):
         lens.diff(run, steer=term(checkpoints("llama-6heads")))

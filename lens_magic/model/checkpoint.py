@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import struct
 from collections import Counter
@@ -16,13 +15,13 @@ from typing import Any
 from .. import options
 from ..errors import LensError, reason_of
 from ..importing import AHEAD, import_whole
+from . import fingerprint
 from .anatomy import anatomy_of, context_of, most_ranks
 from .folders import model_folder
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _WHOLE = ("BOOL", "I", "U")  # beginnings of the dtypes that are not floating point
-_SAMPLES, _SAMPLE_BYTES = 64, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Checkpoint:
         folder: where its files are.
         dtype: "float32", "bfloat16" or "float16"; the checkpoint's own unless another was asked for.
         stored: the dtypes of the weights in its files (see :func:`dtypes_of`).
-        fingerprint: identifies the weights (see :func:`fingerprint`).
+        fingerprint: identifies the weights (:func:`.fingerprint.of_files`).
         context: longest sequence the model takes.
     """
 
@@ -104,7 +103,7 @@ def _checked(name: str, folder: Path, ranks: int, dtype: str, revision: str | No
         model_type=whole_config.model_type,
         dtype=own_dtype(name, stated, stored) if dtype == "auto" else dtype,
         stored=stored,
-        fingerprint=fingerprint(folder, files),
+        fingerprint=fingerprint.of_files(folder, files),
         context=context_of(config),
         weight_bytes=sum(_tensor_bytes(header) for header in headers.values()),
         revision=revision,
@@ -355,19 +354,3 @@ def _require_separate_experts(name: str, headers: Iterable[Mapping[str, Any]]) -
             f"{name} keeps each layer's experts in one tensor, which can be read on 1 rank only; saved by transformers in its "
             "original format (the default of save_pretrained), it can be split"
         )
-
-
-def fingerprint(folder: Path, files: list[Path]) -> str:
-    """Return the SHA-256 of the configuration and of every weight file's name, size and 64 evenly spaced samples of 64 KiB.
-
-    It tells checkpoints apart (fine-tunes of one model too) without reading hundreds of gigabytes.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}".encode())
-        with file.open("rb") as stream:
-            for sample in range(_SAMPLES):
-                stream.seek(max(0, size - _SAMPLE_BYTES) * sample // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
