@@ -128,6 +128,7 @@ def _parser() -> Parser:
     plan.add_argument("--batch", type=int, default=1, metavar="B", help="prompts side by side (1)")
     plan.add_argument("--tuned-lens", action="store_true", help="look through a tuned lens")
     plan.add_argument("--free", metavar="BYTES", help="free memory a rank, such as 80GB or 512MiB (what this machine has)")
+    plan.add_argument("--free-host", metavar="BYTES", help="with --free: free memory of their host (what this machine has)")
     plan.add_argument("--device", choices=("cpu", "cuda"), help="with --free: device of the ranks (this machine's)")
     plan.add_argument("--json", action="store_true", help="print every figure as JSON, in bytes")
 
@@ -203,10 +204,11 @@ def _plan(parsed: argparse.Namespace) -> int:
     for name in ("tokens", "prompt_tokens", "batch", "top_k"):
         least = 0 if name == "tokens" and parsed.whole_prompt else 1
         if getattr(parsed, name) < least:
-            hint = "; with --whole-prompt 0 plans the prompt alone" if name == "tokens" and least else ""
+            hint = "; with --whole-prompt, 0 plans the prompt alone" if name == "tokens" and least else ""
             raise LensError(f"--{name.replace('_', '-')} {getattr(parsed, name)} is too few; {least} or more would do{hint}")
-    if parsed.device and parsed.free is None:
-        raise LensError("--device goes with --free; --free 80GB --device cuda would do")
+    for name, given in (("--device", parsed.device), ("--free-host", parsed.free_host)):
+        if given is not None and parsed.free is None:
+            raise LensError(f"{name} goes with --free; --free 80GB --device cuda --free-host 500GB would do")
     made = plan.make(
         parsed.model,
         ranks,
@@ -220,7 +222,7 @@ def _plan(parsed: argparse.Namespace) -> int:
         whole_prompt=parsed.whole_prompt,
         offload=parsed.offload,
         tuned=parsed.tuned_lens,
-        rooms=plan.pretend(ranks, parsed.free, parsed.device) if parsed.free is not None else None,
+        rooms=plan.pretend(ranks, parsed.free, parsed.device, parsed.free_host) if parsed.free is not None else None,
     )
     print(json.dumps(made.to_json(), indent=1) if parsed.json else plan.table(made))
     return 0 if made.fits else 1

@@ -69,6 +69,7 @@ class Need:
         lens: this rank's translators of a tuned lens, or rows of a basis.
         results: the lens's variables, which rank 0 has on the host.
         on_host: the part of ``captures`` and ``results`` that is in the host's memory instead of a GPU's.
+        loading: the host's memory needed while loading, before anything else.
     """
 
     weights: int
@@ -79,6 +80,7 @@ class Need:
     lens: int = 0
     results: int = 0
     on_host: int = 0
+    loading: int = 0
 
     @property
     def total(self) -> int:
@@ -88,7 +90,8 @@ class Need:
 
     def fits(self, room: Room) -> bool:
         """Whether the device and the host have enough free memory."""
-        return self.total <= room.free and self.on_host <= room.host
+        loads = self.loading <= (room.free if room.kind == "cpu" else room.host)
+        return loads and self.total <= room.free and self.on_host <= room.host
 
 
 def facts_of(config: Any, dtype: str) -> Facts | None:
@@ -204,8 +207,9 @@ def run_alternatives(
         yield replace(ask, top_k=count), f"k of at most {count:,}"
     if facts.itemsize == 4 and ask.capture_itemsize is None and fits(capture_itemsize=2):
         yield replace(ask, capture_itemsize=2), "states kept in bfloat16"
-    if rooms[0].kind != "cpu" and not ask.offload and fits(offload=True):
-        yield replace(ask, offload=True), "states kept on the host (--offload)"
+    if rooms[0].kind != "cpu" and fits(offload=not ask.offload):
+        where = "on the GPUs (without --offload)" if ask.offload else "on the host (--offload)"
+        yield replace(ask, offload=not ask.offload), f"states kept {where}"
     if ask.batch > 1 and (count := _most(ask.batch, lambda count: fits(batch=count))):
         yield replace(ask, batch=count), f"{count} of the {ask.batch} prompts at a time"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .errors import LensError
@@ -108,13 +108,14 @@ def make(
     ask = Ask(tokens, prompt, whole_prompt, *seen, batch, offload=offload, tuned=tuned, top_k=top_k)
     rooms = list(rooms) if rooms is not None else rooms_here(ranks)
     said = checkpoints.stated_dtype(stated)
-    mapped = set(stored or [said or "float32"]) <= {chosen}
+    kept = set(stored or [said or "float32"])
+    mapped = kept <= {chosen}
     try:
         skeleton = footprint.skeleton(config, chosen)
     except Exception as error:
         raise checkpoints.unbuildable(name, error) from error
     weights = footprint.weights(skeleton, ranks)
-    needs = run_needs(facts, ask, rooms, weight_bytes(weights, rooms, mapped))
+    needs = _needs(facts, ask, rooms, weights, mapped)
     notes = _notes(weights, rooms, mapped, chosen)
     if own and not (said or stored):
         notes.append(f"config.json states no dtype, and no weights are there to tell: {chosen} is assumed")
@@ -122,20 +123,37 @@ def make(
     def needs_of(changed: Ask, other: str, count: int) -> tuple[list[Need], list[Room]]:
         places = spread(rooms, count)
         split = footprint.weights(footprint.skeleton(config, other), count)
-        same = mapped and other == chosen
-        return run_needs(footprint.Facts.of(config, other), changed, places, weight_bytes(split, places, same)), places
+        return _needs(footprint.Facts.of(config, other), changed, places, split, kept <= {other}), places
 
-    would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, most_ranks(config)[0], needs_of))
+    others = (kept if len(kept) == 1 else set()) | ({"bfloat16"} if chosen == "float32" else set())
+    dtypes = [each for each in checkpoints.DTYPES if each in others - {chosen}]
+    would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, most_ranks(config)[0], dtypes, needs_of))
     shared = weights[0].whole if mapped and rooms[0].kind == "cpu" else 0
     return Plan(name, facts, ask, rooms, needs, shared, loading_bytes(weights, mapped), notes, would)
 
 
-def pretend(ranks: int, free: str, device: str | None = None) -> list[Room]:
+def _needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[Weights], mapped: bool) -> list[Need]:
+    loading = loading_bytes(weights, mapped)
+    return [replace(need, loading=loading) for need in run_needs(facts, ask, rooms, weight_bytes(weights, rooms, mapped))]
+
+
+def pretend(ranks: int, free: str, device: str | None = None, host: str | None = None) -> list[Room]:
     """Return the rooms of ranks with a stated free memory: bytes, or a number with kB, MB, GB, TB, KiB, MiB or GiB.
+
+    Args:
+        free: of each rank. host: of the host of all of them, this one's if it is not stated.
 
     Raises:
         LensError: it is not such a number.
     """
+    here, count = rooms_here(ranks), _bytes("--free", free)
+    kind, share = device or here[0].kind, [room.host for room in here]
+    if host is not None:
+        share = [_bytes("--free-host", host) // ranks] * ranks
+    return [Room(f"cuda:{rank}" if kind == "cuda" else "cpu", count, share[rank]) for rank in range(ranks)]
+
+
+def _bytes(option: str, given: str) -> int:
     powers = {
         "": 1,
         "b": 1,
@@ -147,13 +165,10 @@ def pretend(ranks: int, free: str, device: str | None = None) -> list[Room]:
         "mib": 1 << 20,
         "gib": 1 << 30,
     }
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", free.strip().lower())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", given.strip().lower())
     if match is None or match[2] not in powers:
-        raise LensError(f"--free {free!r} is not a size; 80GB or 512MiB would do")
-    count = int(float(match[1]) * powers[match[2]])
-    here = rooms_here(ranks)
-    kind = device or here[0].kind
-    return [Room(f"cuda:{rank}" if kind == "cuda" else "cpu", count, here[rank].host) for rank in range(ranks)]
+        raise LensError(f"{option} {given!r} is not a size; 80GB or 512MiB would do")
+    return int(float(match[1]) * powers[match[2]])
 
 
 def _notes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool, dtype: str) -> list[str]:
@@ -165,22 +180,31 @@ def _notes(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool, dtyp
     if weights[0].routers and len(weights) > 1:
         notes.append(f"{size(weights[0].routers)} of them are routers, which are not split; experts are")
     if not mapped:
-        notes.append(f"converting to {dtype} takes {size(loading_bytes(weights, mapped))} of host memory a rank while loading")
+        loading, free = loading_bytes(weights, mapped), rooms[0].free if rooms[0].kind == "cpu" else rooms[0].host
+        lacking = f", where {size(free)} is free" if loading > free else ""
+        notes.append(f"converting to {dtype} takes {size(loading)} of host memory a rank while loading{lacking}")
     return notes
 
 
 NeedsOf = Callable[[Ask, str, int], tuple[list[Need], list[Room]]]
 
 
-def _alternatives(facts: Facts, ask: Ask, rooms: Sequence[Room], most: int, needs_of: NeedsOf) -> Iterator[str]:
-    """Yield what would fit, one change at a time."""
+def _alternatives(
+    facts: Facts, ask: Ask, rooms: Sequence[Room], most: int, dtypes: Sequence[str], needs_of: NeedsOf
+) -> Iterator[str]:
+    """Yield what would fit, one change at a time.
+
+    Args:
+        most: as many ranks as the model can be split over.
+        dtypes: others in which it may need less.
+    """
     ranks = len(rooms)
     for changed, words in run_alternatives(facts, ask, rooms, lambda one: needs_of(one, facts.dtype, ranks)[0]):
         yield f"{words} ({size(max(need.total for need in needs_of(changed, facts.dtype, ranks)[0]))} a rank)"
-    if facts.dtype == "float32":
-        needs, places = needs_of(ask, "bfloat16", ranks)
+    for dtype in dtypes:
+        needs, places = needs_of(ask, dtype, ranks)
         if fit(needs, places):
-            yield f"--dtype bfloat16 ({size(max(need.total for need in needs))} a rank)"
+            yield f"--dtype {dtype} ({size(max(need.total for need in needs))} a rank)"
     more = ranks * 2
     while more <= most:
         needs, places = needs_of(ask, facts.dtype, more)
@@ -198,12 +222,26 @@ def table(plan: Plan) -> str:
         "",
     ]
     lens = ("tuned lens",) if plan.ask.tuned else ()
-    columns = ("rank", "weights", "KV cache", "captures", "results", *lens, "forward", "projection", "in all", "free", "")
+    host = ("on host", "free there") if plan.ask.offload and plan.rooms[0].kind != "cpu" else ()
+    columns = (
+        "rank",
+        "weights",
+        "KV cache",
+        "captures",
+        "results",
+        *lens,
+        "forward",
+        "projection",
+        "in all",
+        "free",
+        *host,
+        "",
+    )
     rows: list[tuple[str, ...]] = [columns]
     for first, last, need, room in _alike(plan.needs, plan.rooms):
         name = str(first) if first == last else f"{first}–{last}"
         own = (need.weights, need.cache, need.captures, need.results, *([need.lens] if lens else []))
-        parts = (*own, need.forward, need.projection, need.total, room.free)
+        parts = (*own, need.forward, need.projection, need.total, room.free, *((need.on_host, room.host) if host else ()))
         rows.append((name, *map(size, parts), "fits" if need.fits(room) else "too large"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     lines += ["  ".join(word.rjust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]

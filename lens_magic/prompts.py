@@ -160,7 +160,7 @@ def check_new(new: int, prompt_tokens: bool | None = None) -> None:
     """
     minimum = 0 if prompt_tokens else 1
     if new < minimum:
-        hint = "; with --prompt-tokens 0 gives the lens of the prompt itself" if new == 0 and prompt_tokens is not None else ""
+        hint = "; with --prompt-tokens, 0 gives the lens of the prompt itself" if new == 0 and prompt_tokens is not None else ""
         raise LensError(f"max-new-tokens {new} is too few; {minimum} or more would do{hint}")
 
 

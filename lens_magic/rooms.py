@@ -97,13 +97,13 @@ def room_of_rank(rank: Rank, drops: bool = False) -> Room:
 
 
 def spread(rooms: Sequence[Room], ranks: int) -> list[Room]:
-    """Return the rooms of another number of ranks: each with a GPU of its own, or on a CPU with its share of the host."""
+    """Return the rooms of another number of ranks, each with its share of the host, and a GPU of its own if there are any."""
     if ranks == len(rooms):
         return list(rooms)
-    first = rooms[0]
+    first = replace(rooms[0], host=rooms[0].host * len(rooms) // ranks)
     if first.kind != "cpu":
         return [replace(first, device=f"cuda:{rank}") for rank in range(ranks)]
-    return [replace(first, free=first.free * len(rooms) // ranks, host=first.host * len(rooms) // ranks)] * ranks
+    return [replace(first, free=first.free * len(rooms) // ranks)] * ranks
 
 
 def describe_rank(rank: Rank) -> dict[str, Any]:

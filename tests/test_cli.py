@@ -57,7 +57,7 @@ ROOT = Path(__file__).parent.parent
         (["run", "demo", "-l", "-1", "--track", "x"], "--track takes the word after it, so the prompt goes before it"),
         (["plan", "demo", "--device", "cuda"], "goes with --free"),
         (["plan", "demo", "--free", ""], "--free '' is not a size; 80GB or 512MiB would do"),
-        (["plan", "demo", "--tokens", "0"], "0 is too few; 1 or more would do; with --whole-prompt 0 plans the prompt alone"),
+        (["plan", "demo", "--tokens", "0"], "0 is too few; 1 or more would do; with --whole-prompt, 0 plans the prompt alone"),
         (["equivalence", "demo", "x", "-n", "0"], "max-new-tokens 0 is too few; 1 or more would do\n"),
         (["fly"], "'fly' is not a command of lens-magic; demo, run, plan, equivalence, bench, kernel, doctor are\n"),
         (["kernel", "instal"], "'instal' is not a command of lens-magic kernel; install, list are; did you mean install?\n"),

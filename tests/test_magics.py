@@ -367,7 +367,7 @@ def test_another_interrupt_does_not_cost_the_run(
         ("%%lens -l 4\nx", "layer 4 is out of range"),
         ("%%lens -l 3-1\nx", "reversed"),
         ("%%lens -c block\nx", "'block' is not one of"),
-        ("%%lens -n 0\nx", "max-new-tokens 0 is too few; 1 or more would do; with --prompt-tokens 0 gives"),
+        ("%%lens -n 0\nx", "max-new-tokens 0 is too few; 1 or more would do; with --prompt-tokens, 0 gives"),
         ("%%lens -n -3\nx", "max-new-tokens -3 is too few"),
         ("%%lens -n 600\nx", "exceed the model's context of 512; at most"),
         ("%%lens -n 1\n" + "word " * 600, "more than the model's context of 512"),

@@ -32,7 +32,7 @@ from lens_magic.model.head import HeadShard
 from lens_magic.model.load import MODEL
 from lens_magic.ranks import memory
 from lens_magic.ranks.rank import Rank
-from lens_magic.rooms import Room
+from lens_magic.rooms import Room, spread
 from lens_magic.session import current
 from lens_magic.steer.vector import SteeringVector
 from lens_magic.words import size
@@ -274,6 +274,53 @@ def test_what_would_fit_does(checkpoints: Checkpoints) -> None:
     assert not plan.make(folder, 2, tokens + 1, 20, rooms=[room] * 2).fits
     layers = int(next(line for line in tight.would_fit if "layers" in line).split()[0])
     assert plan.make(folder, 2, 400, 20, layers=f"0-{layers - 1}", rooms=[room] * 2).fits
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda:0"])
+def test_what_cannot_be_loaded_does_not_fit(kind: str, checkpoints: Checkpoints) -> None:
+    """Weights in another type are converted, whole on every rank, before they are split."""
+    folder = str(checkpoints("llama-gqa"))
+    loading = plan.make(folder, 2, 4, dtype="bfloat16", rooms=[Room(kind, 1 << 40, 1 << 40)] * 2).loading
+    for host, fits in ((loading, True), (loading - 1, False)):
+        room = Room(kind, host if kind == "cpu" else 1 << 40, host)
+        made = plan.make(folder, 2, 4, dtype="bfloat16", rooms=[room] * 2)
+        assert made.fits is fits
+        assert ("where" in "".join(made.notes)) is not fits
+        assert any("--dtype float32" in one for one in made.would_fit) is not fits
+        assert made.to_json()["ranks"][1]["fits"] is fits
+
+
+def test_more_ranks_have_no_more_of_the_host(checkpoints: Checkpoints) -> None:
+    folder = str(checkpoints("llama-gqa"))
+    ask = {"tokens": 400, "offload": True}
+    need = plan.make(folder, 2, **ask, rooms=[Room("cuda:0", 1 << 40, 1 << 40)] * 2).needs[0]
+    rooms = [Room(f"cuda:{rank}", 1 << 40, need.on_host * 3 // 4) for rank in range(2)]
+    tight = plan.make(folder, 2, **ask, rooms=rooms)
+    assert not tight.fits
+    assert not plan.make(folder, 4, **ask, rooms=spread(rooms, 4)).fits
+    assert not any("--ranks" in one for one in tight.would_fit)
+    (without,) = (one for one in tight.would_fit if "offload" in one)
+    assert without.startswith("states kept on the GPUs (without --offload)")
+    assert plan.make(folder, 2, 400, rooms=rooms).fits
+
+
+def test_what_is_on_the_host_is_told_beside_what_is_free_there(
+    checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = ["plan", str(checkpoints("llama-gqa")), "--ranks", "2", "--tokens", "400", "--free", "80GB", "--device", "cuda"]
+    for host, fits in (("1GB", True), ("2MB", False)):
+        assert cli.main([*there, "--offload", "--free-host", host]) == 1 - fits
+        head, *rows = [line.split("  ") for line in capsys.readouterr().out.splitlines() if "free" in line or "0 GB" in line][
+            :2
+        ]
+        assert head[-2:] == ["on host", "free there"]
+        assert size(int(float(host[0]) * {"GB": 1e9, "MB": 1e6}[host[1:]]) // 2) in " ".join(rows[0])
+    assert cli.main([*there]) == 0
+    assert "on host" not in capsys.readouterr().out
+    assert cli.main([*there[:6], "--free-host", "1GB"]) == 2
+    assert "--free-host goes with --free" in capsys.readouterr().err
+    assert cli.main([*there, "--free-host", "much"]) == 2
+    assert "--free-host 'much' is not a size" in capsys.readouterr().err
 
 
 def test_captures_offloaded_are_the_hosts(checkpoints: Checkpoints) -> None:
