@@ -143,6 +143,7 @@ def run(
         capture_dtype: keep the states as "float32", "bfloat16" or "float16" instead of the model's own type.
         offload: keep a GPU's captured states in the host's memory; ranks do not wait for the copies.
         stream_lens: project rows while generating, in at most a sixteenth of the time; the remaining rows follow afterwards.
+            For a single prompt, and not with a basis.
         lens: a :class:`TunedLens` or :class:`Basis`, or the path of a saved one; by default the logit lens. A tuned lens
             has translators for the residual stream only (``resid_pre``, ``resid_post``); other sites are shown as without it.
         norm: "own": apply the final norm to every state. "frozen": divide by the scale that the norm computes from the

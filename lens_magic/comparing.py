@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from . import options, prompts, results, runs, vectors
-from .errors import LensError
+from .errors import LensError, warn
 from .generating import Generating
 from .needs import Ask
 from .provenance import provenance
@@ -64,7 +63,8 @@ def compare(
             answer = group.call(run_compared, *told, on_event=on_event)[0]
         finally:
             group.rank.store.drop(LIVE)
-        result = _steered_text(session, model, text, answer, tuple(str(term) for term in terms), asked.recorded())
+        record = {**asked.recorded(), "steering_digests": [term.digest for term in terms]}
+        result = _steered_text(session, model, text, answer, tuple(str(term) for term in terms), record)
         if result.first_difference is None and live is None:
             _warn_if_weak(terms)
         return outcome.keep(result, result.interrupted)
@@ -81,7 +81,7 @@ def _warn_if_weak(terms: Sequence[SteeringTerm]) -> None:
         f"α of {term.name!r} is {share:.1%} of the length of what it was learnt from ({max(term.norms.values()):.2g})"
         for term, share in zip(terms, shares, strict=True)
     )
-    warnings.warn(f"both texts are the same: {told}; α nearer to that length would do", stacklevel=3)
+    warn(f"both texts are the same: {told}; α nearer to that length would do")
 
 
 def _steered_text(
@@ -95,7 +95,7 @@ def _steered_text(
     sides = []
     for number, output in enumerate(made.outputs):
         log_probs = [tuple(values) for values in answer["log_probs"][number]] if answer["log_probs"] else []
-        sides.append(Side(decode(model.tokenizer, output, model.stop_ids), tuple(output), *log_probs))
+        sides.append(Side(decode(model.tokenizer, output, model.stop_ids), output, *log_probs))
     return SteeredText(
         prompt=prompt,
         unsteered=sides[0],

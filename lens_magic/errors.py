@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
+_NOT_THE_USERS = (__package__, "IPython")
 
 
 class LensError(Exception):
@@ -43,8 +47,20 @@ class Interrupted(KeyboardInterrupt):
     """The user interrupted a command; ``result`` is what was done by then."""
 
     def __init__(self, result: Any) -> None:
-        super().__init__()
+        super().__init__("stopped; what was done by then is the error's `result` (in a notebook: sys.last_value.result)")
         self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+def warn(message: str) -> None:
+    """Warn of the user's line that led here, not of the line of this package, or of IPython's, that noticed."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 2  # as warnings counts them: 1 is this function
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level if frame is not None else 2)
 
 
 def reason_of(error: Exception, whole: bool = False) -> str:

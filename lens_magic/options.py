@@ -281,7 +281,12 @@ def check_dtype(name: str | None) -> str | None:
     Raises:
         LensError: it is not such a type.
     """
-    return None if name is None else choice("dtype", name, ("float32", "bfloat16", "float16"))
+    return None if name is None else choice("dtype", dtype_name(name), ("float32", "bfloat16", "float16"))
+
+
+def dtype_name(given: Any) -> Any:
+    """Return a dtype of torch by its name, as libraries beside this one take either; anything else as it is."""
+    return str(given).removeprefix("torch.") if type(given).__module__ == "torch" else given
 
 
 def check_sampling(temperature: float, top_p: float, seed: int = 0) -> tuple[float, float, int]:

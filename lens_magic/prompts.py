@@ -53,6 +53,9 @@ def read_all(model: Model, prompt: Any, chat: bool) -> tuple[list[Read], bool]:
         raise LensError("there is no prompt; give one text or several")
     if not isinstance(prompt, str | Set) and (_are_messages(given) or _are_ids(given)):
         return [read(model, given, chat)], True
+    for number, one in enumerate(given if len(given) > 1 else (), start=1):
+        if isinstance(one, str) and not one:
+            raise LensError(f"prompt {number} of {len(given)} is empty; a text to continue would do")
     return [read(model, one, chat) for one in given], isinstance(prompt, str)
 
 

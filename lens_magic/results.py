@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .errors import warn
 from .provenance import provenance
 from .session import Session
 from .words import finite_again
@@ -48,7 +48,8 @@ def make_run(
     made, variables, ids = own["generation"], own["variables"][number], request.prompts[number]
     output_ids = made.outputs[number]
     captures = [answer["memory"]["captures"] for answer in answers]
-    steering = [str(term) for term in _steering_of(request, number)]
+    terms = _steering_of(request, number)
+    steering = [str(term) for term in terms]
     _warn_of_cells_without_numbers(variables["entropy"], request, finite_again(model.dtype, bool(steering)))
     candidates = _candidates(variables)
     occurring = {*ids, *output_ids, *(() if labels else candidates)}
@@ -90,6 +91,7 @@ def make_run(
             "capture_dtype": request.capture_dtype,
             "offload": request.offload,
             "steering": steering,
+            "steering_digests": [term.digest for term in terms],
             **more,
         },
         provenance=provenance(session),
@@ -114,7 +116,7 @@ def _warn_of_cells_without_numbers(entropy: np.ndarray, request: Request, remedy
             if narrow
             else f"states are not finite ({remedy})"
         )
-        warnings.warn(f"{lost} of {entropy.size} cells hold no numbers: {why}", stacklevel=2)
+        warn(f"{lost} of {entropy.size} cells hold no numbers: {why}")
 
 
 def _candidates(variables: dict[str, np.ndarray]) -> list[int]:

@@ -61,7 +61,9 @@ def run(
     options.check_top_k(top_k, model.vocabulary, look.directions)
     prompts, alone = read_all(model, prompt, asked.chat)
     if stream_lens and (look.kind == "basis" or len(prompts) > 1):
-        raise LensError("only a single prompt's tokens can be streamed; leave out --stream-lens for a basis or several prompts")
+        raise LensError(
+            "only a single prompt's tokens can be streamed, and not along a basis; leave out --stream-lens (stream_lens=True)"
+        )
     ids = tuple(one.ids for one in prompts)
     forced = None if force is None else all_forced_ids(model, [force] if alone else force, len(prompts))
     new = [most] * len(ids) if forced is None else [*map(len, forced)]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import options
-from .errors import LensError
+from .errors import LensError, warn
 from .ranks.status import Status
 
 if TYPE_CHECKING:
@@ -264,7 +263,7 @@ class Session:
             before, self.model = self.model, None
             self._keep_in_mind(before, group.size)
             group.call(loading.unload)
-            warnings.warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it", stacklevel=5)
+            warn(f"{before.name} was dropped first: {checkpoint.name} does not fit beside it")
 
     def _keep_in_mind(self, before: Model | None, ranks: int) -> None:
         """Remember a model that has been dropped already, for a restart to load until the new one is ready."""

@@ -116,5 +116,6 @@ class LiveAnswer(Answer):
         live, tokens = run.timings.get("streamed", 0), len(run.positions)
         if 2 * live < tokens:
             print(  # noqa: T201
-                f"{live} of {tokens} rows were shown while generating, the others afterwards: it may be slowed by {SHARE:.0%}"
+                f"{live} of {tokens} rows were shown while generating, the others afterwards: showing them may take "
+                f"{SHARE:.0%} of the time; fewer layers or sites (-l, -c) show more"
             )

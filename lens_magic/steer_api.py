@@ -93,6 +93,7 @@ def train_vector(
     position: str = "label",
     method: str = "mean_diff",
     chat: bool = False,
+    name: str = "vector",
 ) -> SteeringVector:
     """Learn a direction per layer that separates the positive from the negative side of pairs, in one pass over the pairs.
 
@@ -107,6 +108,7 @@ def train_vector(
         method: "mean_diff", the mean of the differences; "pca", the first principal component of the items' without centring;
             "logistic", the weights of scikit-learn's logistic regression.
         chat: put questions and texts into the model's chat template, as the user's message, and answers as the assistant's.
+        name: what messages, records and ``%steer`` call it.
 
     Raises:
         LensError: no model is loaded, an argument is invalid, no pair can be used, a label is more than one token, or the
@@ -114,7 +116,8 @@ def train_vector(
         KeyboardInterrupt: stopped by the user; nothing was kept.
     """
     with watched() as told:
-        return vectors.train(current(), pairs, layers, site, position, method, on_event=told, chat=chat)
+        called = vectors.check_name(str(name))
+        return vectors.train(current(), pairs, layers, site, position, method, called, told, chat=chat)
 
 
 def load_vector(path: Any) -> SteeringVector:

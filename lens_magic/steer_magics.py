@@ -99,8 +99,9 @@ class SteerMagics(Magics):
                     lambda: comparing.compare(session, prompt_of(parsed, prompt), terms, **options, on_event=streaming)
                 )
                 held.take(compared, f"stopped after {counted(len(compared.steered.output_ids), 'token')}", stopped)
-            for output in dict.fromkeys((compared.unsteered.output_ids, compared.steered.output_ids)):
-                if words := nothing_said(model, output, compared.options["chat"]):
+            outputs = compared.unsteered.output_ids, compared.steered.output_ids
+            for words in dict.fromkeys(nothing_said(model, output, compared.options["chat"]) for output in outputs):
+                if words:
                     print(words)  # noqa: T201 - where the text would be
             if not stopped and parsed.out is None:
                 return compared

@@ -18,6 +18,7 @@ import ipywidgets as widgets
 from . import comparing
 from .errors import Interrupted, LensError
 from .model.anatomy import SITES
+from .options import ALPHAS
 from .steer.spans import SCHEDULES
 from .steer.term import OPERATORS, Strength
 from .view.comms import hear_while_busy
@@ -126,7 +127,7 @@ class Panel(widgets.HBox):
         self.layers.value = tuple(self.layers.options)
         self.site.value = vector.site
         # Eight raw differences either way: wide enough for what is too weak to notice and for what breaks the text.
-        most = max(1.0, 8 * max(abs(norm) for norm in vector.norms.values()))
+        most = max(ALPHAS[-1], 8 * max(abs(norm) for norm in vector.norms.values()))
         # A step of two digits, which the readout shows in full: what a reader notes down is what was used.
         step = float(f"{most / 100:.2g}")
         most = 100 * step

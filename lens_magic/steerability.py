@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from . import options, vectors
-from .errors import Interrupted, LensError
+from .errors import Interrupted, LensError, warn
 from .options import ABLATED_SITES, ALPHAS
 from .prompts import check_ids
 from .provenance import provenance
@@ -28,6 +27,9 @@ from .steer.term import WEAK, SteeringTerm
 from .steer.train import POSITIONS
 from .steer.vector import SteeringVector
 from .words import counted, quoted, size
+
+_NAMED = 3  # layers; of more the first and the last are
+_APART = 4  # times as long as another: what moves answers at one of them ruins them at the other, or does nothing
 
 
 def evaluate(
@@ -165,7 +167,7 @@ def ablate_sites(
             if not reports:
                 raise LensError(f"{name}: {error}") from error
             # Keep the results of the sites before it, which took minutes.
-            warnings.warn(f"{name}: {error}; what is returned ends before it", stacklevel=3)
+            warn(f"{name}: {error}; what is returned ends before it")
             break
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
             without[site, position] = missing
@@ -250,15 +252,19 @@ def _warn_if_weak(norms: Mapping[int, float], alphas: Sequence[float], site: str
     α is absolute: states that are a hundred times as long as the demo model's need a hundred times its α.
     """
     largest = max(map(abs, alphas))
-    weak = {layer: largest / norm for layer, norm in sorted(norms.items()) if largest < WEAK * norm}
-    if weak:
-        where = ", ".join(f"layer {layer} ({share:.1%})" for layer, share in weak.items())
-        enough = float(f"{max(norms[layer] for layer in weak):.1g}")
-        warnings.warn(
-            f"α up to {largest:g} is a small part of the learnt difference at {site} of {where}: nothing may move; "
-            f"--alphas {-enough:g}:{enough:g}:{enough / 4:g}, say, would reach it",
-            stacklevel=3,
-        )
+    weak = {layer: norm for layer, norm in sorted(norms.items()) if largest < WEAK * norm}
+    if not weak:
+        return
+    least, most = min(weak.values()), max(weak.values())
+    where = ", ".join(f"layer {layer} ({largest / norm:.1%})" for layer, norm in weak.items())
+    if len(weak) > _NAMED:
+        layers = list(weak)
+        where = f"{len(weak)} layers from {layers[0]} to {layers[-1]} ({largest / most:.1%} to {largest / least:.1%})"
+    enough = float(f"{most:.1g}")
+    remedy = f"alphas of {-enough:g}:{enough:g}:{enough / 4:g}, say, would reach it"
+    if most > _APART * least:
+        remedy = f"it is {least:.3g} to {most:.3g} long: layers measured apart, with α of about as much, would tell"
+    warn(f"α up to {largest:g} is a small part of the learnt difference at {site} of {where}: nothing may move; {remedy}")
 
 
 def _require_memory(rooms: Sequence[Room], count: int, bytes_each: int) -> None:

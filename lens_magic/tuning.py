@@ -71,6 +71,7 @@ def train_tuned_lens(
                 "created": now(),
                 "dtype": model.dtype,
                 "steps": answers[0]["done"],
+                "steps_asked": steps,
                 "tokens_per_step": tokens_per_step,
                 "learning_rate": learning_rate,
                 "seed": seed,

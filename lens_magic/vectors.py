@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from . import options
-from .errors import LensError
+from .errors import LensError, warn
 from .prompts import check_ids
 from .provenance import now, versions
 from .session import Model, OnEvent, Session
@@ -115,10 +114,9 @@ def _warn_of_first_tokens(examples: Sequence[Example]) -> None:
     """Tell of texts of which nothing but the sequence's first token can be read: trained models make a sink of its state."""
     first = sum(side.begin == 0 for example in examples for side in (example.positive, example.negative))
     if first:
-        warnings.warn(
+        warn(
             f"{counted(first, 'text')} of one token, which begins the sequence: of its state trained models make a sink that "
-            "is alike in all texts; longer ones would do",
-            stacklevel=2,
+            "is alike in all texts; longer ones would do"
         )
 
 
@@ -127,10 +125,9 @@ def _warn_if_halves_disagree(learnt: Mapping[int, Learnt], site: str) -> None:
     apart = {layer: cosine for layer, cosine in halves.items() if cosine is not None and cosine < 0}
     if apart:
         where = ", ".join(f"layer {layer} ({cosine:.3f})" for layer, cosine in apart.items())
-        warnings.warn(
+        warn(
             f"two halves of the items give directions that point apart at {site} of {where}: there the items have none in "
-            "common; another position, site or --layers would do",
-            stacklevel=2,
+            "common; another position, site or --layers would do"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import models
 import numpy as np
@@ -14,8 +15,10 @@ import reference as ref
 import torch
 
 import lens_magic as lens
+from lens_magic import runs
 from lens_magic.errors import LensError
-from lens_magic.model.batch import Batch, read_batch, read_forward, rows_of
+from lens_magic.model import generate
+from lens_magic.model.batch import Batch, packed, read_batch, read_forward, rows_of
 from lens_magic.model.load import MODEL
 from lens_magic.session import current
 
@@ -70,6 +73,38 @@ def test_long_prompts_are_read_in_pieces(name: str, ranks: int, checkpoints: Che
         assert after.output_ids == before.output_ids
         for variable in ("entropy", "target_prob", "kl_final"):
             np.testing.assert_allclose(after.variables[variable], before.variables[variable], rtol=2e-4, atol=2e-5)
+
+
+def test_of_a_batch_each_ends_at_its_own_end_token(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+    rank, tokenizer = current().group.rank, current().require_model().tokenizer
+    prompts = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    plain = generate.generate(rank, rank.store[MODEL], prompts, TOKENS).outputs
+    ends = {token for output in plain for token in output[:-1]}
+    apart = [end for end in ends if 0 < sum(end in output for output in plain) < len(plain)]
+    assert apart
+    for end in apart:
+        expected = [output[: output.index(end) + 1] if end in output else output for output in plain]
+        assert generate.generate(rank, rank.store[MODEL], prompts, TOKENS, stop_ids=[end]).outputs == expected
+
+
+def test_before_every_piece_of_a_long_prompt_but_the_first_it_can_be_stopped(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once.load(checkpoints("llama-gqa"))
+    monkeypatch.setattr(generate, "PREFILL_COLUMNS", 4)
+    length = len(current().require_model().tokenizer(models.PROMPT)["input_ids"])
+    came: list[tuple[object, ...]] = []
+    runs.generate(current(), models.PROMPT, 1, on_event=came.append)
+    begins = range(4, length, 4)
+    assert [event for event in came if event[0] == "prefill"] == [("prefill", begin, length) for begin in begins]
+
+    def stop(event: tuple[object, ...]) -> None:
+        if event[:2] == ("prefill", begins[-1]):
+            current().group.interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        runs.generate(current(), models.PROMPT, 1, on_event=stop)
 
 
 def forward_ends(rank: object, sequences: list[list[int]]) -> torch.Tensor:
@@ -166,15 +201,47 @@ def test_bad_batches(checkpoints: Checkpoints) -> None:
         lens.run(["A", "B"], force=["x"])
     with pytest.raises(LensError, match="force is one continuation for 2 prompts; a list of one for each would do"):
         lens.run(["A", "B"], force="no")  # not its letters
-    with pytest.raises(LensError, match="the prompt is empty"):
+    with pytest.raises(LensError, match=r"prompt 2 of 2 is empty; a text to continue would do$"):
         lens.run(["A", ""])
+    with pytest.raises(LensError, match="the prompt is empty"):
+        lens.run([""])
     for prompt, words in (
-        (5, "a text, or a list of several, not int"),
-        (["A", 5], "text, not int"),
+        (5, "a text, .* or a list of several, not int"),
+        (["A", 5], "a text, .* or a list of several, not 5"),
         (["A", "\ud83d"], "half of a character"),
     ):
         with pytest.raises(LensError, match=words):
             lens.run(prompt)  # type: ignore[call-overload]
+
+
+def test_a_batch_may_take_all_of_the_context_and_no_more() -> None:
+    prompts, new = [[1] * 4, [1] * 2], [3, 7]  # 6 and 8 positions, side by side 10
+    runs._check_lengths(SimpleNamespace(context=10), prompts, new, False)  # type: ignore[arg-type]
+    with pytest.raises(LensError, match=r"side by side these prompts and texts take 10 positions, more than .* context of 9"):
+        runs._check_lengths(SimpleNamespace(context=9), prompts, new, False)  # type: ignore[arg-type]
+
+
+def test_a_given_text_beyond_the_context_is_refused(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+    with pytest.raises(LensError, match="exceed the model's context of 512"):
+        lens.run("A lens", force="光 " * 2000)
+
+
+def test_the_lens_of_one_token_is_refused(checkpoints: Checkpoints) -> None:
+    """Nothing follows it."""
+    once.load(checkpoints("llama-gqa"))
+    with pytest.raises(LensError, match="the lens of a text needs at least 2 tokens"):
+        lens.run(["A lens", "A"], 0, prompt_tokens=True)
+
+
+def test_given_texts_are_read_but_for_the_longest_ones_last_token() -> None:
+    batch = generate._side_by_side([[1, 2], [3]], [[4, 5, 6], [7]], torch.device("cpu"))
+    assert batch.ids.tolist() == [[1, 2, 4, 5], [0, 3, 7, 0]]
+
+
+def test_a_batch_has_as_many_sequences_and_tokens_as_it_may() -> None:
+    assert list(packed([3, 5, 3, 3, 9], tokens=6)) == [[0, 2], [3], [1], [4]]
+    assert list(packed([2, 1, 1, 1, 1], tokens=100, most=2)) == [[1, 2], [3, 4], [0]]
 
 
 def test_a_text_beyond_the_context_is_refused_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:

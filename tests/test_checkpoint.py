@@ -359,6 +359,11 @@ def test_too_many_ranks(folder: Path) -> None:
         plan.make(str(folder), 4, 8)
 
 
+def test_a_dtype_may_be_torchs(folder: Path) -> None:
+    assert find(str(folder), 1, torch.bfloat16).dtype == "bfloat16"  # type: ignore[arg-type]
+    refused(folder, "'int8' is not one of auto, float32", dtype=torch.int8)
+
+
 def test_an_unknown_dtype(folder: Path) -> None:
     refused(folder, "'int8' is not one of auto, float32", dtype="int8")
 

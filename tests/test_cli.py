@@ -72,6 +72,12 @@ def test_bad_input_is_one_line(arguments: list[str], words: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
+def test_the_package_is_the_command() -> None:
+    told = subprocess.run([sys.executable, "-m", "lens_magic", "fly"], capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "'fly' is not a command of lens-magic" in told.stderr
+
+
 def test_a_kernel_is_installed_in_the_home_folder_that_a_path_begins_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,11 +115,11 @@ def replaying() -> Iterator[None]:
     current().group.call(probes.step_by, "usual")
 
 
-def value(texts: dict[int, str], steered_ids: tuple[int, ...] = (1, 3)) -> SteeredText:
+def value(texts: dict[int, str], steered_ids: Sequence[int] = (1, 3)) -> SteeredText:
     return SteeredText(
         "a prompt",
-        Side("one two", (1, 2), (-1.0, -2.0), (-3.0, -1.0)),
-        Side("one three", steered_ids, (-1.0, -6.0), (-0.5, -0.25)),
+        Side("one two", [1, 2], (-1.0, -2.0), (-3.0, -1.0)),
+        Side("one three", list(steered_ids), (-1.0, -6.0), (-0.5, -0.25)),
         texts,
         steering=("<i>v</i> add α=2 at resid_post of layer 1",),
     )
@@ -170,6 +170,43 @@ def test_an_alpha_too_small_to_change_a_token_is_told(checkpoints: Checkpoints) 
         compare(vector * 1e-3, SteeringTerm("bare", {1: raw}, "resid_post", 1e-3))  # of this no length is known
         compare(vector.steer(1e-3, site="mlp_out"))  # whose states the length is not of
         compare(vector.steer(layers=1, positions="last", operator="ablate"))
+
+
+def test_an_interrupt_while_texts_are_written_stops_no_second_reading(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lens_magic.model import generate
+
+    once.load(folder := checkpoints("qwen3-gqa"))
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "resid_post", ALPHA)
+    monkeypatch.setattr(generate, "PREFILL_COLUMNS", 4)
+    came = []
+
+    def stop(event: tuple[Any, ...]) -> None:
+        came.append(event)
+        if [one[0] for one in came].count("token") == 6:
+            current().group.interrupt()
+
+    with pytest.raises(lens.Interrupted) as stopped:
+        comparing.compare(current(), models.PROMPT, term, max_new_tokens=50, ignore_eos=True, on_event=stop)
+    part = stopped.value.result
+    for side in (part.unsteered, part.steered):
+        assert 0 < len(side.output_ids) < 50
+        assert len(side.log_probs_unsteered) == len(side.log_probs_steered) == len(side.output_ids)
+
+
+def test_texts_are_read_again_in_pieces_of_any_length(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import compared as on_ranks
+
+    once.load(folder := checkpoints("qwen3-gqa"))
+    term = SteeringTerm("test", {1: direction(width_of(folder))}, "resid_post", ALPHA)
+    whole = lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
+    for length in (1, 3, TOKENS - 1):
+        monkeypatch.setattr(on_ranks, "_POSITIONS_AT_ONCE", length)
+        cut = lens.compare(models.PROMPT, term, max_new_tokens=TOKENS, ignore_eos=True)
+        for side, own in ((whole.unsteered, cut.unsteered), (whole.steered, cut.steered)):
+            np.testing.assert_allclose(own.log_probs_unsteered, side.log_probs_unsteered, atol=1e-5)
+            np.testing.assert_allclose(own.log_probs_steered, side.log_probs_steered, atol=1e-5)
 
 
 def test_one_prompt_takes_one_alpha(checkpoints: Checkpoints) -> None:

@@ -15,11 +15,14 @@ import numpy as np
 import once
 import pytest
 import reference as ref
+import torch
 from steered import Change, steered
 from test_steering import direction, width_of
 
 import lens_magic as lens
 from lens_magic.errors import LensError
+from lens_magic.lens.difference import divergence, first_beyond
+from lens_magic.ranks.rank import Rank
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm
 from lens_magic.view import codes
@@ -93,6 +96,75 @@ def test_an_interrupt_after_the_last_block_keeps_what_is_complete(
     assert np.array_equal(stopped.value.result.kl, whole.kl)
 
 
+def test_blocks_of_any_size_give_the_same_and_fit_their_room(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lens_magic.lens import decode, difference
+
+    once.load(folder := checkpoints("llama-odd-vocab"))
+    run = lens.run(models.PROMPT, 7, prompt_tokens=True, ignore_eos=True)
+    whole, divergence, seen = lens.diff(run, steer=term(folder)).kl, difference.divergence, []
+
+    def watched(rank: Any, base: Any, other: Any) -> Any:
+        seen.append(base.nbytes + other.nbytes)
+        return divergence(rank, base, other)
+
+    monkeypatch.setattr(difference, "divergence", watched)
+    for cells in (2, 7, 40):
+        monkeypatch.setitem(decode._BLOCK_BYTES, "cpu", cells * 4 * 331)
+        np.testing.assert_allclose(lens.diff(run, steer=term(folder)).kl, whole, atol=1e-5)
+        assert max(seen) <= cells * 4 * 331
+
+
+@pytest.mark.ranks(2)
+def test_an_interrupt_of_a_comparison_on_several_ranks_ends_it(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While rows are projected, and between two blocks of what is compared; the next is as if nothing had happened."""
+    from lens_magic import comparing
+    from lens_magic.lens import decode, difference
+
+    once.load(folder := checkpoints("llama-odd-vocab"), 2)
+    session = current()
+    run = lens.run(models.PROMPT, 7, ignore_eos=True)
+    whole, divergence, seen = lens.diff(run, steer=term(folder)).kl, difference.divergence, []
+    monkeypatch.setitem(decode._BLOCK_BYTES, "cpu", 2 * 4 * 166)
+
+    def stop(event: tuple[Any, ...]) -> None:
+        if event[0] == "projecting":
+            session.group.interrupt()
+
+    def counted(*given: Any) -> Any:
+        seen.append(1)
+        return divergence(*given)
+
+    monkeypatch.setattr(difference, "divergence", counted)
+    with pytest.raises(KeyboardInterrupt):
+        comparing.diff(session, run, term(folder), on_event=stop)
+    assert not seen
+
+    def stopped_meanwhile(*given: Any) -> Any:
+        session.group.interrupt()
+        return counted(*given)
+
+    monkeypatch.setattr(difference, "divergence", stopped_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        lens.diff(run, steer=term(folder))
+    assert len(seen) == 1
+    monkeypatch.setattr(difference, "divergence", divergence)
+    np.testing.assert_allclose(lens.diff(run, steer=term(folder)).kl, whole, atol=1e-6)
+
+
+def test_a_divergence_is_that_of_the_distributions_and_never_negative() -> None:
+    random = torch.Generator().manual_seed(0)
+    base = 5 * torch.randn(200, 331, generator=random)
+    for other in (base + 3, base + 1e-4 * torch.randn(200, 331, generator=random), base.roll(1, 0), base - 200):
+        found = divergence(Rank(), base, other)
+        expected = torch.nn.functional.kl_div(
+            other.double().log_softmax(-1), base.double().log_softmax(-1), reduction="none", log_target=True
+        ).sum(-1)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert float(found.min()) >= 0
+
+
 def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder = checkpoints("llama-odd-vocab")
     once.load(folder)
@@ -103,6 +175,7 @@ def test_forms_and_files(checkpoints: Checkpoints, tmp_path: Path) -> None:
     assert data.kl.dims == ("site", "layer", "position")
     np.testing.assert_array_equal(data.token_id.sel(run="base"), run.to_xarray().token_id)
     assert data.parts_at.values.tolist() == diff.parts_at.tolist()
+    assert "settled_layer" not in data.coords  # each run has its own
     assert "part by more than 0.1 nats" in repr(diff)
     again = lens.LensDiff.load(diff.save(tmp_path / "change.nc"))
     assert again.to_xarray().identical(data)
@@ -146,6 +219,9 @@ def test_a_cell_without_numbers_has_no_change(checkpoints: Checkpoints) -> None:
     none = repr(replace(other, kl=np.full_like(diff.kl, np.nan)))
     assert "6 of 6 cells hold no numbers; 0 of 2 positions part by more than 0.1 nats; 2 cannot be told" in none
     assert "KL at most" not in none
+    later = diff.kl.copy()
+    later[0, 0], later[0, 2] = 1, np.nan
+    assert "2 of 2 positions part by more than 0.1 nats, first at layer 0>" in repr(replace(other, kl=later))
 
 
 def test_steering_beyond_what_can_be_computed_is_told(checkpoints: Checkpoints) -> None:
@@ -160,6 +236,31 @@ def test_steering_beyond_what_can_be_computed_is_told(checkpoints: Checkpoints) 
     assert "0 of 3 positions part by more than 0.1 nats; 3 cannot be told" in repr(diff)
     with pytest.raises(LensError, match=r"the model's logits are not finite; a smaller α may help$"):
         lens.run(models.PROMPT, 3, steer=strong)
+
+
+def test_runs_part_at_the_number_of_the_first_layer_beyond_the_threshold() -> None:
+    kl = np.array([[0.0, 0.1, 0.2, np.nan], [0.0, 0.05, 0.0, 0.3], [0.2, 0.1, 0.3, 0.3]])  # [layer, position]
+    assert first_beyond(kl, [3, 4, 7], 0.1).tolist() == [7, -1, 3, 4]
+
+
+def test_where_runs_part_is_read_from_the_stream_wherever_it_is(checkpoints: Checkpoints) -> None:
+    once.load(folder := checkpoints("llama-odd-vocab"))
+    for sites in ("resid_post,mlp_out,attn_out", "attn_out,resid_post,mlp_out"):
+        diff = lens.diff(lens.run(models.PROMPT, 2, capture=sites, ignore_eos=True), steer=term(folder))
+        kl = np.zeros_like(diff.kl)
+        kl[diff.base.sites.index("resid_post"), 2] = 1
+        assert replace(diff, kl=kl).parts_at.tolist() == [2, 2]
+
+
+def test_a_difference_in_a_later_format_is_not_read(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    import h5py
+
+    once.load(folder := checkpoints("llama-odd-vocab"))
+    path = lens.diff(lens.run(models.PROMPT, 1), steer=term(folder)).save(tmp_path / "change.nc")
+    with h5py.File(path, "r+") as file:
+        file.attrs["lens_magic_diff"] = 2
+    with pytest.raises(LensError, match="is no difference"):
+        lens.LensDiff.load(path)
 
 
 @pytest.mark.parametrize("threshold", ["a", None, float("nan"), np.ones(2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -249,10 +250,18 @@ def test_alphas_that_are_small_beside_the_difference_are_told(llama: object, rec
     vector = SteeringVector(directions, {1: 3.0, 2: 37.5, 3: 300.0}, "resid_post")
     said = (
         r"^α up to 1\.5 is a small part of the learnt difference at resid_post of layer 2 \(4\.0%\), layer 3 \(0\.5%\): "
-        r"nothing may move; --alphas -300:300:75, say, would reach it$"
+        r"nothing may move; it is 37\.5 to 300 long: layers measured apart, with α of about as much, would tell$"
     )
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=said) as told:
         lens.evaluate(vector, items(), alphas=(-1, 1.5))
+    assert told[0].filename == __file__
+    said = r"of layer 3 \(0\.5%\): nothing may move; alphas of -300:300:75, say, would reach it$"
+    with pytest.warns(UserWarning, match=said):
+        lens.evaluate(vector, items(), alphas=(-1, 1.5), layers=3)
+    many = replace(vector, norms={0: 20.0, 1: 30.0, 2: 40.0, 3: 60.0}, directions={0: directions[1], **directions})
+    said = r"of 4 layers from 0 to 3 \(2\.5% to 7\.5%\): nothing may move; alphas of -60:60:15, say, would reach it$"
+    with pytest.warns(UserWarning, match=said):
+        lens.evaluate(many, items(), alphas=(-1, 1.5))
     for enough in ({"alphas": (-40, 40)}, {"layers": [1]}, {"reuse_layer": 1, "layers": [3]}, {"site": "post_ln"}):
         lens.evaluate(vector, items(), **{"layers": [2], "alphas": (-1.5, 1.5), **enough})
     assert not recwarn.list
@@ -473,7 +482,7 @@ def test_an_interrupt_keeps_what_was_measured(checkpoints: Checkpoints, monkeypa
         assert report.counts["unmeasured"] == 5 - complete
         places = [whole.questions.index(question) for question in report.questions]
         np.testing.assert_allclose(report.propensities, whole.propensities[:, :, places], atol=1e-5)
-        assert ("more to come" in report.title) == (complete < 5)
+        assert ("were not measured" in report.title) == (complete < 5)
     ablation = lens.ablate_sites(items(STEMS[:2]), items(), sites=("post_ln",), positions=("last",), alphas=(-1, 1))
     events: list[Any] = []
 

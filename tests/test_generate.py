@@ -81,6 +81,11 @@ def test_an_interrupt_keeps_what_was_made(session: object) -> None:
     assert (part.variables["token_id"] == whole.variables["token_id"][:, :, : len(part.output_ids)]).all()
 
 
+def test_an_interrupt_says_in_one_line_where_what_was_made_is() -> None:
+    told = "Interrupted: stopped; what was done by then is the error's `result` (in a notebook: sys.last_value.result)"
+    assert lens.Interrupted(5)._render_traceback_() == [told]
+
+
 @pytest.mark.parametrize("ask", [lens.run, lens.generate, lens.compare])
 def test_an_interrupt_before_the_first_token_is_not_lost(
     session: object, monkeypatch: pytest.MonkeyPatch, ask: Callable[..., object]

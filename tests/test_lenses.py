@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import models
@@ -18,7 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 import lens_magic as lens
+from lens_magic.lens import tune
 from lens_magic.lens.projector import LENS
+from lens_magic.lens.tracking import Tracked
 from lens_magic.model.load import MODEL
 from lens_magic.session import current
 from lens_magic.view.data import drawn
@@ -111,6 +114,17 @@ def test_tokens_ranked_first_are_followed(
         several += len(order) > 3
     assert several  # else the limit was not tried
     check_tracked(run, logits)
+
+
+def test_of_tokens_tied_for_the_first_place_the_lower_is_followed_whichever_rank_has_it() -> None:
+    """And of numbers that are not finite none is first."""
+    key, head = ("resid_post", 0), SimpleNamespace(offset=0)
+    logits = torch.tensor([[0.0, 2.0, 1.0], [0.0, torch.inf, 1.0], [-torch.inf, -torch.inf, -torch.inf]])
+    for own, other in ((0, 100), (100, 0)):
+        apart = torch.tensor([[[0, own]], [[0, other]]])
+        both = SimpleNamespace(all_gather=lambda found, apart=apart: found + apart)
+        followed = Tracked.ranked_first(both, head, [key], [logits], 3, 2, [key])  # type: ignore[arg-type]
+        assert followed.ids.tolist() == [[1, -1], [-1, -1], [-1, -1]]
 
 
 def test_followed_tokens_survive_saving_and_make_a_table(checkpoints: Checkpoints, tmp_path: Path) -> None:
@@ -221,7 +235,7 @@ def test_a_file_without_the_number_of_layers_tells_the_output_by_its_kl(tmp_path
 # --- a basis -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "norm"), [(7, "own"), (2, "own"), (5, "none"), (400, "frozen")])
+@pytest.mark.parametrize(("count", "norm"), [(7, "own"), (2, "own"), (5, "none"), (400, "frozen"), (2, "frozen")])
 def test_a_basis_in_place_of_the_vocabulary(count: int, norm: str, ranks: int, checkpoints: Checkpoints) -> None:
     model = loaded(checkpoints("qwen3-gqa"), ranks)
     matrix = torch.randn(count, 96, generator=torch.Generator().manual_seed(count)) / 10
@@ -267,6 +281,14 @@ def test_a_lens_on_the_ranks_goes_with_its_model(checkpoints: Checkpoints) -> No
     loaded(checkpoints("llama-gqa"), 1)
     assert len(kept) == 1
     assert MODEL in kept
+
+
+@pytest.mark.parametrize("of", [torch.from_numpy, np.asarray])
+def test_a_basis_keeps_its_directions_whatever_becomes_of_those_given(of: Callable[[np.ndarray], Any]) -> None:
+    given = np.eye(2, 4, dtype=np.float32)
+    basis = lens.Basis(of(given))
+    given[:] = 7
+    assert basis.matrix.tolist() == np.eye(2, 4).tolist()
 
 
 def test_as_many_candidates_as_directions(checkpoints: Checkpoints) -> None:
@@ -417,6 +439,9 @@ def test_norms_are_taken_apart() -> None:
             assert torch.allclose(norm.divided(states + states.flip(0), norm.scale(states)), other, atol=1e-4)
             module.float()
     # Gain and gain less one are within 16 bits' rounding of each other where one gain is large.
+    plain = torch.nn.RMSNorm(24)  # whose eps is that of the states' type
+    norm = take_apart(plain, 24, torch.device("cpu"), torch.float32)
+    assert torch.allclose(norm(states / 1000), plain(states / 1000), atol=1e-4)
     gemma = Gemma2RMSNorm(24)
     torch.nn.init.normal_(gemma.weight)
     gemma.weight.data[0] = 400
@@ -424,6 +449,24 @@ def test_norms_are_taken_apart() -> None:
     assert torch.equal(norm.gain, 1 + gemma.weight.detach().float())
     with pytest.raises(lens.LensError, match="neither an RMSNorm nor a LayerNorm"):
         take_apart(torch.nn.Tanh(), 24, torch.device("cpu"), torch.float32)
+
+
+def test_a_norm_taken_apart_computes_in_32_bits_and_is_none_that_only_resembles_one() -> None:
+    from lens_magic.lens.norms import take_apart
+
+    module = torch.nn.LayerNorm(24).to(torch.bfloat16)
+    states = (100 + 3 * torch.randn(5, 24, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    norm = take_apart(module, 24, torch.device("cpu"), torch.bfloat16)
+    expected = torch.nn.functional.layer_norm(states.float(), (24,))
+    torch.testing.assert_close(norm(states), expected, rtol=1e-4, atol=1e-4)
+
+    class Larger(torch.nn.RMSNorm):
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return 1.1 * super().forward(states)
+
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(lens.LensError, match="neither an RMSNorm nor a LayerNorm"):
+            take_apart(Larger(24, eps=1e-6).to(dtype), 24, torch.device("cpu"), dtype)
 
 
 def test_what_has_no_frozen_norm_is_refused(checkpoints: Checkpoints) -> None:
@@ -481,6 +524,29 @@ def test_translators_are_applied_where_they_belong(name: str, ranks: int, checkp
     assert np.array_equal(probs[2], probs[0])
 
 
+def test_translators_are_applied_in_32_bits_to_states_of_16(checkpoints: Checkpoints) -> None:
+    model = loaded(checkpoints("llama-bf16"), 1)
+    width, layers = model.config.hidden_size, model.config.num_hidden_layers
+    tuned = random_lens(width, layers)
+    run = lens.run(models.PROMPT, TOKENS, capture="resid_pre", top_k=model.config.vocab_size, ignore_eos=True, lens=tuned)
+    states = run.activations("resid_pre").float()
+    seen = [h + h @ weight.T + bias for h, weight, bias in zip(states, tuned.weights, tuned.biases, strict=True)]
+    with torch.no_grad():
+        expected = model.lm_head(model.model.norm(torch.stack(seen).to(torch.bfloat16))).float().numpy()
+    assert np.abs(whole_logits(run)[0] - expected).max() < 1e-2 * np.abs(expected).max()
+
+
+def test_a_tuned_lens_may_be_used_on_other_layers_next(checkpoints: Checkpoints) -> None:
+    """Of the translators the ranks keep those of the states of the last run."""
+    once.load(checkpoints("llama-gqa"))
+    tuned, found = random_lens(128, 4), {}
+    for layers in (range(1), range(2, 4), range(1, 2), range(4)):
+        run = lens.run(models.PROMPT, TOKENS, layers=layers, capture="resid_pre", ignore_eos=True, lens=tuned)
+        found[layers] = run.variables["entropy"]
+    for layers, entropy in found.items():
+        np.testing.assert_allclose(entropy, found[range(4)][:, list(layers)], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.ranks(2)
 def test_prompts_side_by_side_are_seen_as_one_by_one(checkpoints: Checkpoints) -> None:
     once.load(checkpoints("llama-gqa"), 2)
@@ -535,6 +601,18 @@ def test_saving_a_tuned_lens_loses_nothing(target: str, tmp_path: Path) -> None:
     assert repr(lens.load_tuned_lens(replace(tuned, model="\x1b]0;gone\x07").save(tmp_path / f"evil-{target}"))).isprintable()
     for name in ("model", "fingerprint", "divergences", "provenance"):
         assert getattr(again, name) == getattr(tuned, name)
+
+
+def test_a_tuned_lens_that_was_stopped_says_after_how_many_steps() -> None:
+    shown = {steps: repr(random_lens(8, 3, provenance={"steps": steps, "steps_asked": 9})) for steps in (0, 9)}
+    assert shown[0].endswith("3 translators of width 8, trained for 0 of 9 steps>")
+    assert shown[9].endswith("3 translators of width 8>")
+    assert "trained" not in repr(random_lens(8, 3, provenance={"steps": 3}))  # as files of earlier versions have it
+
+
+def test_a_tuned_lens_shows_the_means_over_its_layers() -> None:
+    divergences = {"logit_lens": [1.0, 2.0, 3.0], "tuned_lens": [0.5, 0.25, 0.75]}
+    assert "; held-out KL 0.500 nats, logit lens 2.000 (means over layers)>" in repr(random_lens(8, 3, divergences=divergences))
 
 
 SQUARES, ROWS = [torch.eye(4)] * 2, [torch.zeros(4)] * 2
@@ -751,6 +829,28 @@ def test_divergences_are_measured_exactly(ranks: int, checkpoints: Checkpoints) 
     assert tuned.layers == model.config.num_hidden_layers
 
 
+def test_training_and_measuring_in_pieces_give_the_same(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens are scored in blocks of a limited size, and read in batches of one."""
+    model = loaded(checkpoints("gemma2"), 1)
+    whole, cut = [], []
+    for found, tokens in ((whole, 1000), (cut, 7)):
+        monkeypatch.setattr(tune, "_ROOM", tokens * 4 * model.config.vocab_size)
+        monkeypatch.setattr(tune, "_FORWARD_TOKENS", tokens)
+        found.append(lens.train_tuned_lens(TEXTS, steps=2, tokens_per_step=60, learning_rate=0.01, held_out=0.3))
+    for name, values in whole[0].divergences.items():
+        assert np.allclose(cut[0].divergences[name], values, rtol=1e-3)
+    for one, other in zip(whole[0].weights, cut[0].weights, strict=True):
+        assert float((one - other).norm() / one.norm()) < 0.02
+
+
+def test_slopes_are_multiplied_with_a_head_in_16_bits_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    slopes, weight = torch.randn(5, 331, generator=random), torch.randn(331, 8, generator=random).to(torch.bfloat16)
+    for rows in (1, 100, 331, 1000):
+        monkeypatch.setattr(tune, "CONVERTED_ELEMENTS", rows * 8)
+        torch.testing.assert_close(tune._times(slopes, weight), slopes @ weight.float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.ranks(2)
 def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
     once.load(checkpoints("llama-gqa"), 2)
@@ -763,7 +863,7 @@ def test_training_can_be_stopped(checkpoints: Checkpoints) -> None:
 
     with pytest.raises(lens.Interrupted) as stopped:
         lens.train_tuned_lens(TEXTS, steps=50, tokens_per_step=50, on_event=stop_at_two)
-    assert stopped.value.result.provenance["steps"] == seen[-1] < 50
+    assert stopped.value.result.provenance["steps"] == seen[-1] < stopped.value.result.provenance["steps_asked"] == 50
     assert float(stopped.value.result.weights[1].abs().max()) > 0
     assert lens.run(models.PROMPT, 1, lens=stopped.value.result).output_ids
 
@@ -824,6 +924,20 @@ def test_batches_are_drawn_as_training_comes_to_them(checkpoints: Checkpoints) -
     with pytest.raises(lens.Interrupted) as stopped:
         lens.train_tuned_lens(TEXTS, steps=10**9, tokens_per_step=20, held_out=0, on_event=stop_at_two)
     assert stopped.value.result.provenance["steps"] == 2
+
+
+def test_every_step_has_as_many_tokens_as_it_should_and_every_pass_another_order() -> None:
+    pieces = [[number] * (1 + number % 4) for number in range(40)]  # of 100 tokens
+    request = tune.TrainingRequest(pieces, 50, 10, seed=3, held_out=[], learning_rate=0.01)
+    batches = list(request.batches())
+    for batch in batches:
+        assert sum(map(len, batch)) >= 10 > sum(map(len, batch[:-1]))
+    drawn = [piece[0] for batch in batches for piece in batch]
+    passes = [drawn[:40], drawn[40:80], drawn[80:120]]
+    assert [sorted(one) for one in passes] == [list(range(40))] * 3
+    orders = [*passes, list(range(40)), list(range(39, -1, -1))]
+    assert len({tuple(one) for one in orders}) == len(orders)
+    assert list(request.batches()) == batches
 
 
 def test_wrong_training_is_refused(checkpoints: Checkpoints) -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 import lens_magic as lens
 from lens_magic import cli, needs, plan, rooms, runs
 from lens_magic.errors import LensError
-from lens_magic.lens import decode
+from lens_magic.lens import chosen, decode
 from lens_magic.lens.capture import NEWEST, CapturePlan, Trajectories
 from lens_magic.lens.projector import PLAIN, Projector
 from lens_magic.model import footprint
@@ -209,6 +209,17 @@ def test_a_plan_reads_the_dtype_of_the_files_that_are_loaded(checkpoints: Checkp
     assert plan.make(str(folder), 1, 4, rooms=[CPU]).facts.dtype == "bfloat16"
 
 
+def test_weights_of_several_types_are_converted_to_one(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints("llama-gqa"), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    mixed = {name: tensor.bfloat16() if "mlp" in name else tensor for name, tensor in weights.items()}
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    for dtype in ("float32", "bfloat16"):
+        planned = plan.make(str(folder), 2, 4, dtype=dtype, rooms=[CPU] * 2)
+        assert planned.loading > 0
+        assert any(note.startswith(f"converting to {dtype} takes {size(planned.loading)}") for note in planned.notes)
+
+
 def test_split_sizes_are_deepspeeds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.module_inject.tp_shard import AutoTPMeta, get_shard_size
@@ -286,7 +297,7 @@ def test_what_cannot_be_loaded_does_not_fit(kind: str, checkpoints: Checkpoints)
         made = plan.make(folder, 2, 4, dtype="bfloat16", rooms=[room] * 2)
         assert made.fits is fits
         assert ("where" in "".join(made.notes)) is not fits
-        assert any("--dtype float32" in one for one in made.would_fit) is not fits
+        assert any("--dtype float32" in one for one in made.would_fit) is (not fits and kind != "cpu")
         assert made.to_json()["ranks"][1]["fits"] is fits
 
 
@@ -321,6 +332,39 @@ def test_what_is_on_the_host_is_told_beside_what_is_free_there(
     assert "--free-host goes with --free" in capsys.readouterr().err
     assert cli.main([*there, "--free-host", "much"]) == 2
     assert "--free-host 'much' is not a size" in capsys.readouterr().err
+
+
+def test_of_another_dtype_what_a_plan_for_it_says_would_fit(checkpoints: Checkpoints) -> None:
+    folder = str(checkpoints("llama-gqa"))
+    half = plan.make(folder, 2, 400, 20, dtype="bfloat16", rooms=[CPU] * 2)
+    for more in (1.0, 1.1, 1.2):
+        tight = [Room("cpu", int(more * max(need.total for need in half.needs)), 1 << 40)] * 2
+        there = plan.make(folder, 2, 400, 20, dtype="bfloat16", rooms=tight)
+        (line,) = [line for line in plan.make(folder, 2, 400, 20, rooms=tight).would_fit if "--dtype" in line] or [""]
+        assert line == (f"--dtype bfloat16 ({size(max(need.total for need in there.needs))} a rank)" if there.fits else "")
+
+
+def test_a_row_of_the_table_is_of_ranks_with_as_much_free() -> None:
+    need, room = needs.Need(1), Room("cpu", 10, 10)
+    rooms_there = [room, room, Room("cpu", 20, 10), room]
+    assert [row[:2] for row in plan._alike([need] * 4, rooms_there)] == [(0, 1), (2, 2), (3, 3)]
+    assert [row[:2] for row in plan._alike([need, need, needs.Need(2), need], [room] * 4)] == [(0, 1), (2, 2), (3, 3)]
+
+
+def test_blocks_are_of_the_size_that_the_rank_with_least_free_allows(checkpoints: Checkpoints) -> None:
+    facts = footprint.Facts.of(read_config(checkpoints("llama-gqa")), "float32")
+    ask = needs.Ask(2000, 20, layers=tuple(range(4)), sites=("resid_post",), top_k=5)
+    much, little = Room("cuda:0", 1 << 40, 1 << 40), Room("cuda:1", 1 << 20, 1 << 40)
+    needed = {there: needs.run_needs(facts, ask, there, [0, 0])[0].projection for there in ((much, little), (little, little))}
+    assert needed[much, little] == needed[little, little] < needs.run_needs(facts, ask, (much, much), [0, 0])[0].projection
+
+
+def test_a_given_text_is_read_in_one_forward(checkpoints: Checkpoints) -> None:
+    facts = footprint.Facts.of(read_config(checkpoints("llama-gqa")), "float32")
+    forced, prompt = (
+        needs.run_needs(facts, ask, [CPU], [0])[0].forward for ask in (needs.Ask(400, 21, forced=True), needs.Ask(1, 420))
+    )
+    assert forced == prompt > needs.run_needs(facts, needs.Ask(400, 21), [CPU], [0])[0].forward
 
 
 def test_captures_offloaded_are_the_hosts(checkpoints: Checkpoints) -> None:
@@ -485,6 +529,28 @@ def test_only_what_a_call_frees_is_counted_as_free(checkpoints: Checkpoints, mon
     with pytest.raises(lens.LensError, match="no longer kept on the ranks"):
         run.activations("mlp_out")
     assert plan_probes.DROPPED == [False, False, True]
+
+
+def test_a_run_is_checked_for_all_that_it_asks(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    once.load(checkpoints("llama-gqa"))
+    asked: list[needs.Ask] = []
+    monkeypatch.setattr(runs, "refuse_what_cannot_fit", lambda session, ask, *given, **more: asked.append(ask))
+    prompts, sites = ["A lens", "A lens bends the light"], ("mlp_out", "resid_post")
+    tokenizer = current().require_model().tokenizer
+    longest, given = (len(tokenizer(text)["input_ids"]) for text in (prompts[1], " and sends it"))
+    tuned = lens.TunedLens([torch.zeros(128, 128)] * 4, [torch.zeros(128)] * 4)
+    how: dict[str, Any] = {"prompt_tokens": True, "capture_dtype": "bfloat16", "offload": True, "track": [1, 2], "top_k": 3}
+    lens.run(prompts, 5, layers="1-2", capture=sites, lens=tuned, **how)
+    lens.run(prompts[1], force=" and sends it", layers=[3], capture=sites, lens=lens.Basis(torch.eye(7, 128)))
+    run = lens.run(prompts[::-1], 5, layers=[3], capture=sites, track=True)[0]
+    lens.generate(prompts, 4)
+    assert run.options["track"] == "first"
+    assert asked == [
+        needs.Ask(5, longest, True, (1, 2), sites, 2, capture_itemsize=2, offload=True, tuned=True, top_k=3, tracked=2),
+        needs.Ask(given, longest, False, (3,), sites, forced=True, directions=7, top_k=5),
+        needs.Ask(5, longest, False, (3,), sites, 2, top_k=5, tracked=chosen.MOST_FIRST),
+        needs.Ask(4, longest, batch=2),
+    ]
 
 
 @pytest.mark.ranks(2)

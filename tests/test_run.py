@@ -200,7 +200,13 @@ def test_what_a_record_says_is_checked(run: lens.LensRun, record: dict[str, Any]
         (lambda data: data.assign(entropy=data["entropy"].isel(site=0)), r"its entropy is float32 \[layer, position\], not \["),
         (lambda data: data.assign(prob=data["prob"].astype("int32")), r"its prob is int32"),
         (lambda data: data.assign(prompt_ids=data["prompt_ids"].astype("float64")), "its prompt_ids is float64"),
-        (lambda data: data.assign_coords(position=data["position"] + 5), "its positions are not all among its .* tokens"),
+        *(
+            (
+                lambda data, by=by: data.assign_coords(position=data["position"] + by),
+                "its positions are not all among its .* tokens",
+            )
+            for by in (5, 1, -1000)
+        ),
     ],
 )
 def test_a_run_without_one_of_its_variables_is_refused(run: lens.LensRun, change: Any, words: str, tmp_path: Path) -> None:

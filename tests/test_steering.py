@@ -406,6 +406,18 @@ def test_a_forced_text_is_steered_beside_a_longer_one_as_alone(checkpoints: Chec
     assert [len(run.options["steering"]) for run in together] == [2, 2, 3]
 
 
+def test_a_run_says_which_of_two_vectors_of_one_name_steered_it(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+    one, other = (SteeringVector.of({1: direction(128, seed)}, "resid_post") for seed in (0, 1))
+    runs = [lens.run(models.PROMPT, 2, steer=vector * 2) for vector in (one, other)]
+    assert runs[0].options["steering"] == runs[1].options["steering"]
+    assert [run.options["steering_digests"] for run in runs] == [[(one * 1).digest], [(other * 1).digest]]
+    both = lens.compare(models.PROMPT, one * 2 + other, 2)
+    assert both.options["steering_digests"] == [(one * 1).digest, (other * 1).digest]
+    assert lens.run(models.PROMPT, 2).options["steering_digests"] == []
+    assert both.unsteered.output_ids == lens.generate(models.PROMPT, 2).output_ids  # of one type, too
+
+
 def test_a_run_says_all_of_what_steered_it(checkpoints: Checkpoints) -> None:
     once.load(folder := checkpoints("llama-gqa"))
     both = {1: direction(width_of(folder)), 3: direction(width_of(folder))}

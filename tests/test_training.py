@@ -21,6 +21,7 @@ from tokenizers import normalizers, processors
 
 import lens_magic as lens
 from lens_magic.model.load import MODEL
+from lens_magic.model.sites import Window
 from lens_magic.session import current
 from lens_magic.steer import data, train
 from lens_magic.steer.vector import SteeringVector, Training
@@ -176,6 +177,14 @@ def test_in_a_chat_questions_are_the_users_and_answers_the_assistants(
     assert not lens.train_vector(given, layers=[2], position=position).training.chat
 
 
+def test_a_vector_is_named(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-gqa"))
+    assert lens.train_vector(pairs(), layers=[1], position="last", name="warm").name == "warm"
+    for wrong in ("train", "two words", 5):
+        with pytest.raises(lens.LensError, match="cannot name a vector"):
+            lens.train_vector(pairs(), layers=[1], position="last", name=wrong)  # type: ignore[arg-type]
+
+
 def test_both_orders_are_used(checkpoints: Checkpoints) -> None:
     """Swapping every item changes nothing, and what only tells A from B cancels."""
     once.load(checkpoints("llama-gqa"))
@@ -243,6 +252,16 @@ def test_a_text_of_one_token_has_that_alone(checkpoints: Checkpoints) -> None:
     require_close(vector, 1, sides[0] - sides[1])
 
 
+def test_a_text_as_long_as_the_context_is_used_and_a_longer_one_is_not(checkpoints: Checkpoints) -> None:
+    _, tokenizer = once.plain(checkpoints("llama-gqa"))
+    items = data.read([{"positive": "A lamp", "negative": "A lens bends light"}])
+    longest = len(tokenizer("A lens bends light")["input_ids"])
+    examples, rejected, _ = train.examples_of(tokenizer, items, "last", longest)
+    assert (len(examples), rejected) == (1, {})
+    examples, rejected, _ = train.examples_of(tokenizer, items, "last", longest - 1)
+    assert (examples, rejected) == ([], {f"longer than the model's context of {longest - 1}": 1})
+
+
 def test_sides_that_are_tokenised_alike_are_left_out(checkpoints: Checkpoints) -> None:
     model, tokenizer = models.load_plain(checkpoints("llama-gqa"))
     tokenizer._tokenizer.normalizer = normalizers.Lowercase()
@@ -289,6 +308,21 @@ def test_bfloat16(checkpoints: Checkpoints) -> None:
     expected = mean_difference(reference_sides(model, tokenizer, "texts", "resid_post", 1, "last"))
     assert float(vector.directions[1].double() @ (expected / expected.norm())) > 0.999
     assert vector.norms[1] == pytest.approx(float(expected.norm()), rel=0.05)
+
+
+def test_states_of_16_bits_are_averaged_in_32() -> None:
+    states = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    reader = train._Reader("resid_post", [0], 1, 1)
+    reader._spans = [(0, 1, torch.arange(3, 40))]
+    reader.visits()["resid_post", 0](states, Window())
+    torch.testing.assert_close(reader.states[0][0], states[1, 3:].float().mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_rounding_in_16_bits_is_no_direction(checkpoints: Checkpoints) -> None:
+    once.load(checkpoints("llama-bf16"))
+    swapped = [{"positive": negative, "negative": positive} for positive, negative in TEXTS]
+    with pytest.raises(lens.LensError, match="the two sides are the same, or cancel"):
+        lens.train_vector([*pairs(), *swapped], layers=[0], site="post_ln", position="mean")
 
 
 def test_padding_and_batches_change_nothing(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +411,56 @@ def test_the_letter_is_not_learnt(method: str) -> None:
     assert float(found.direction @ direction) > 0.9
     assert found.norm == pytest.approx(2, rel=0.1)
     assert found.quality.halves > 0.8
+
+
+@pytest.mark.parametrize("method", train.METHODS)
+def test_the_letter_is_not_measured_where_texts_are_among_the_questions(method: str) -> None:
+    from scipy.stats import norm
+
+    states, _, direction = planted(2.0, examples=300)
+    items = np.repeat(np.arange(200), [1, 2] * 100)  # by turns a text and a question in both orders
+    letter = torch.nn.functional.normalize(torch.randn(12, generator=torch.Generator().manual_seed(8)), dim=0)
+    letter -= letter @ direction * direction
+    side = torch.tensor([0.0, 4.0, -4.0]).repeat(100)[:, None] * letter
+    states[0::2] += side
+    states[1::2] -= side
+    quality = train.learn_layer(states, items, method).quality
+    assert quality.auc == pytest.approx(norm.cdf(2 / np.sqrt(2)), abs=0.05)
+    assert quality.pairs == pytest.approx(norm.cdf(2 / np.sqrt(2)), abs=0.06)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_few_items_are_measured_too(count: int) -> None:
+    quality = train.learn_layer(*planted(50.0, 2 * count)[:2], "mean_diff").quality
+    assert (quality.auc, quality.pairs) == (1, 1)
+    assert quality.halves > 0.9
+
+
+def test_what_is_measured_twice_is_the_same() -> None:
+    states, items, _ = planted(0.5)
+    one, again = (train.learn_layer(states, items, "mean_diff").quality for _ in range(2))
+    assert one == again
+
+
+@pytest.mark.parametrize("odd", [-1.0, 0.0])
+def test_of_six_pairs_one_in_the_wrong_order_or_none_leaves_five(odd: float) -> None:
+    """Though one of the five parts held out by turns has two pairs."""
+    states = torch.zeros(12, 3)
+    states[0::2, 0] = torch.tensor([10.0] * 5 + [odd])
+    assert train.learn_layer(states, np.arange(6), "mean_diff").quality.pairs == pytest.approx(5 / 6)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_what_is_rounding_error_depends_on_the_states_size(size: float) -> None:
+    states, items, direction = planted(0.0)
+    states[1::2] = states[0::2]
+    found = train.learn_layer(states * size, items, "mean_diff")
+    assert (found.nothing, found.norm, found.direction.abs().max()) == (True, 0, 0)
+    scale = float(states.norm(dim=-1).mean())
+    for length, nothing in ((2e-4, False), (5e-5, True)):
+        moved = states.double()
+        moved[0::2] += length * scale * direction
+        assert train.learn_layer(moved * size, items, "mean_diff", 1e-4).nothing is nothing
 
 
 def test_a_direction_points_to_the_positive_side_of_most_examples() -> None:
@@ -521,3 +605,13 @@ def test_states_that_are_not_finite_are_said_to_be(checkpoints: Checkpoints, mon
     for method in ("mean_diff", "pca", "logistic"):
         with pytest.raises(lens.LensError, match="states at resid_post of layer 1 are not finite in float32; another dtype"):
             lens.train_vector(pairs(), layers=[1], site="resid_post", position="last", method=method)
+
+
+def test_states_beyond_the_largest_number_are_said_not_to_be_finite(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens.load(str(checkpoints("llama-gqa")), ranks=1)
+    weight = current().group.rank.store[MODEL].model.model.embed_tokens.weight
+    monkeypatch.setattr(weight, "data", torch.full_like(weight, torch.inf))
+    with pytest.raises(lens.LensError, match="states at resid_pre of layer 0 are not finite in float32"):
+        lens.train_vector(pairs(), layers=[0], site="resid_pre", position="last")

@@ -21,7 +21,7 @@ from steering_items import questions
 import lens_magic as lens
 from lens_magic.session import current
 from lens_magic.steer.term import SteeringTerm, Terms
-from lens_magic.steer.vector import Origin, SteeringVector
+from lens_magic.steer.vector import Origin, Quality, SteeringVector
 
 Checkpoints = Callable[[str], Path]
 ROW = torch.arange(1.0, 9.0)
@@ -48,6 +48,16 @@ def test_a_vector_is_a_value() -> None:
         vector.directions[1] = before  # type: ignore[index]
     with pytest.raises(TypeError):
         vector.norms[1] = 1.0  # type: ignore[index]
+
+
+def test_terms_with_other_directions_have_another_digest() -> None:
+    """Whatever their names, and on any number of layers."""
+    vector = made()
+    assert (vector * 1.5).digest == (vector.named("other") * -2).digest
+    one, other = vector.layers[:2]
+    swapped = replace(vector, directions={one: vector.directions[other], other: vector.directions[one]})
+    several = [vector * 1, vector.steer(layers=one), swapped * 1, swapped.steer(layers=other)]
+    assert len({term.digest for term in several}) == 4
 
 
 def test_a_vector_can_be_copied() -> None:
@@ -133,6 +143,26 @@ def test_a_term_says_what_sequences_it_is_for() -> None:
     assert hash(some) != hash(made() * 1)
 
 
+def test_a_linear_schedule_ends_with_each_sequence() -> None:
+    term = made().steer(1, schedule="linear")
+    two, four = term.over(2), term.over(4)
+    assert term.over_each([4, 4]) == [four]
+    assert term.over_each([4, 2, 4]) == [two.for_sequences(1), four.for_sequences(0, 2)]
+    assert term.for_sequences(0, 1).over_each([4, 2, 4]) == [two.for_sequences(1), four.for_sequences(0)]
+    [absent] = term.for_sequences(2).over_each([4, 2])  # to be refused, not left out without a word
+    assert absent == four.for_sequences(2)
+
+
+@pytest.mark.parametrize("alpha", [3.0, -3.0, [0.5, -3.0]])
+@pytest.mark.parametrize("scale", [{1: 2.0}, {3: -2.0}])
+@pytest.mark.parametrize("schedule", [[1, 4], [-4, 1]])
+def test_the_largest_strength_is_what_a_model_must_compute_with(alpha: Any, scale: dict[int, float], schedule: Any) -> None:
+    term = made().steer(alpha, scale=scale, schedule=schedule)
+    term.check_effect(range(2), most=24)
+    with pytest.raises(lens.LensError, match=r"α of 'vector' \(24 with scale and schedule\) is more than"):
+        term.check_effect(range(2), most=23.9)
+
+
 @pytest.mark.parametrize("numbers", [lambda v: v, lambda v: v.numpy(), lambda v: v.tolist(), lambda v: v.double()[None]])
 def test_a_vector_is_made_of_any_numbers(numbers: Callable[[torch.Tensor], Any]) -> None:
     raw = torch.randn(8, generator=torch.Generator().manual_seed(0))
@@ -148,6 +178,18 @@ def test_directions_are_of_unit_length_and_stay_as_they_are(size: float, width: 
         vector = SteeringVector.of({0: random * size}, "post_ln")
         assert float(vector.directions[0].double().norm()) == pytest.approx(1, abs=1e-6)
         assert SteeringVector.of(vector.directions, "post_ln").directions == vector.directions
+
+
+def test_a_direction_of_nearly_unit_length_is_made_one() -> None:
+    unit = torch.nn.functional.normalize(ROW, dim=0)
+    for apart in (1e-2, 1e-4, 1e-6, -1e-6, -1e-4):
+        direction = SteeringVector.of({0: unit * (1 + apart)}, "post_ln").directions[0]
+        assert float(direction.double().norm()) == pytest.approx(1, abs=2e-7)
+
+
+def test_the_same_directions_steer_otherwise_at_another_site() -> None:
+    assert made().steers_as(made(name="other"))
+    assert not made().steers_as(made(site="mlp_out"))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +226,7 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
     raw = {layer: vector.directions[layer] for layer in vector.layers}
     others = [vector.named("other"), made(site="mlp_out"), replace(vector, norms={1: 1.0, 3: 2.0})]
     others += [replace(vector, directions={**raw, 3: raw[1]}), replace(vector, directions={1: raw[1]})]
+    others += [replace(vector, quality={1: Quality(auc=0.5)})]
     assert all(vector != other for other in others)
     chosen: dict[str, Any] = {"positions": (-2, None), "steps": ":4", "scale": {3: 2.0}}
     term = vector.steer(1.5, **chosen)
@@ -212,6 +255,7 @@ def test_vectors_and_terms_are_equal_by_what_they_hold() -> None:
         ({"positions": (0, 0.5)}, "positions 0.5 are not integers"),
         ({"steps": 4}, "steps 4 are not a span"),
         ({"clip": -1}, "clip -1"),
+        ({"clip": float("inf")}, "clip inf of 'vector' is not a positive number"),
         ({"clip": 10**400}, "clip 1000.* of 'vector' is not a positive number"),
         ({"decay": float("nan")}, "decay nan of 'vector' is not a positive number"),
         ({"scale": [1, 2]}, r"scale \[1, 2\] of 'vector' are not factors by layer; \{1: 0.5\} would do"),
@@ -425,6 +469,18 @@ def test_activations_of_steering_vectors(tmp_path: Path) -> None:
         lens.load_vector(SimpleNamespace(directions={2: None}))
     with pytest.raises(lens.LensError, match="'input_layernorm' are none of the sites"):
         lens.load_vector(SimpleNamespace(layer_activations=activations, layer_type="input_layernorm"))
+
+
+def test_a_table_has_each_measure_under_its_name() -> None:
+    quality = {1: Quality(halves=0.25, auc=0.75, pairs=0.5)}
+    head, row, _ = repr(replace(made(), norms={1: 2.0, 3: 4.0}, quality=quality)).splitlines()[1:]
+    assert dict(zip(head.split(), row.split(), strict=True)) == {
+        "layer": "1",
+        "norm": "2",
+        "halves": "0.250",
+        "AUC": "0.750",
+        "pairs": "0.500",
+    }
 
 
 def test_columns_stay_apart() -> None:

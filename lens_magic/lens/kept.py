@@ -6,13 +6,12 @@ import contextlib
 import os
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ..errors import LensError, reason_of
+from ..errors import LensError, reason_of, warn
 from ..paths import path_of
 from ..tables import as_html
 from ..words import counted, quoted, size
@@ -47,7 +46,7 @@ def keep(run: LensRun) -> Path | None:
         return path
     except (LensError, OSError, RuntimeError) as error:
         said = reason_of(error, whole=not isinstance(error, RuntimeError))  # by which HDF5 reports a full disk, at length
-        warnings.warn(f"this run was not kept on disk: {said}", stacklevel=2)
+        warn(f"this run was not kept on disk: {said}")
     return None
 
 

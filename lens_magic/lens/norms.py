@@ -61,7 +61,8 @@ def take_apart(module: Any, width: int, device: torch.device, dtype: torch.dtype
         LensError: no form does.
     """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    eps = next((float(getattr(module, name)) for name in ("variance_epsilon", "eps") if hasattr(module, name)), 1e-5)
+    eps = next((getattr(module, name) for name in ("variance_epsilon", "eps") if hasattr(module, name)), 1e-5)
+    eps = torch.finfo(dtype).eps if eps is None else float(eps)  # torch.nn.RMSNorm's default
     gain = torch.ones(width) if weight is None else weight.detach().float().cpu()
     shift = None if bias is None else bias.detach().float().cpu()
     random = torch.Generator().manual_seed(0)

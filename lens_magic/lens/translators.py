@@ -136,6 +136,9 @@ class TunedLens:
 
     def __repr__(self) -> str:
         head = f"<TunedLens for {self.model or 'a model'}: {self.layers} translators of width {self.width}"
+        steps, asked = (self.provenance.get(name) for name in ("steps", "steps_asked"))
+        if asked is not None and steps != asked:
+            head += f", trained for {steps} of {asked} steps"
         if not self.divergences:
             return head + ">"
         before, after = (sum(self.divergences[name]) / self.layers for name in ("logit_lens", "tuned_lens"))

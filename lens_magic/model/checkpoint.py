@@ -63,7 +63,7 @@ def find(
         LensError: no such model, no configuration, no tokenizer, no (or incomplete, or quantised) safetensors weights, an
             adapter beside them, an unsupported family, or a number of ranks it cannot be split into.
     """
-    dtype = options.choice("dtype", "auto" if dtype is None else dtype, DTYPES)
+    dtype = options.choice("dtype", "auto" if dtype is None else options.dtype_name(dtype), DTYPES)
     return _checked(name, model_folder(name, revision, trust_remote_code), ranks, dtype, revision, trust_remote_code)
 
 

@@ -28,7 +28,7 @@ class Side:
     """
 
     text: str
-    output_ids: tuple[int, ...]
+    output_ids: list[int]
     log_probs_unsteered: tuple[float, ...] = ()
     log_probs_steered: tuple[float, ...] = ()
 
@@ -107,7 +107,8 @@ class SteeredText:
                 raise LensError(f"{path} is no steered text that lens-magic saved")
             for name in ("unsteered", "steered"):
                 side = record[name]
-                record[name] = Side(side.pop("text"), **{key: tuple(value) for key, value in side.items()})
+                text, ids = side.pop("text"), list(side.pop("output_ids"))
+                record[name] = Side(text, ids, **{key: tuple(value) for key, value in side.items()})
             record["token_texts"] = {int(index): text for index, text in record["token_texts"].items()}
             record |= {name: printable(record[name]) for name in ("steering", "options", "provenance")}
             record |= {name: tuple(record.get(name, ())) for name in ("steering", "end_ids")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -50,6 +51,14 @@ class Directions(Mapping[int, torch.Tensor]):
 
     def __hash__(self) -> int:
         return hash(tuple(self._directions))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the directions and their layers."""
+        hashed = hashlib.sha256()
+        for layer, direction in self._directions.items():
+            hashed.update(f"{layer}:".encode() + direction.numpy().tobytes())
+        return hashed.hexdigest()
 
     def __repr__(self) -> str:
         return f"{{{', '.join(f'{layer}: tensor[{v.numel()}]' for layer, v in self._directions.items())}}}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ..errors import LensError
+from ..errors import LensError, warn
 from ..model.anatomy import SITES
 from ..paths import path_of
 from ..words import printable
@@ -214,12 +213,9 @@ def _gguf() -> Any:
 def _write_gguf(vector: SteeringVector, path: Path) -> None:
     writer = _gguf().GGUFWriter(str(path), _GGUF)
     if vector.site != "resid_post":
-        warnings.warn(
-            f"{vector.name!r} was read at {vector.site}; other programs add control vectors to a block's output, resid_post",
-            stacklevel=4,
-        )
+        warn(f"{vector.name!r} was read at {vector.site}; other programs add control vectors to a block's output, resid_post")
     if 0 in vector.layers:
-        warnings.warn("llama.cpp refuses control vectors with a direction at layer 0; repeng reads them", stacklevel=4)
+        warn("llama.cpp refuses control vectors with a direction at layer 0; repeng reads them")
     writer.add_string(f"{_GGUF}.model_hint", vector.origin.family or "unknown")
     writer.add_uint32(f"{_GGUF}.layer_count", len(vector.layers))
     writer.add_string(f"{_OWN}.vector", json.dumps(_record(vector)))

@@ -203,7 +203,7 @@ class SteerabilityReport:
         counts = self.counts
         said = [f"{counted(counts.get('test', len(self.questions)), 'test question')}, A and B in both orders"]
         if counts.get("unmeasured"):
-            said.append(f"stopped with {counts['unmeasured']} more to come, the longest")
+            said.append(f"stopped: {counts['unmeasured']}, the longest, were not measured")
         if "train" in counts:
             said.append(f"{counts['train']} training items")
         if "excluded" in counts:

@@ -204,6 +204,11 @@ class SteeringTerm:
             )
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of its directions, which the record of a run has: vectors may have one name."""
+        return Directions(self.directions).digest
+
+    @property
     def share(self) -> float | None:
         """The largest |α| in units of what the directions were learnt from; None for an ablation, and if that is unknown."""
         if self.operator == "ablate" or not self.norms:

@@ -23,7 +23,7 @@ STRONG = (2.0, -2.0, 4.0, -4.0)
 
 def both(tokens: list[str]) -> str:
     """Both texts of a steered generation, alike but for their last tokens."""
-    ids = tuple(range(len(tokens)))
+    ids = list(range(len(tokens)))
     changed = [Side("", ids[:-2] + ids[-1:], (0.0,) * (len(ids) - 1), (STRONG * 9)[1 : len(ids)])]
     side = Side("", ids[:-1], (0.0,) * (len(ids) - 1), (STRONG * 9)[: len(ids) - 1])
     return SteeredText("", side, *changed, dict(enumerate(tokens)), ("mood add α=1",))._repr_html_()

@@ -29,7 +29,7 @@ def outputs() -> dict[str, str]:
     run = fake_run(6, 3)
     run.token_texts = dict.fromkeys(run.token_texts, MATH)
     run.options = {"steering": [f"{MATH} add α=1"]}
-    side = Side(f"a {MATH}", (0, 1))
+    side = Side(f"a {MATH}", [0, 1])
     growing = Growing(SimpleNamespace(tokenizer=None, stop_ids=()))
     growing.texts = [f"costs {MATH} or so", "$5 and $6"]
     return {
