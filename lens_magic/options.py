@@ -16,6 +16,9 @@ DEFAULT_RANKS = 4
 ALPHAS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 """The α of the paper (arXiv 2604.06483)."""
 
+UNITS = ("absolute", "norm")
+"""Of α in a sweep: the units of the hidden states, or the length of what was learnt at the layer."""
+
 ABLATED_SITES = ("post_ln", "resid_pre", "attn_out", "resid_post")
 """The paper's post-LN, pre-LN, attention and residual."""
 

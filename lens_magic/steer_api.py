@@ -144,6 +144,7 @@ def evaluate(
     random_directions: int = 1,
     seed: int = 0,
     chat: bool | None = None,
+    unit: str = options.UNITS[0],
 ) -> SteerabilityReport:
     """Measure how far a direction moves the answers to two-way questions: propensity against α, one layer at a time.
 
@@ -153,7 +154,7 @@ def evaluate(
     Args:
         data: two-way questions, from where :func:`train_vector` takes pairs. Questions the vector was trained on are left out;
             the report says how many.
-        alphas: absolute, in the units of the hidden states; or text such as "-1.5:1.5:0.5" or "-1,0,1".
+        alphas: in ``unit``; or text such as "-1.5:1.5:0.5" or "-1,0,1".
         layers: layers of the vector to measure, one at a time; by default all of them.
         site: where to add the direction; by default the site the vector was read at.
         reuse_layer: apply the direction of this one layer at each of ``layers`` (by default all of the model's).
@@ -161,6 +162,8 @@ def evaluate(
         random_directions, seed: number of random directions, and the seed they are drawn with. With more of them, less steep
             a slope is told from theirs (``p_against_random``).
         chat: ask the questions in the model's chat template; by default as the vector was learnt.
+        unit: of α: "absolute", that of the hidden states; "norm", the length of what was learnt at each layer, which makes
+            layers comparable whose states are of very different length.
 
     Raises:
         LensError: no model is loaded, the vector does not fit it, an argument is invalid, or no question is left.
@@ -171,7 +174,7 @@ def evaluate(
 
     with watched() as told:
         return evaluate(
-            current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed, told, chat
+            current(), vector, data, alphas, layers, site, reuse_layer, positions, random_directions, seed, told, chat, unit
         )
 
 
@@ -185,11 +188,13 @@ def ablate_sites(
     alphas: str | Sequence[float] = options.ALPHAS,
     seed: int = 0,
     chat: bool = False,
+    unit: str = options.UNITS[0],
 ) -> SiteAblation:
     """Learn and evaluate a direction at several sites and reading positions, to find where steering works best.
 
     Args:
-        pairs, layers, method, chat: as for :func:`train_vector`. data, alphas, seed: as for :func:`evaluate`.
+        pairs, layers, method, chat: as for :func:`train_vector`. data, alphas, seed, unit: as for
+            :func:`evaluate`.
         sites: where the direction is read and added.
         positions: where states are read, as ``position`` of :func:`train_vector`.
 
@@ -200,4 +205,4 @@ def ablate_sites(
     from .steerability import ablate_sites
 
     with watched() as told:
-        return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed, told, chat)
+        return ablate_sites(current(), pairs, data, layers, sites, positions, method, alphas, seed, told, chat, unit)

@@ -20,7 +20,7 @@ from .demo import data_sets
 from .errors import LensError, even_if_stopped
 from .generating import nothing_said
 from .magics import Held, check_variable, one_line_interrupt
-from .options import ABLATED_SITES, ALPHAS
+from .options import ABLATED_SITES, ALPHAS, UNITS
 from .paths import path_of
 from .tables import as_html
 from .view.progress import Bars
@@ -287,6 +287,7 @@ def _measuring_parser(command: str) -> Parser:
     add("--data", required=True, metavar="VAR_OR_FILE", help=_SOURCES)
     add("-l", "--layers", metavar="SPEC", help="layers, one at a time: 0-4, 5-, -1, 0,8,-1 or ::4 (all there are)")
     add("--alphas", default=_ALPHAS, metavar="A:B:STEP", help=f"a range, or a list such as -1,0,1 ({_ALPHAS})")
+    add("--unit", default=UNITS[0], metavar="U", help=f"of α: absolute, or norm, the length of what was learnt ({UNITS[0]})")
     _add_out(parser, "report")
     return parser
 
@@ -318,6 +319,7 @@ def _eval(words: list[str], shell: Any) -> SteerabilityReport:
             random_directions=parsed.random,
             on_event=bars,
             chat=parsed.chat,
+            unit=parsed.unit,
         )
 
     report: SteerabilityReport = _measured(
@@ -350,6 +352,7 @@ def _sites(words: list[str], shell: Any) -> SiteAblation:
             alphas=steerability.parse_alphas(parsed.alphas),
             on_event=bars,
             chat=parsed.chat,
+            unit=parsed.unit,
         )
 
     sites: SiteAblation = _measured(

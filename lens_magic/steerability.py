@@ -11,7 +11,7 @@ import torch
 
 from . import options, vectors
 from .errors import Interrupted, LensError, warn
-from .options import ABLATED_SITES, ALPHAS
+from .options import ABLATED_SITES, ALPHAS, UNITS
 from .prompts import check_ids
 from .provenance import provenance
 from .rooms import Room, room_of_rank
@@ -45,13 +45,14 @@ def evaluate(
     seed: int = 0,
     on_event: OnEvent | None = None,
     chat: bool | None = None,
+    unit: str = UNITS[0],
 ) -> SteerabilityReport:
     """See :func:`lens_magic.evaluate`."""
     model = session.require_model()
     if not isinstance(vector, SteeringVector):
         raise LensError(f"evaluate takes a SteeringVector (its α are alphas=), not {type(vector).__name__}")
     vector.check_fits(model.family, model.layers, model.width)
-    steps = check_alphas(alphas)
+    steps, unit = check_alphas(alphas), options.choice("unit", unit, UNITS)
     (site,) = options.parse_sites([vector.site if site is None else site])
     if site == vector.site:
         check_layer_type(vector.name, vector.origin.layer_type, model.family)
@@ -72,12 +73,13 @@ def evaluate(
         )
     prompts = _prompts(model, held_out.questions, chat)
     longest = max(len(prompt.prefix_ids) for prompt in prompts)
-    # Answers are measured where the label would come: at p = 0, and nothing is generated.
-    whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions)
-    whole.check_effect(range(1 - longest, 1), vectors.strongest(model))
     norms = {layer: vector.norms[reuse_layer if reuse_layer is not None else layer] for layer in directions}
+    lengths = norms if unit == "norm" else dict.fromkeys(norms, 1.0)
+    # Answers are measured where the label would come: at p = 0, and nothing is generated.
+    whole = SteeringTerm(vector.name, directions, site, alpha=steps, positions=positions) * max(lengths.values())
+    whole.check_effect(range(1 - longest, 1), vectors.strongest(model))
     if site == vector.site:  # whose states the norms are differences of
-        _warn_if_weak(norms, steps, site)
+        _warn_if_weak({layer: norm / lengths[layer] for layer, norm in norms.items()}, steps, site)
     group = session.group
     numbers_a_direction = len(directions) * (model.width + 2 * len(prompts) * len(steps))  # in float32; results in float64
     _require_memory(group.call(room_of_rank), random_directions, 4 * numbers_a_direction)
@@ -85,7 +87,9 @@ def evaluate(
         prompts=[prompt.prefix_ids for prompt in prompts],
         labels=[(prompt.label_id, prompt.other_id) for prompt in prompts],
         site=site,
-        directions={layer: _beside_random(own, layer, random_directions, seed) for layer, own in directions.items()},
+        directions={
+            layer: _beside_random(lengths[layer] * own, layer, random_directions, seed) for layer, own in directions.items()
+        },
         alphas=tuple(alpha for alpha in steps if alpha != 0),
         positions=positions,
     )
@@ -105,6 +109,7 @@ def evaluate(
             vector=vector.name,
             site=site,
             norms=norms,
+            unit=unit,
             counts={
                 "test": int(complete.sum()),
                 "unmeasured": int((~complete).sum()),
@@ -129,11 +134,12 @@ def ablate_sites(
     seed: int = 0,
     on_event: OnEvent | None = None,
     chat: bool = False,
+    unit: str = UNITS[0],
 ) -> SiteAblation:
     """See :func:`lens_magic.ablate_sites`."""
     model = session.require_model()
     wanted = options.parse_layers(layers, model.layers)
-    alphas = check_alphas(alphas)
+    alphas, unit = check_alphas(alphas), options.choice("unit", unit, UNITS)
     if isinstance(positions, str):  # a str is iterable too
         positions = [position.strip() for position in positions.split(",")]
     read_at = list(positions) if isinstance(positions, Iterable) else [positions]
@@ -150,7 +156,7 @@ def ablate_sites(
         name = f"{site} at {position}"
         try:
             vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True, chat=chat)
-            reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay)
+            reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay, unit=unit)
         except KeyboardInterrupt as stopped:
             whole = getattr(stopped, "result", None)
             if whole is not None and not whole.counts["unmeasured"]:  # a report on fewer questions cannot be compared
@@ -263,7 +269,7 @@ def _warn_if_weak(norms: Mapping[int, float], alphas: Sequence[float], site: str
     enough = float(f"{most:.1g}")
     remedy = f"alphas of {-enough:g}:{enough:g}:{enough / 4:g}, say, would reach it"
     if most > _APART * least:
-        remedy = f"it is {least:.3g} to {most:.3g} long: layers measured apart, with α of about as much, would tell"
+        remedy = f"it is {least:.3g} to {most:.3g} long: layers measured apart, or in units of it (unit norm), would tell"
     warn(f"α up to {largest:g} is a small part of the learnt difference at {site} of {where}: nothing may move; {remedy}")
 
 

@@ -74,6 +74,10 @@ class FakeRun:
         return self.dataset["position"].values.tolist()
 
     @property
+    def targets(self) -> list[int]:
+        return [[*self.prompt_ids, *self.output_ids][len(self.prompt_ids) + position] for position in self.positions]
+
+    @property
     def variables(self) -> dict[str, np.ndarray]:
         return {str(name): values.values for name, values in self.dataset.data_vars.items()}
 

@@ -250,7 +250,7 @@ def test_alphas_that_are_small_beside_the_difference_are_told(llama: object, rec
     vector = SteeringVector(directions, {1: 3.0, 2: 37.5, 3: 300.0}, "resid_post")
     said = (
         r"^α up to 1\.5 is a small part of the learnt difference at resid_post of layer 2 \(4\.0%\), layer 3 \(0\.5%\): "
-        r"nothing may move; it is 37\.5 to 300 long: layers measured apart, with α of about as much, would tell$"
+        r"nothing may move; it is 37\.5 to 300 long: layers measured apart, or in units of it \(unit norm\), would tell$"
     )
     with pytest.warns(UserWarning, match=said) as told:
         lens.evaluate(vector, items(), alphas=(-1, 1.5))
@@ -265,6 +265,39 @@ def test_alphas_that_are_small_beside_the_difference_are_told(llama: object, rec
     for enough in ({"alphas": (-40, 40)}, {"layers": [1]}, {"reuse_layer": 1, "layers": [3]}, {"site": "post_ln"}):
         lens.evaluate(vector, items(), **{"layers": [2], "alphas": (-1.5, 1.5), **enough})
     assert not recwarn.list
+
+
+def test_alphas_may_be_in_units_of_what_was_learnt_at_each_layer(llama: object, tmp_path: Path) -> None:
+    vector = vector_of(unit_directions(128, [1, 3]))
+    report = lens.evaluate(vector, items(), alphas=(-6, 0, 5), unit="norm", random_directions=2)
+    table = report.summary()
+    for place, layer in enumerate(report.layers):
+        norm = vector.norms[layer]
+        alone = lens.evaluate(vector, items(), (-6 * norm, 0, 5 * norm), layer, random_directions=2)
+        np.testing.assert_allclose(report.propensities[:, place], alone.propensities[:, 0], atol=CLOSE)
+        np.testing.assert_allclose(report.slopes[place], norm * alone.slopes, atol=CLOSE)
+        for column in ("alpha_for_0.3", "multiplier_for_0.3"):
+            np.testing.assert_allclose(table[column][layer], alone.summary()[column][layer], rtol=1e-2)
+    assert table["alpha_for_0.3"].notna().any(), "the test should see one"
+    assert "α in norms of what was learnt" in report.title
+    assert report.plot().axes[0].get_xlabel() == "α in norms"
+    assert lens.open_report(report.save(tmp_path / "r.nc")).unit == "norm"
+    with pytest.raises(LensError, match="unit 'sigma' is not one of absolute, norm"):
+        lens.evaluate(vector, items(), unit="sigma")
+    with pytest.raises(LensError, match=r"α of .* is more than the model can compute with"):
+        lens.evaluate(vector, items(), alphas=(-5e18, 5e18), unit="norm")
+
+
+def test_reports_without_a_unit_are_of_absolute_alphas(llama: object, tmp_path: Path) -> None:
+    """As versions before it wrote them."""
+    import h5py
+
+    path = lens.evaluate(vector_of(unit_directions(128, [1])), items(), alphas=(-1, 1)).save(tmp_path / "r.nc")
+    with h5py.File(path, "r+") as file:
+        record = json.loads(file.attrs["report"])
+        assert record.pop("unit") == "absolute"
+        file.attrs["report"] = json.dumps(record)
+    assert lens.open_report(path).unit == "absolute"
 
 
 def test_random_directions_are_as_long_seeded_and_each_layers_own(llama: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -713,6 +746,7 @@ def test_the_magic(llama: object, tmp_path: Path) -> None:
         assert (report.vector, report.layers, report.alphas) == ("planted", (2,), (-1, -0.5, 0, 0.5, 1))
         assert len(report.random_slopes) == 2
         shell.user_ns["questions"] = items()
+        assert shell.run_line_magic("steer", "eval planted --data questions --alphas -1,1 --unit norm").unit == "norm"
         report = shell.run_line_magic("steer", "eval planted --data questions --alphas -1,1 -o found")
         assert shell.user_ns["found"] is report
         assert "steerability of planted at post_ln: 5 test questions" in report._repr_html_()

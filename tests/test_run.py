@@ -53,6 +53,10 @@ def test_dataset(run: lens.LensRun) -> None:
         *("entropy", "target_rank", "target_prob", "kl_final"),
     }
     assert data["logit"].dtype == np.float32
+    following = [*run.prompt_ids, *run.output_ids][1:]
+    assert data["target_id"].values.tolist() == following
+    assert data["target"].values.tolist() == [run.token_texts[index] for index in following]
+    assert data["target"].sel(position=0) == run.token_texts[run.output_ids[0]]
     assert np.allclose(data["prob_topk"].sum("k"), 1, atol=1e-6)
     assert (data["prob"].diff("k") <= 0).all()
     hit = data["target_rank"] == 0

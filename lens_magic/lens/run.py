@@ -97,6 +97,12 @@ class LensRun:
         return self.labels or self.token_texts
 
     @property
+    def targets(self) -> list[int]:
+        """For each position, the token that came next."""
+        following = [*self.prompt_ids, *self.output_ids]
+        return [int(following[len(self.prompt_ids) + position]) for position in self.positions]
+
+    @property
     def settled(self) -> np.ndarray:
         """For each position, the first layer from which the next token stays ranked first to the model's last; −1 for none.
 
@@ -139,14 +145,18 @@ class LensRun:
         the k only). Of each cell: ``entropy`` (nats), ``target_rank``, ``target_prob``, ``kl_final`` (nats). For a state too
         large for the dtype it was kept in, they are NaN, and the rank −1. If tokens were tracked, there are ``tracked_logit``,
         ``tracked_prob`` and ``tracked_rank`` in each cell, along a dimension ``tracked``, and ``tracked_id [position,
-        tracked]``, which identifies them (−1: none). If ``resid_post`` was captured, ``settled_layer [position]`` is a
-        coordinate (:attr:`settled`). The arrays are copies: changing them does not change the run.
+        tracked]``, which identifies them (−1: none). Coordinates of the positions are ``target_id`` and ``target``, the token
+        that came next and its text, and if ``resid_post`` was captured ``settled_layer`` (:attr:`settled`). The arrays are
+        copies: changing them does not change the run.
         """
-        return files.to_dataset(self).copy(deep=True)
+        targets, texts = self.targets, np.empty(len(self.positions), dtype=object)
+        texts[:] = [self.token_texts.get(index, "") for index in targets]
+        ids = np.array(targets, dtype=np.int64)
+        return files.to_dataset(self).copy(deep=True).assign_coords(target_id=("position", ids), target=("position", texts))
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the Dataset as a table, one row per candidate, with the tokens' texts in column ``token``."""
-        table = self.to_xarray()[list(VARIABLES)].to_dataframe().reset_index()
+        table = self.to_xarray()[list(VARIABLES)].drop_vars(("target_id", "target")).to_dataframe().reset_index()
         table["token"] = table["token_id"].map(lambda index: self.candidate_texts.get(int(index), ""))
         return table
 
@@ -158,7 +168,7 @@ class LensRun:
         """
         if "tracked_id" not in self.variables:
             raise LensError("no tokens were tracked; lens.run(…, track=[' Paris']) or track=True (--track) does")
-        data = self.to_xarray()[["tracked_id", *TRACKED]].drop_vars("tracked", errors="ignore")
+        data = self.to_xarray()[["tracked_id", *TRACKED]].drop_vars(("tracked", "target_id", "target"), errors="ignore")
         table = data.to_dataframe().reset_index().rename(columns=lambda name: name.removeprefix("tracked_"))
         table = table.rename(columns={"id": "token_id"})[table["id"] >= 0]
         table["token"] = table["token_id"].map(lambda index: self.candidate_texts.get(int(index), ""))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:  # a checkpoint is found before torch is needed
+    from torch import nn
 
 _SAMPLES, _SAMPLE_BYTES = 64, 1 << 16  # of a file
 _NUMBERS = 1024  # of a tensor
@@ -34,6 +35,8 @@ def of_module(model: nn.Module) -> str:
 
     It begins with a mark: it cannot be compared with that of files (:func:`comparable`).
     """
+    import torch
+
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())

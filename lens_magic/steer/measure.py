@@ -34,7 +34,7 @@ class Sweep:
     Attributes:
         prompts: tokens up to the label, one prompt per (question, order).
         labels: for each prompt the matching answer's label token and the other's.
-        directions: ``{layer: [direction, d]}``, float32 unit vectors; each layer is steered alone.
+        directions: ``{layer: [direction, d]}``, float32, of the length that α multiplies; each layer is steered alone.
         alphas: all but 0, which steers nothing and is measured once.
         positions: as in a steering term.
         resume: start forwards where the change is made, if the model allows it.

@@ -36,7 +36,7 @@ class SteerabilityReport:
     the two are not independent observations, and the effect of steering on the letter A cancels.
 
     Attributes:
-        alphas: ascending.
+        alphas: ascending, in ``unit``.
         layers: the steered layers, one at a time.
         propensities: ``[direction, layer, prompt, matching, alpha]``: direction 0 is the vector's, the others are random of
             the same norm; ``matching`` is the label of the matching answer, A or B.
@@ -45,6 +45,7 @@ class SteerabilityReport:
         labels: readable text of the label tokens, by label.
         vector, site: name of the vector, and where it was added.
         norms: length of the raw difference the direction was made of, by layer, for multipliers of it.
+        unit: of α: "absolute", the units of the hidden states, or "norm", those lengths.
         counts: ``test`` questions used, ``unmeasured`` ones (the user stopped it), ``train`` items the vector was made of,
             ``excluded`` questions left out because they are in both, ``rejected`` items that are not two-way questions.
         provenance: versions, model, seed, time.
@@ -59,6 +60,7 @@ class SteerabilityReport:
     vector: str
     site: str
     norms: Mapping[int, float] = field(default_factory=dict)
+    unit: str = "absolute"
     counts: Mapping[str, int] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -105,8 +107,8 @@ class SteerabilityReport:
             p_value: paired t-test, lowest against highest α, two-sided, corrected for the number of layers (Holm);
                 p_uncorrected: before correction; p_wilcoxon: of the signed-rank test instead, corrected too.
             mean_change: mean propensity at the highest α minus that at the lowest.
-            alpha_for_0.3: the α nearest to 0 with a mean change of +0.3 from unsteered, interpolated between measured ones;
-                NaN if none of them reaches it. multiplier_for_0.3: the same in units of the raw difference's norm.
+            alpha_for_0.3: the α nearest to 0 with a mean change of +0.3 from unsteered, interpolated between measured ones,
+                absolute; NaN if none of them reaches it. multiplier_for_0.3: the same in units of the raw difference's norm.
             monotone: share of prompts whose propensity rises at every step of α.
             anti_steerable: share of prompts with a negative slope.
             random_slope: mean slope of the random directions; random_steepest: that of the steepest; p_against_random: of the
@@ -143,6 +145,7 @@ class SteerabilityReport:
         as_a, as_b = self.propensities[0, place, :, 0], self.propensities[0, place, :, 1]  # [prompt, alpha]
         by_letter = (as_a - as_b) / 2
         random_means = random.mean(1)
+        norm = self.norms.get(self.layers[place], np.nan)
         return {
             "mean_slope": slopes.mean(),
             "slope_std": slopes.std(ddof=1) if len(slopes) > 1 else np.nan,
@@ -152,8 +155,8 @@ class SteerabilityReport:
             "p_value": statistics.paired_p(propensity[:, 0], propensity[:, -1]),
             "p_wilcoxon": statistics.paired_p(propensity[:, 0], propensity[:, -1], wilcoxon),
             "mean_change": (propensity[:, -1] - propensity[:, 0]).mean(),
-            "alpha_for_0.3": alpha,
-            "multiplier_for_0.3": alpha / self.norms.get(self.layers[place], np.nan),
+            "alpha_for_0.3": alpha * norm if self.unit == "norm" else alpha,
+            "multiplier_for_0.3": alpha if self.unit == "norm" else alpha / norm,
             "monotone": statistics.monotone(propensity).mean(),
             "anti_steerable": (slopes < 0).mean(),
             "random_slope": random_means.mean(),
@@ -210,6 +213,8 @@ class SteerabilityReport:
             said.append(f"{counts['excluded']} in both and left out" if counts["excluded"] else "none in both")
         if counts.get("rejected"):
             said.append(f"{counts['rejected']} rejected")
+        if self.unit == "norm":
+            said.append("α in norms of what was learnt")
         labels = ", ".join(repr(text) for text in self.labels.values())
         return f"steerability of {self.vector} at {self.site}: {'; '.join(said)}; label tokens {labels}"
 

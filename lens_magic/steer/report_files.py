@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import LensError
 from ..netcdf import require_netcdf, write_netcdf
+from ..options import UNITS, choice
 from ..reading import read_as
 from ..words import printable
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MATCHING = ("A", "B")
 _SHOWN = ("vector", "site", "counts", "provenance")
-_IN_ATTRIBUTES = ("labels", *_SHOWN)
+_IN_ATTRIBUTES = ("labels", "unit", *_SHOWN)
 _OWN = ("lens_magic_report", "report")
 
 
@@ -91,6 +92,7 @@ def _fields(dataset: xr.Dataset) -> dict[str, Any]:
     return {
         **{name: printable(record[name]) for name in _SHOWN},
         "labels": record["labels"],
+        "unit": choice("unit", record.get("unit", UNITS[0]), UNITS),  # which older files do not have
         "norms": {int(layer): norm for layer, norm in record["norms"].items()},
         "questions": tuple(record["questions"]),
         "alphas": tuple(dataset["alpha"].values.tolist()),

@@ -274,7 +274,7 @@ def _followed(run: LensRun, s: int, row: int, token: int) -> tuple[np.ndarray, n
     known = here.any(-1)
     prob = np.where(known, np.where(here, probs, 0).sum(-1), np.nan)
     rank = np.where(known, here.argmax(-1), np.nan)
-    if token == _target_id(run, row):
+    if token == run.targets[row]:
         return run.variables["target_prob"][s][:, row].astype(float), _known(run.variables["target_rank"][s][:, row])
     return prob, rank
 
@@ -324,14 +324,8 @@ def _named(run: LensRun, tokens: Any) -> list[int]:
     return [first + index for index in chosen]
 
 
-def _target_id(run: LensRun, row: int) -> int:
-    place = run.positions[row]
-    ids = [*run.prompt_ids, *run.output_ids]
-    return int(ids[len(run.prompt_ids) + place])
-
-
 def _target(run: LensRun, row: int) -> str:
-    return _text(run, _target_id(run, row))
+    return _text(run, run.targets[row])
 
 
 def _text(run: LensRun, token: int) -> str:

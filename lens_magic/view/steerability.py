@@ -45,6 +45,10 @@ def _place(report: SteerabilityReport, layer: int | None) -> int:
     return report.layers.index(layer)
 
 
+def _per(report: SteerabilityReport) -> str:
+    return f"nats per {'norm' if report.unit == 'norm' else 'α'}"
+
+
 def _directions(palette: Palette, values: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
     """Name, colour and values of the vector's direction, and of the mean over random ones; ``values`` is ``[direction, …]``."""
     return [("vector", palette.lines[0], values[0]), ("random", palette.faint, values[1:].mean(0))]
@@ -60,7 +64,11 @@ def _propensity(axes: Any, palette: Palette, report: SteerabilityReport, place: 
         axes.fill_between(alphas, bounds[:, 0], bounds[:, 1], color=colour, alpha=0.25, linewidth=0)
         axes.plot(alphas, mean, color=colour, marker="o", markersize=3, label=name)
     axes.axhline(0, color=palette.ink, linewidth=0.5)
-    axes.set(xlabel="α", ylabel="propensity (nats)", title=f"layer {report.layers[place]}, mean and 95 %")
+    axes.set(
+        xlabel="α in norms" if report.unit == "norm" else "α",
+        ylabel="propensity (nats)",
+        title=f"layer {report.layers[place]}, mean and 95 %",
+    )
     axes.legend(frameon=False)
 
 
@@ -72,7 +80,7 @@ def _by_layer(axes: Any, palette: Palette, report: SteerabilityReport) -> None:
         distances = np.abs(bounds.T - mean)
         axes.errorbar(report.layers, mean, distances, color=colour, marker="o", markersize=3, capsize=2, label=name)
     axes.axhline(0, color=palette.ink, linewidth=0.5)
-    axes.set(xlabel="layer", ylabel="mean slope (nats per α)", title="slope by layer, 95 %")
+    axes.set(xlabel="layer", ylabel=f"mean slope ({_per(report)})", title="slope by layer, 95 %")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
 
@@ -92,7 +100,8 @@ def plot_sites(ablation: SiteAblation, dark: bool = False) -> Figure:
                 drawn = {"color": colour, "marker": mark, "markersize": 3, "capsize": 2}
                 panel.errorbar(rows["layer"], mean, distances, label=site, **drawn)
             panel.axhline(0, color=palette.ink, linewidth=0.5)
-            panel.set(xlabel="layer", ylabel="mean slope (nats per α)", title=f"read at position {position!r}, 95 %")
+            per = _per(next(iter(ablation.reports.values())))
+            panel.set(xlabel="layer", ylabel=f"mean slope ({per})", title=f"read at position {position!r}, 95 %")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.legend(frameon=False)
     return figure
@@ -105,5 +114,5 @@ def _distribution(axes: Any, palette: Palette, report: SteerabilityReport, place
         shares = np.full(len(values), 1 / len(values))
         axes.hist(values, bins=bins, weights=shares, color=colour, alpha=0.55, label=name)
     axes.axvline(0, color=palette.ink, linewidth=0.5)
-    axes.set(xlabel="slope (nats per α)", ylabel="share of prompts", title=f"slopes at layer {report.layers[place]}")
+    axes.set(xlabel=f"slope ({_per(report)})", ylabel="share of prompts", title=f"slopes at layer {report.layers[place]}")
     axes.legend(frameon=False)
