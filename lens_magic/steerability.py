@@ -151,11 +151,13 @@ def ablate_sites(
     choices = [(site, position) for position in read_at for site in options.parse_sites(sites)]
     reports: dict[tuple[str, str], SteerabilityReport] = {}
     without: dict[tuple[str, str], tuple[int, ...]] = {}
+    learnt: dict[tuple[str, str], SteeringVector] = {}
     for number, (site, position) in enumerate(choices):
         relay = _relay(on_event, number, len(choices))
         name = f"{site} at {position}"
         try:
             vector = vectors.train(session, read[0], wanted, site, position, method, name, some_layers=True, chat=chat)
+            learnt[site, position] = vector
             reports[site, position] = evaluate(session, vector, read[1], alphas, seed=seed, on_event=relay, unit=unit)
         except KeyboardInterrupt as stopped:
             whole = getattr(stopped, "result", None)
@@ -163,7 +165,7 @@ def ablate_sites(
                 reports[site, position] = whole
             if not reports:
                 raise KeyboardInterrupt("stopped before a site was evaluated") from None
-            raise Interrupted(SiteAblation(reports, without)) from stopped
+            raise Interrupted(SiteAblation(reports, without, learnt)) from stopped
         except vectors.NoDirection as nothing:
             without[site, position] = wanted
             if len(without) == len(choices) and not reports:
@@ -177,7 +179,7 @@ def ablate_sites(
             break
         if missing := tuple(layer for layer in wanted if layer not in vector.directions):
             without[site, position] = missing
-    return SiteAblation(reports, without)
+    return SiteAblation(reports, without, learnt)
 
 
 def _relay(on_event: OnEvent | None, number: int, count: int) -> OnEvent | None:

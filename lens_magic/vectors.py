@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -296,26 +296,23 @@ def strongest(model: Model) -> float:
 
 
 def variables_with_vectors(variables: Mapping[str, Any]) -> dict[str, SteeringVector]:
-    """Return the user's variables that hold a vector, without ``_``, ``_12`` and the like, which are IPython's."""
+    """Return the user's variables that hold a vector, which then has the variable's name."""
     if f"{__package__}.steer.vector" not in sys.modules:
         return {}
     from .steer.vector import SteeringVector
 
-    return {
-        name: value.named(name)
-        for name, value in variables.items()
-        if isinstance(value, SteeringVector) and not name.startswith("_")
-    }
+    return {name: value.named(name) for name, value in _own(variables) if isinstance(value, SteeringVector)}
 
 
 def variables_with_terms(variables: Mapping[str, Any]) -> dict[str, Terms]:
-    """Return the user's variables that hold a steering term or a sum of them, likewise."""
+    """Return the user's variables that hold a steering term, or a sum of them."""
     if f"{__package__}.steer.term" not in sys.modules:
         return {}
     from .steer.term import SteeringTerm, Terms
 
-    return {
-        name: Terms.of(value)
-        for name, value in variables.items()
-        if isinstance(value, SteeringTerm | Terms) and not name.startswith("_")
-    }
+    return {name: Terms.of(value) for name, value in _own(variables) if isinstance(value, SteeringTerm | Terms)}
+
+
+def _own(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield variables without ``_``, ``_12`` and the like, which are IPython's."""
+    return ((name, value) for name, value in variables.items() if not name.startswith("_"))

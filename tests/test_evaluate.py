@@ -664,6 +664,8 @@ def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path
     assert ablation.without == {("resid_pre", "label"): (0,), ("resid_pre", "last"): (0,)}
     assert [layer for site, at, layer in table.index if (site, at) == ("resid_pre", "label")] == [1, 2, 3]
     vector = vectors.train(current(), items(STEMS[:2]), layers=[2], site="post_ln", position="last")
+    assert list(ablation.vectors) == list(ablation.reports)
+    assert float(ablation.vectors["post_ln", "last"].directions[2] @ vector.directions[2]) == pytest.approx(1, abs=1e-5)
     alone = lens.evaluate(vector, items(), alphas=(-1, 0, 1)).summary().loc[2]
     row = table.loc[[("post_ln", "last", 2)]].iloc[0]
     assert row["mean_slope"] == pytest.approx(alone["mean_slope"], abs=1e-5)
@@ -675,7 +677,7 @@ def test_site_ablation_is_the_evaluations_together(llama: object, tmp_path: Path
     figure = ablation.plot()
     assert [axes.get_title() for axes in figure.axes] == [f"read at position '{p}', 95 %" for p in ("label", "last")]
     again = lens.open_ablation(ablation.save(tmp_path / "ablation.nc"))
-    assert again.without == ablation.without
+    assert (again.without, again.vectors) == (ablation.without, {})
     assert again.summary().equals(table)
     with pytest.raises(LensError, match=r"lens\.open_ablation reads it"):
         lens.open_report(tmp_path / "ablation.nc")

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from .vector import SteeringVector
+
 Choice = tuple[str, str]
 """(site, training position)"""
 
@@ -32,10 +34,12 @@ class SiteAblation:
     Attributes:
         reports: by (site, position).
         without: by (site, position), layers without a direction: both sides of the pairs are the same, or cancel.
+        vectors: by (site, position), what was learnt there; a file does not have them.
     """
 
     reports: Mapping[Choice, SteerabilityReport]
     without: Mapping[Choice, tuple[int, ...]] = field(default_factory=dict)
+    vectors: Mapping[Choice, SteeringVector] = field(default_factory=dict, compare=False, repr=False)
 
     def summary(self) -> pd.DataFrame:
         """Return a table, one row per (site, position, layer), with the columns of :meth:`SteerabilityReport.summary`.
