@@ -241,8 +241,9 @@ def terms_of(
             if name in session.vectors:
                 raise _kept_another(name, "term")
             if choices:
+                made_with = " and ".join(choices)
                 raise LensError(
-                    f"{name!r} is a steering term, with its own {' and '.join(choices)}; only of a vector they are chosen"
+                    f"{name!r} is a steering term and has its {made_with} already; here only a vector's can be chosen"
                 )
             terms.extend(made if alpha == 1 else made * alpha)  # an ablation has no strength to multiply
         elif name.endswith(VECTOR_FILES) and name not in session.vectors:

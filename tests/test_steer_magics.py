@@ -243,7 +243,7 @@ def test_a_term_in_a_variable_steers_with_its_own_choices(notebook: Notebook) ->
     assert notebook.run("%%steer half:2 warm:3 -n 4 --ignore-eos\nA lens").steering == (str(half * 2), str(warm * 3))
     assert notebook.run('%steer gone -n 2 "A lens"').steering == (str(gone),)
     assert "no strength that 2.0 would change" in notebook.refuses("%%steer gone:2\nA lens")
-    words = "'half' is a steering term, with its own layers and clip; only of a vector they are chosen"
+    words = "'half' is a steering term and has its layers and clip already; here only a vector's can be chosen"
     assert words in notebook.refuses("%%steer half:2 -l 1 --clip 2\nA lens")
     words = "'half' is a steering term, made of vectors, and none itself; those there are: warm"
     assert words in notebook.refuses("%steer eval half --data items")
