@@ -151,7 +151,10 @@ def diff(session: Session, run: LensRun, steer: Any, on_event: OnEvent | None = 
         if answers[0]["kl"] is None:
             raise KeyboardInterrupt("stopped comparing; nothing was kept")
         more = {name: run.options[name] for name in ("chat", "ignore_eos", "lens", "norm") if name in run.options}
-        base, steered = (results.make_run(session, run.prompt, request, answers, number, more) for number in range(2))
+        made_with = provenance(session)
+        base, steered = (
+            results.make_run(session, run.prompt, request, answers, number, made_with, more) for number in range(2)
+        )
         return outcome.keep(LensDiff(base, steered, answers[0]["kl"]))
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import warn
-from .provenance import provenance
 from .session import Session
 from .words import finite_again
 
@@ -36,10 +35,17 @@ def make_run(
     request: Request,
     answers: list[dict[str, Any]],
     number: int,
+    made_with: dict[str, Any],
     more: dict[str, Any],
     labels: Sequence[str] = (),
 ) -> LensRun:
-    """Make the run of prompt ``number`` from the ranks' answers; ``labels`` are those of a basis, if there is one."""
+    """Make the run of prompt ``number`` from the ranks' answers.
+
+    Args:
+        made_with: the provenance, the same for all prompts of a batch.
+        more: other options to record.
+        labels: those of a basis, if there is one.
+    """
     from .lens.run import LensRun
     from .model.tokens import decode, token_texts
 
@@ -94,7 +100,7 @@ def make_run(
             "steering_digests": [term.digest for term in terms],
             **more,
         },
-        provenance=provenance(session),
+        provenance=dict(made_with),
         interrupted=made.interrupted,
         labels={index: labels[index] for index in candidates} if labels else {},
         _gather=gather,

@@ -11,6 +11,7 @@ from .errors import LensError
 from .generating import Generating
 from .needs import SMALLER, Ask, facts_of, refuse_run
 from .prompts import all_forced_ids, check_length, read_all
+from .provenance import provenance
 from .results import GeneratedText, make_run, timings_of
 from .rooms import room_of_rank
 from .session import Model, OnEvent, Session
@@ -92,8 +93,9 @@ def run(
         refuse_what_cannot_fit(session, ask_of(request), drops=True)
         group.rank.store[GIVEN] = given  # rank 0 sends each rank its share, unless they hold it already
         answers = group.call(run_lens, request, on_event=on_event)
+        made_with = provenance(session)
         made = [
-            make_run(session, one.text, request, answers, number, {"chat": one.chat, **more}, labels)
+            make_run(session, one.text, request, answers, number, made_with, {"chat": one.chat, **more}, labels)
             for number, one in enumerate(prompts)
         ]
         return outcome.keep(made[0] if alone else made, made[0].interrupted)

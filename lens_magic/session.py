@@ -6,11 +6,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from . import options
 from .errors import LensError, warn
+from .model.fingerprint import of_module
 from .ranks.status import Status
 
 if TYPE_CHECKING:
@@ -34,12 +35,17 @@ class Model:
     vocabulary: int
     context: int
     dtype: str
-    fingerprint: str  # of its weights, which of a model attached from memory may change
     family: str  # its configuration's model_type
     checkpoint: Checkpoint | None = None  # None for a model attached from memory
+    attached: Any = field(default=None, repr=False, compare=False)  # that model
     revision: str | None = None
     whole: str = ""  # what every rank keeps whole, in words; below, how many bytes that is
     whole_bytes: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Of its weights, which of an attached model may have been trained since it was attached."""
+        return self.checkpoint.fingerprint if self.checkpoint is not None else of_module(self.attached)
 
 
 class Session:
@@ -220,7 +226,6 @@ class Session:
                 stop_ids=ends,
                 context=checkpoint.context,
                 dtype=checkpoint.dtype,
-                fingerprint=checkpoint.fingerprint,
                 family=checkpoint.model_type,
                 checkpoint=checkpoint,
                 revision=checkpoint.revision,
@@ -304,15 +309,8 @@ class Session:
         self._keep_in_mind(before, its_ranks)
         with group.exclusive() as outcome:  # as in load
             facts = group.call(loading.attach, model)[0]
-            self.model = Model(
-                name=name,
-                tokenizer=tokenizer,
-                stop_ids=stop_ids,
-                context=context,
-                dtype=dtype,
-                family=family,
-                **facts,
-            )
+            told = {"stop_ids": stop_ids, "context": context, "dtype": dtype, "family": family, "attached": model}
+            self.model = Model(name, tokenizer, **told, **facts)
             self._to_reload = None
             return outcome.keep(self.model)
 
@@ -360,10 +358,6 @@ class Session:
             self._group.require_all()
         if self.model is None:
             raise LensError(self.nothing_loaded())
-        if self.model.checkpoint is None:
-            from .model.load import fingerprint_now
-
-            self.model = replace(self.model, fingerprint=fingerprint_now(self.group.rank))
         return self.model
 
     def nothing_loaded(self) -> str:

@@ -258,14 +258,14 @@ def _load(words: list[str], shell: Any) -> SteeringVector:
     _add_out(parser)
     parsed = parser.read(words)
     name, out = vectors.check_name(parsed.name), check_variable(parsed.out)
-    from .model.fingerprint import comparable
+    from .model.fingerprint import differ
     from .steer.files import load
 
     vector = load(parsed.file).named(name)
     session = sessions.current()
     if session.model is not None:
         vector.check_fits(session.model.family, session.model.layers, session.model.width)
-        if comparable(made_of := vector.origin.fingerprint, now := session.model.fingerprint) and made_of != now:
+        if differ(vector.origin.fingerprint, session.model.fingerprint):
             print(f"{name} was made with other weights ({vector.origin.model}) than those loaded")  # noqa: T201
     return _keep(vector, out, shell.user_ns)
 

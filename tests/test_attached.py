@@ -135,3 +135,17 @@ def test_a_fingerprint_is_of_every_parameter(name: str, checkpoints: Checkpoints
         with torch.no_grad():
             parameter.copy_(kept)
     assert of_module(model) == before
+
+
+def test_weights_are_looked_at_once_for_a_batch_and_not_to_generate(
+    checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large model on a GPU it takes a while."""
+    lens.attach(*models.load_plain(checkpoints("llama-gqa")))
+    looked: list[Any] = []
+    monkeypatch.setattr("lens_magic.session.of_module", lambda model: looked.append(model) or of_module(model))
+    lens.generate(models.PROMPT, 2)
+    assert looked == []
+    runs = lens.run([models.PROMPT] * 3, 2)
+    assert looked == [current().require_model().attached]
+    assert {run.provenance["model_fingerprint"] for run in runs} == {of_module(looked[0])}

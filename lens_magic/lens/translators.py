@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import LensError
-from ..model.fingerprint import comparable
+from ..model.fingerprint import differ
 from ..paths import path_of
 from ..words import printable
 from ..writing import written_whole
@@ -86,7 +86,7 @@ class TunedLens:
                 f"this tuned lens is for {self.model or 'a model'} of width {self.width} with {self.layers} layers; "
                 f"{name} has width {width} and {layers} layers"
             )
-        if comparable(self.fingerprint, fingerprint) and self.fingerprint != fingerprint:
+        if differ(self.fingerprint, fingerprint):
             raise LensError(
                 f"this tuned lens was trained on other weights ({self.model}) than those of {name}; "
                 "lens.train_tuned_lens(texts) trains one for these"

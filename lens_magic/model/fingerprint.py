@@ -50,3 +50,8 @@ def of_module(model: nn.Module) -> str:
 def comparable(one: str | None, other: str | None) -> bool:
     """Whether two fingerprints, empty if unknown, can say that weights are the same or differ."""
     return bool(one and other) and str(one).startswith(_IN_MEMORY) == str(other).startswith(_IN_MEMORY)
+
+
+def differ(one: str | None, other: str | None) -> bool:
+    """Whether two fingerprints say that weights differ."""
+    return comparable(one, other) and one != other

@@ -18,7 +18,6 @@ from ..ranks import collectives, followed
 from ..ranks.memory import give_back_cached
 from ..ranks.rank import Rank
 from ..ranks.store import Slot
-from . import fingerprint
 from .anatomy import Anatomy, anatomy_of, part, replace_part
 from .checkpoint import Checkpoint, unbuildable
 from .experts import cut_while_reading
@@ -189,12 +188,7 @@ def attach(rank: Rank, model: Any) -> dict[str, Any]:
         raise LensError("a model in memory can be used on one rank only; save it and `%lens load` the folder")
     anatomy = anatomy_of(model.config.model_type, model.config)
     weight, head = part(model, anatomy.embedding).weight, part(model, anatomy.head)
-    return {**_use(rank, describe(rank, model, anatomy, head, weight.device)), "fingerprint": fingerprint_now(rank)}
-
-
-def fingerprint_now(rank: Rank) -> str:
-    """Return the fingerprint of a model that was attached, whose weights may have been trained since."""
-    return fingerprint.of_module(loaded_on(rank).model)
+    return _use(rank, describe(rank, model, anatomy, head, weight.device))
 
 
 def _use(rank: Rank, loaded: Loaded) -> dict[str, Any]:
