@@ -88,10 +88,16 @@ class Need:
         kept = self.captures + self.results - self.on_host
         return self.weights + self.cache + kept + self.lens + max(self.forward, self.projection)
 
+    def most(self, room: Room) -> tuple[int, int]:
+        """The most bytes needed at one time of the device, and of the host beside it, loading included."""
+        if room.kind == "cpu":
+            return max(self.total, self.loading), self.on_host
+        return self.total, max(self.on_host, self.loading)
+
     def fits(self, room: Room) -> bool:
         """Whether the device and the host have enough free memory."""
-        loads = self.loading <= (room.free if room.kind == "cpu" else room.host)
-        return loads and self.total <= room.free and self.on_host <= room.host
+        device, host = self.most(room)
+        return device <= room.free and host <= room.host
 
 
 def facts_of(config: Any, dtype: str) -> Facts | None:
@@ -247,14 +253,17 @@ def refuse_run(facts: Facts, ask: Ask, rooms: Sequence[Room], smaller: Set[str] 
 
     fitting = [words for _, words in run_alternatives(facts, ask, rooms, needs_of, smaller)]
     would = f"{' or '.join(fitting)} would fit" if fitting else "more ranks or more memory would do"
-    lacks_host = need.total <= room.free
-    needed, free = (f"{size(need.on_host)} of the host's memory", room.host) if lacks_host else (size(need.total), room.free)
+    device, host = need.most(room)
+    needed, free = (f"{size(host)} of the host's memory", room.host) if device <= room.free else (size(device), room.free)
     raise LensError(f"this run needs {needed} on rank {rank} ({parts}) and {size(free)} is free there; {would}")
 
 
 def _worst(needs: Sequence[Need], rooms: Sequence[Room]) -> tuple[int, Need, Room]:
     """Return the rank that lacks most, with its need and room."""
-    lacking = [max(need.total - room.free, need.on_host - room.host) for need, room in zip(needs, rooms, strict=True)]
+    lacking = []
+    for need, room in zip(needs, rooms, strict=True):
+        device, host = need.most(room)
+        lacking.append(max(device - room.free, host - room.host))
     rank = lacking.index(max(lacking))
     return rank, needs[rank], rooms[rank]
 
@@ -293,13 +302,15 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
         would.append("--dtype bfloat16")
     for ranks in (2 * len(rooms), 4 * len(rooms), 8 * len(rooms)):
         if ranks <= most_ranks(config)[0]:
-            more = needs_of(checkpoint.dtype, ranks)
-            if fit(more, spread(emptied, ranks)):
-                would.append(f"--ranks {ranks} with as much free on each ({size(max(need.total for need in more))})")
+            more, places = needs_of(checkpoint.dtype, ranks), spread(emptied, ranks)
+            if fit(more, places):
+                most = max(need.most(room)[0] for need, room in zip(more, places, strict=True))
+                would.append(f"--ranks {ranks} with as much free on each ({size(most)})")
                 break
     rank, need, room = _worst(needs, emptied)
-    lacks_host = need.total <= room.free
-    needed, free = (need.on_host, room.host) if lacks_host else (need.total, room.free)
+    device, host = need.most(room)
+    lacks_host = device <= room.free
+    needed, free = (host, room.host) if lacks_host else (device, room.free)
     where = "in the host's memory for each rank" if lacks_host else f"on rank {rank} ({room.device})"
     raise LensError(
         f"{checkpoint.name} in {checkpoint.dtype} needs {size(needed)} {where} and {size(free)} is free; "
@@ -310,10 +321,7 @@ def refuse_load(checkpoint: Checkpoint, rooms: Sequence[Room]) -> bool:
 def load_needs(weights: Sequence[Weights], rooms: Sequence[Room], mapped: bool) -> list[Need]:
     """Return what loading needs on every rank: the parameters, and on the host what is converted before it is split."""
     loading = loading_bytes(weights, mapped)
-    found = []
-    for room, kept in zip(rooms, weight_bytes(weights, rooms, mapped), strict=True):
-        found.append(Need(weights=max(kept, loading)) if room.kind == "cpu" else Need(kept, captures=loading, on_host=loading))
-    return found
+    return [Need(kept, loading=loading) for kept in weight_bytes(weights, rooms, mapped)]
 
 
 def _on_host(room: Room) -> int:

@@ -28,9 +28,13 @@ class Plan:
     rooms: list[Room]
     needs: list[Need]
     shared: int
-    loading: int
     notes: list[str]
     would_fit: list[str]
+
+    @property
+    def loading(self) -> int:
+        """The host's memory that each rank needs while loading."""
+        return self.needs[0].loading
 
     @property
     def fits(self) -> bool:
@@ -129,7 +133,7 @@ def make(
     dtypes = [each for each in checkpoints.DTYPES if each in others - {chosen}]
     would = [] if fit(needs, rooms) else list(_alternatives(facts, ask, rooms, most_ranks(config)[0], dtypes, needs_of))
     shared = weights[0].whole if mapped and rooms[0].kind == "cpu" else 0
-    return Plan(name, facts, ask, rooms, needs, shared, loading_bytes(weights, mapped), notes, would)
+    return Plan(name, facts, ask, rooms, needs, shared, notes, would)
 
 
 def _needs(facts: Facts, ask: Ask, rooms: Sequence[Room], weights: Sequence[Weights], mapped: bool) -> list[Need]:
