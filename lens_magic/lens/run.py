@@ -152,11 +152,14 @@ class LensRun:
         targets, texts = self.targets, np.empty(len(self.positions), dtype=object)
         texts[:] = [self.token_texts.get(index, "") for index in targets]
         ids = np.array(targets, dtype=np.int64)
-        return files.to_dataset(self).copy(deep=True).assign_coords(target_id=("position", ids), target=("position", texts))
+        return self._copied().assign_coords(target_id=("position", ids), target=("position", texts))
+
+    def _copied(self) -> xr.Dataset:
+        return files.to_dataset(self).copy(deep=True)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the Dataset as a table, one row per candidate, with the tokens' texts in column ``token``."""
-        table = self.to_xarray()[list(VARIABLES)].drop_vars(("target_id", "target")).to_dataframe().reset_index()
+        table = self._copied()[list(VARIABLES)].to_dataframe().reset_index()
         table["token"] = table["token_id"].map(lambda index: self.candidate_texts.get(int(index), ""))
         return table
 
@@ -168,7 +171,7 @@ class LensRun:
         """
         if "tracked_id" not in self.variables:
             raise LensError("no tokens were tracked; lens.run(…, track=[' Paris']) or track=True (--track) does")
-        data = self.to_xarray()[["tracked_id", *TRACKED]].drop_vars(("tracked", "target_id", "target"), errors="ignore")
+        data = self._copied()[["tracked_id", *TRACKED]].drop_vars("tracked", errors="ignore")
         table = data.to_dataframe().reset_index().rename(columns=lambda name: name.removeprefix("tracked_"))
         table = table.rename(columns={"id": "token_id"})[table["id"] >= 0]
         table["token"] = table["token_id"].map(lambda index: self.candidate_texts.get(int(index), ""))

@@ -9,7 +9,7 @@ from ..model.tokens import common_prefix
 
 
 def tokens(tokenizer: Any, prompt: str, answer: str = "", chat: bool = False) -> tuple[tuple[int, ...], int]:
-    """Return the tokens up to the answer's end, and where the prompt's own begin, after special tokens or a template.
+    """Return the tokens up to the answer's end, and where a prompt without answer begins, after special tokens or a template.
 
     Args:
         answer: if it is empty, a chat goes on to where the assistant's message begins.
@@ -33,5 +33,6 @@ def _in_chat(tokenizer: Any, prompt: str, answer: str) -> tuple[tuple[int, ...],
         said = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), texts, strict=False)]
         return encode_chat(tokenizer, said, "leave --chat out")
 
-    ids = encoded(prompt, answer) if answer else encoded(prompt)
-    return tuple(ids), common_prefix(ids, encoded(""))
+    if answer:  # which is read, not the prompt
+        return tuple(encoded(prompt, answer)), 0
+    return tuple(ids := encoded(prompt)), common_prefix(ids, encoded(""))

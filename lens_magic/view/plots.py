@@ -117,7 +117,8 @@ def heatmap(
     if written:
         _write(axes, image, run.variables["token_id"][s][:, rows, 0].T, run)
     _layers_across(axes, run, across)
-    axes.set_yticks(range(len(rows)), [label(_target(run, row)) for row in rows])
+    targets = run.targets
+    axes.set_yticks(range(len(rows)), [label(_text(run, targets[row])) for row in rows])
     axes.set(ylabel="next token", title=_title(figure, run, _TITLES.get(run.sites[s], run.sites[s])))
     scale = figure.colorbar(image, ax=axes, label=shading.title, shrink=0.8)
     if shading.ranks:

@@ -88,7 +88,7 @@ def _by_layer(axes: Any, palette: Palette, report: SteerabilityReport) -> None:
 def plot_sites(ablation: SiteAblation, dark: bool = False) -> Figure:
     """See :meth:`lens_magic.steer.ablation.SiteAblation.plot`."""
     positions = list(dict.fromkeys(position for _, position in ablation.reports))
-    summary = ablation.summary().reset_index()
+    summary, per = ablation.summary().reset_index(), _per(next(iter(ablation.reports.values())))
     with styled(dark) as palette:
         figure, axes = panels([_WIDTH] * len(positions), _HEIGHT)
         for panel, position in zip(axes, positions, strict=True):
@@ -100,7 +100,6 @@ def plot_sites(ablation: SiteAblation, dark: bool = False) -> Figure:
                 drawn = {"color": colour, "marker": mark, "markersize": 3, "capsize": 2}
                 panel.errorbar(rows["layer"], mean, distances, label=site, **drawn)
             panel.axhline(0, color=palette.ink, linewidth=0.5)
-            per = _per(next(iter(ablation.reports.values())))
             panel.set(xlabel="layer", ylabel=f"mean slope ({per})", title=f"read at position {position!r}, 95 %")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.legend(frameon=False)
